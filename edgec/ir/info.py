@@ -1,0 +1,49 @@
+"""What edgec knows about a model besides its graph; travels in `ir.Model.meta` from the importer to the emitter."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import onnx_ir as ir
+
+Task = Literal["generic", "causal-lm"]
+_KEY = "edgec.info"
+
+
+@dataclass
+class ModelInfo:
+    """task: what the model is; decides the plan's entries.
+
+    name: for people. source: what the user typed. source_sha256: of the weights read.
+    max_context, vocab_size, bos_token, eos_tokens: language models only (0, 0, None, ()).
+    tokenizer: the `tokenizer.json` beside the model, or None.
+    dynamic: symbolic dim name -> (min, max) of generic models.
+    """
+
+    task: Task = "generic"
+    name: str = "model"
+    source: str = ""
+    source_sha256: str = ""
+    max_context: int = 0
+    vocab_size: int = 0
+    bos_token: int | None = None
+    eos_tokens: tuple[int, ...] = ()
+    tokenizer: Path | None = None
+    dynamic: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+
+def info_of(model: ir.Model) -> ModelInfo:
+    """The model's ModelInfo; a default one is attached when there is none."""
+    found = model.meta.get(_KEY)
+    if not isinstance(found, ModelInfo):
+        found = ModelInfo()
+        model.meta[_KEY] = found
+    return found
+
+
+def attach_info(model: ir.Model, info: ModelInfo) -> ir.Model:
+    """Attaches `info` and returns the model."""
+    model.meta[_KEY] = info
+    return model
