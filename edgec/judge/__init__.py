@@ -1,0 +1,1 @@
+"""Judging finished artifacts: compare with a reference, evaluate, measure speed."""

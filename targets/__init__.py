@@ -1,0 +1,41 @@
+"""Targets: device rows, toolchains, and one emitter per backend (`emit(model, device, outdir, options) -> Artifact`)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+Weights = Literal["auto", "f32", "f16", "bf16"]
+Cache = Literal["f32", "f16"]
+
+
+@dataclass(frozen=True)
+class EmitOptions:
+    """What the user decided about the output; the same for every backend.
+
+    weights: storage of linear, convolution and embedding weights; auto keeps the smallest lossless one.
+    kv: storage of the key/value cache. max_context: tokens (None: the model's own maximum).
+    prefill_chunk: tokens of one prefill or score call. memory_budget: bytes of planned peak memory, None: no limit.
+    golden: store the reference's answers in the bundle. config: the resolved command, written beside the bundle.
+    """
+
+    weights: Weights = "auto"
+    kv: Cache = "f32"
+    max_context: int | None = None
+    prefill_chunk: int = 256
+    memory_budget: int | None = None
+    golden: bool = True
+    config: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A finished output folder. Paths are absolute; `memory` is the content of reports/memory.json."""
+
+    outdir: Path
+    bundle: Path
+    library: Path | None
+    header: Path | None
+    manifest: dict[str, Any]
+    memory: dict[str, Any]
