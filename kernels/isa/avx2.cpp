@@ -1,0 +1,27 @@
+// AVX2+FMA+F16C: every kernel, compiled in a target region so that the build needs no -m flags.
+#include "../view.h"
+
+#if EDGEC_HAVE_AVX2
+#include <immintrin.h>
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,f16c")
+#endif
+
+namespace edgec {
+namespace avx2 {
+#include "../simd/avx2.h"
+#include "../simd/math.h"
+#include "../generic/all.h"
+}  // namespace avx2
+}  // namespace edgec
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+#endif

@@ -1,0 +1,32 @@
+// AVX-512 (x86-64-v4): every kernel, compiled in a target region so that the build needs no -m flags.
+#include "../view.h"
+
+#if EDGEC_HAVE_AVX512
+#include <immintrin.h>
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c"))), apply_to = function)
+#else
+// gcc 12 warns of its own headers' deliberately undefined lanes once they are inlined here (gcc bug 105593).
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
+#endif
+
+namespace edgec {
+namespace avx512 {
+#include "../simd/avx512.h"
+#include "../simd/math.h"
+#include "../generic/all.h"
+}  // namespace avx512
+}  // namespace edgec
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#pragma GCC diagnostic pop
+#endif
+#endif

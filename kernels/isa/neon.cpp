@@ -1,0 +1,14 @@
+// aarch64 Advanced SIMD, which is part of the baseline: no target region is needed.
+#include "../view.h"
+
+#if EDGEC_HAVE_NEON
+#include <arm_neon.h>
+
+namespace edgec {
+namespace neon {
+#include "../simd/neon.h"
+#include "../simd/math.h"
+#include "../generic/all.h"
+}  // namespace neon
+}  // namespace edgec
+#endif

@@ -1,0 +1,10 @@
+// Portable C: every kernel, in every build.
+#include "../view.h"
+
+namespace edgec {
+namespace scalar {
+#include "../simd/scalar.h"
+#include "../simd/math.h"
+#include "../generic/all.h"
+}  // namespace scalar
+}  // namespace edgec

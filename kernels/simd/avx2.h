@@ -1,0 +1,76 @@
+// The SIMD vocabulary for AVX2+FMA+F16C; meanings as in avx512.h. Included once, inside `namespace edgec::avx2`.
+constexpr int L = 8;
+using vf = __m256;
+using vi = __m256i;
+using vm = __m256;  // all-ones or all-zero lanes
+
+// Lane i is all ones when i < n: a window that slides over eight ones and eight zeros.
+alignas(32) static const int32_t kMaskWindow[16] = {-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0};
+EDGEC_INLINE __m256i vfirst(int64_t n) { return _mm256_loadu_si256((const __m256i *)(kMaskWindow + 8 - n)); }
+
+EDGEC_INLINE vf vset(float x) { return _mm256_set1_ps(x); }
+EDGEC_INLINE vf vload(const float *p) { return _mm256_loadu_ps(p); }
+EDGEC_INLINE vf vload_n(const float *p, int64_t n) { return _mm256_maskload_ps(p, vfirst(n)); }
+EDGEC_INLINE void vstore(float *p, vf a) { _mm256_storeu_ps(p, a); }
+EDGEC_INLINE void vstore_n(float *p, vf a, int64_t n) { _mm256_maskstore_ps(p, vfirst(n), a); }
+// There is no masked 16-bit access here: the elements go through a buffer.
+EDGEC_INLINE __m128i vload_u16_n_(const uint16_t *p, int64_t n) {
+    uint16_t t[8] = {};
+    for (int64_t i = 0; i < n; ++i) t[i] = p[i];
+    return _mm_loadu_si128((const __m128i *)t);
+}
+EDGEC_INLINE vf vload_f16(const uint16_t *p) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p)); }
+EDGEC_INLINE vf vload_f16_n(const uint16_t *p, int64_t n) { return _mm256_cvtph_ps(vload_u16_n_(p, n)); }
+EDGEC_INLINE vf vwiden_bf16_(__m128i h) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16));
+}
+EDGEC_INLINE vf vload_bf16(const uint16_t *p) { return vwiden_bf16_(_mm_loadu_si128((const __m128i *)p)); }
+EDGEC_INLINE vf vload_bf16_n(const uint16_t *p, int64_t n) { return vwiden_bf16_(vload_u16_n_(p, n)); }
+EDGEC_INLINE void vstore_f16(uint16_t *p, vf a) {
+    _mm_storeu_si128((__m128i *)p, _mm256_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT));
+}
+EDGEC_INLINE void vstore_f16_n(uint16_t *p, vf a, int64_t n) {
+    uint16_t t[8];
+    vstore_f16(t, a);
+    for (int64_t i = 0; i < n; ++i) p[i] = t[i];
+}
+
+EDGEC_INLINE vf vadd(vf a, vf b) { return _mm256_add_ps(a, b); }
+EDGEC_INLINE vf vsub(vf a, vf b) { return _mm256_sub_ps(a, b); }
+EDGEC_INLINE vf vmul(vf a, vf b) { return _mm256_mul_ps(a, b); }
+EDGEC_INLINE vf vdiv(vf a, vf b) { return _mm256_div_ps(a, b); }
+EDGEC_INLINE vf vfma(vf a, vf b, vf c) { return _mm256_fmadd_ps(a, b, c); }
+EDGEC_INLINE vf vfnma(vf a, vf b, vf c) { return _mm256_fnmadd_ps(a, b, c); }
+EDGEC_INLINE vf vmin(vf a, vf b) { return _mm256_min_ps(a, b); }
+EDGEC_INLINE vf vmax(vf a, vf b) { return _mm256_max_ps(a, b); }
+EDGEC_INLINE vf vsqrt(vf a) { return _mm256_sqrt_ps(a); }
+EDGEC_INLINE vf vneg(vf a) { return _mm256_xor_ps(a, _mm256_set1_ps(-0.0f)); }
+EDGEC_INLINE vf vabs(vf a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
+EDGEC_INLINE vf vround(vf a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+EDGEC_INLINE vf vfloor(vf a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC); }
+EDGEC_INLINE float vsum(vf a) {
+    __m128 s = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+    s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+    return _mm_cvtss_f32(_mm_add_ss(s, _mm_shuffle_ps(s, s, 1)));
+}
+EDGEC_INLINE float vhmax(vf a) {
+    __m128 s = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+    s = _mm_max_ps(s, _mm_movehl_ps(s, s));
+    return _mm_cvtss_f32(_mm_max_ss(s, _mm_shuffle_ps(s, s, 1)));
+}
+
+EDGEC_INLINE vi viset(int32_t x) { return _mm256_set1_epi32(x); }
+EDGEC_INLINE vi viadd(vi a, vi b) { return _mm256_add_epi32(a, b); }
+EDGEC_INLINE vi visub(vi a, vi b) { return _mm256_sub_epi32(a, b); }
+template <int S> EDGEC_INLINE vi vishl(vi a) { return _mm256_slli_epi32(a, S); }
+template <int S> EDGEC_INLINE vi vishr(vi a) { return _mm256_srai_epi32(a, S); }
+EDGEC_INLINE vi vtoi(vf a) { return _mm256_cvtps_epi32(a); }
+EDGEC_INLINE vf vtof(vi a) { return _mm256_cvtepi32_ps(a); }
+EDGEC_INLINE vf vcast_f(vi a) { return _mm256_castsi256_ps(a); }
+EDGEC_INLINE vi vcast_i(vf a) { return _mm256_castps_si256(a); }
+
+EDGEC_INLINE vm vlt(vf a, vf b) { return _mm256_cmp_ps(a, b, _CMP_LT_OQ); }
+EDGEC_INLINE vm vle(vf a, vf b) { return _mm256_cmp_ps(a, b, _CMP_LE_OQ); }
+EDGEC_INLINE vm veq(vf a, vf b) { return _mm256_cmp_ps(a, b, _CMP_EQ_OQ); }
+EDGEC_INLINE vm vgt(vf a, vf b) { return _mm256_cmp_ps(a, b, _CMP_GT_OQ); }
+EDGEC_INLINE vf vsel(vm m, vf a, vf b) { return _mm256_blendv_ps(b, a, m); }

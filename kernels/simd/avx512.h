@@ -1,0 +1,65 @@
+// The SIMD vocabulary for AVX-512 F+BW+DQ+VL. Included once, inside `namespace edgec::avx512` in a target region.
+// Meanings that the four headers share: *_n touches only the first n elements (0 <= n <= L) and loads zero beyond;
+// vmin / vmax are `a < b ? a : b` and `a > b ? a : b` (b when either is NaN); vround is to nearest even;
+// vtoi needs |x| < 2^31. No pointer needs alignment beyond its element's.
+constexpr int L = 16;
+using vf = __m512;
+using vi = __m512i;
+using vm = __mmask16;
+
+EDGEC_INLINE vm vfirst(int64_t n) { return (vm)((1u << n) - 1u); }
+
+EDGEC_INLINE vf vset(float x) { return _mm512_set1_ps(x); }
+EDGEC_INLINE vf vload(const float *p) { return _mm512_loadu_ps(p); }
+EDGEC_INLINE vf vload_n(const float *p, int64_t n) { return _mm512_maskz_loadu_ps(vfirst(n), p); }
+EDGEC_INLINE void vstore(float *p, vf a) { _mm512_storeu_ps(p, a); }
+EDGEC_INLINE void vstore_n(float *p, vf a, int64_t n) { _mm512_mask_storeu_ps(p, vfirst(n), a); }
+EDGEC_INLINE vf vload_f16(const uint16_t *p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p)); }
+EDGEC_INLINE vf vload_f16_n(const uint16_t *p, int64_t n) {
+    return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(vfirst(n), p));
+}
+EDGEC_INLINE vf vwiden_bf16_(__m256i h) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16));
+}
+EDGEC_INLINE vf vload_bf16(const uint16_t *p) { return vwiden_bf16_(_mm256_loadu_si256((const __m256i *)p)); }
+EDGEC_INLINE vf vload_bf16_n(const uint16_t *p, int64_t n) {
+    return vwiden_bf16_(_mm256_maskz_loadu_epi16(vfirst(n), p));
+}
+EDGEC_INLINE void vstore_f16(uint16_t *p, vf a) {
+    _mm256_storeu_si256((__m256i *)p, _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+EDGEC_INLINE void vstore_f16_n(uint16_t *p, vf a, int64_t n) {
+    _mm256_mask_storeu_epi16(p, vfirst(n), _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+
+EDGEC_INLINE vf vadd(vf a, vf b) { return _mm512_add_ps(a, b); }
+EDGEC_INLINE vf vsub(vf a, vf b) { return _mm512_sub_ps(a, b); }
+EDGEC_INLINE vf vmul(vf a, vf b) { return _mm512_mul_ps(a, b); }
+EDGEC_INLINE vf vdiv(vf a, vf b) { return _mm512_div_ps(a, b); }
+EDGEC_INLINE vf vfma(vf a, vf b, vf c) { return _mm512_fmadd_ps(a, b, c); }    // a b + c
+EDGEC_INLINE vf vfnma(vf a, vf b, vf c) { return _mm512_fnmadd_ps(a, b, c); }  // c - a b
+EDGEC_INLINE vf vmin(vf a, vf b) { return _mm512_min_ps(a, b); }
+EDGEC_INLINE vf vmax(vf a, vf b) { return _mm512_max_ps(a, b); }
+EDGEC_INLINE vf vsqrt(vf a) { return _mm512_sqrt_ps(a); }
+EDGEC_INLINE vf vneg(vf a) { return _mm512_xor_ps(a, _mm512_set1_ps(-0.0f)); }
+EDGEC_INLINE vf vabs(vf a) { return _mm512_andnot_ps(_mm512_set1_ps(-0.0f), a); }
+EDGEC_INLINE vf vround(vf a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+EDGEC_INLINE vf vfloor(vf a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC); }
+EDGEC_INLINE float vsum(vf a) { return _mm512_reduce_add_ps(a); }
+EDGEC_INLINE float vhmax(vf a) { return _mm512_reduce_max_ps(a); }
+
+EDGEC_INLINE vi viset(int32_t x) { return _mm512_set1_epi32(x); }
+EDGEC_INLINE vi viadd(vi a, vi b) { return _mm512_add_epi32(a, b); }
+EDGEC_INLINE vi visub(vi a, vi b) { return _mm512_sub_epi32(a, b); }
+template <int S> EDGEC_INLINE vi vishl(vi a) { return _mm512_slli_epi32(a, S); }
+template <int S> EDGEC_INLINE vi vishr(vi a) { return _mm512_srai_epi32(a, S); }
+EDGEC_INLINE vi vtoi(vf a) { return _mm512_cvtps_epi32(a); }
+EDGEC_INLINE vf vtof(vi a) { return _mm512_cvtepi32_ps(a); }
+EDGEC_INLINE vf vcast_f(vi a) { return _mm512_castsi512_ps(a); }
+EDGEC_INLINE vi vcast_i(vf a) { return _mm512_castps_si512(a); }
+
+EDGEC_INLINE vm vlt(vf a, vf b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
+EDGEC_INLINE vm vle(vf a, vf b) { return _mm512_cmp_ps_mask(a, b, _CMP_LE_OQ); }
+EDGEC_INLINE vm veq(vf a, vf b) { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ); }
+EDGEC_INLINE vm vgt(vf a, vf b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ); }
+EDGEC_INLINE vf vsel(vm m, vf a, vf b) { return _mm512_mask_blend_ps(m, b, a); }  // m ? a : b

@@ -1,0 +1,71 @@
+// The SIMD vocabulary for aarch64 Advanced SIMD; meanings as in avx512.h. Included once, inside `namespace edgec::neon`.
+constexpr int L = 4;
+using vf = float32x4_t;
+using vi = int32x4_t;
+using vm = uint32x4_t;
+
+EDGEC_INLINE vf vset(float x) { return vdupq_n_f32(x); }
+EDGEC_INLINE vf vload(const float *p) { return vld1q_f32(p); }
+EDGEC_INLINE vf vload_n(const float *p, int64_t n) {
+    float t[4] = {};
+    for (int64_t i = 0; i < n; ++i) t[i] = p[i];
+    return vld1q_f32(t);
+}
+EDGEC_INLINE void vstore(float *p, vf a) { vst1q_f32(p, a); }
+EDGEC_INLINE void vstore_n(float *p, vf a, int64_t n) {
+    float t[4];
+    vst1q_f32(t, a);
+    for (int64_t i = 0; i < n; ++i) p[i] = t[i];
+}
+EDGEC_INLINE uint16x4_t vload_u16_n_(const uint16_t *p, int64_t n) {
+    uint16_t t[4] = {};
+    for (int64_t i = 0; i < n; ++i) t[i] = p[i];
+    return vld1_u16(t);
+}
+EDGEC_INLINE vf vload_f16(const uint16_t *p) { return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p))); }
+EDGEC_INLINE vf vload_f16_n(const uint16_t *p, int64_t n) {
+    return vcvt_f32_f16(vreinterpret_f16_u16(vload_u16_n_(p, n)));
+}
+EDGEC_INLINE vf vload_bf16(const uint16_t *p) { return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p), 16)); }
+EDGEC_INLINE vf vload_bf16_n(const uint16_t *p, int64_t n) {
+    return vreinterpretq_f32_u32(vshll_n_u16(vload_u16_n_(p, n), 16));
+}
+EDGEC_INLINE void vstore_f16(uint16_t *p, vf a) { vst1_u16(p, vreinterpret_u16_f16(vcvt_f16_f32(a))); }
+EDGEC_INLINE void vstore_f16_n(uint16_t *p, vf a, int64_t n) {
+    uint16_t t[4];
+    vstore_f16(t, a);
+    for (int64_t i = 0; i < n; ++i) p[i] = t[i];
+}
+
+EDGEC_INLINE vf vadd(vf a, vf b) { return vaddq_f32(a, b); }
+EDGEC_INLINE vf vsub(vf a, vf b) { return vsubq_f32(a, b); }
+EDGEC_INLINE vf vmul(vf a, vf b) { return vmulq_f32(a, b); }
+EDGEC_INLINE vf vdiv(vf a, vf b) { return vdivq_f32(a, b); }
+EDGEC_INLINE vf vfma(vf a, vf b, vf c) { return vfmaq_f32(c, a, b); }
+EDGEC_INLINE vf vfnma(vf a, vf b, vf c) { return vfmsq_f32(c, a, b); }
+// Not vminq / vmaxq: those return NaN when either operand is one, the other instruction sets return b.
+EDGEC_INLINE vf vmin(vf a, vf b) { return vbslq_f32(vcltq_f32(a, b), a, b); }
+EDGEC_INLINE vf vmax(vf a, vf b) { return vbslq_f32(vcgtq_f32(a, b), a, b); }
+EDGEC_INLINE vf vsqrt(vf a) { return vsqrtq_f32(a); }
+EDGEC_INLINE vf vneg(vf a) { return vnegq_f32(a); }
+EDGEC_INLINE vf vabs(vf a) { return vabsq_f32(a); }
+EDGEC_INLINE vf vround(vf a) { return vrndnq_f32(a); }
+EDGEC_INLINE vf vfloor(vf a) { return vrndmq_f32(a); }
+EDGEC_INLINE float vsum(vf a) { return vaddvq_f32(a); }
+EDGEC_INLINE float vhmax(vf a) { return vmaxvq_f32(a); }
+
+EDGEC_INLINE vi viset(int32_t x) { return vdupq_n_s32(x); }
+EDGEC_INLINE vi viadd(vi a, vi b) { return vaddq_s32(a, b); }
+EDGEC_INLINE vi visub(vi a, vi b) { return vsubq_s32(a, b); }
+template <int S> EDGEC_INLINE vi vishl(vi a) { return vshlq_n_s32(a, S); }
+template <int S> EDGEC_INLINE vi vishr(vi a) { return vshrq_n_s32(a, S); }
+EDGEC_INLINE vi vtoi(vf a) { return vcvtnq_s32_f32(a); }
+EDGEC_INLINE vf vtof(vi a) { return vcvtq_f32_s32(a); }
+EDGEC_INLINE vf vcast_f(vi a) { return vreinterpretq_f32_s32(a); }
+EDGEC_INLINE vi vcast_i(vf a) { return vreinterpretq_s32_f32(a); }
+
+EDGEC_INLINE vm vlt(vf a, vf b) { return vcltq_f32(a, b); }
+EDGEC_INLINE vm vle(vf a, vf b) { return vcleq_f32(a, b); }
+EDGEC_INLINE vm veq(vf a, vf b) { return vceqq_f32(a, b); }
+EDGEC_INLINE vm vgt(vf a, vf b) { return vcgtq_f32(a, b); }
+EDGEC_INLINE vf vsel(vm m, vf a, vf b) { return vbslq_f32(m, a, b); }

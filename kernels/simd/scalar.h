@@ -1,0 +1,85 @@
+// The SIMD vocabulary in portable C: four lanes of the compilers' own vector type, no intrinsics; meanings as in
+// avx512.h. It is the fallback of every build and the reference of the self-test. Included once, in `edgec::scalar`.
+constexpr int L = 4;
+typedef float vf __attribute__((vector_size(16)));
+typedef int32_t vi __attribute__((vector_size(16)));
+typedef int32_t vm __attribute__((vector_size(16)));  // all-ones or all-zero lanes
+
+EDGEC_INLINE vf vset(float x) { return vf{x, x, x, x}; }
+EDGEC_INLINE vi viset(int32_t x) { return vi{x, x, x, x}; }
+EDGEC_INLINE vf vload(const float *p) {
+    vf a;
+    memcpy(&a, p, 16);
+    return a;
+}
+EDGEC_INLINE vf vload_n(const float *p, int64_t n) {
+    vf a = vset(0);
+    for (int64_t i = 0; i < n; ++i) a[i] = p[i];
+    return a;
+}
+EDGEC_INLINE void vstore(float *p, vf a) { memcpy(p, &a, 16); }
+EDGEC_INLINE void vstore_n(float *p, vf a, int64_t n) {
+    for (int64_t i = 0; i < n; ++i) p[i] = a[i];
+}
+EDGEC_INLINE vf vload_f16_n(const uint16_t *p, int64_t n) {
+    vf a = vset(0);
+    for (int64_t i = 0; i < n; ++i) a[i] = f16_to_f32(p[i]);
+    return a;
+}
+EDGEC_INLINE vf vload_f16(const uint16_t *p) { return vload_f16_n(p, 4); }
+EDGEC_INLINE vf vload_bf16_n(const uint16_t *p, int64_t n) {
+    vf a = vset(0);
+    for (int64_t i = 0; i < n; ++i) a[i] = bf16_to_f32(p[i]);
+    return a;
+}
+EDGEC_INLINE vf vload_bf16(const uint16_t *p) { return vload_bf16_n(p, 4); }
+EDGEC_INLINE void vstore_f16_n(uint16_t *p, vf a, int64_t n) {
+    for (int64_t i = 0; i < n; ++i) p[i] = f32_to_f16(a[i]);
+}
+EDGEC_INLINE void vstore_f16(uint16_t *p, vf a) { vstore_f16_n(p, a, 4); }
+
+EDGEC_INLINE vf vcast_f(vi a) { return (vf)a; }
+EDGEC_INLINE vi vcast_i(vf a) { return (vi)a; }
+EDGEC_INLINE vm vlt(vf a, vf b) { return (vm)(a < b); }
+EDGEC_INLINE vm vle(vf a, vf b) { return (vm)(a <= b); }
+EDGEC_INLINE vm veq(vf a, vf b) { return (vm)(a == b); }
+EDGEC_INLINE vm vgt(vf a, vf b) { return (vm)(a > b); }
+EDGEC_INLINE vf vsel(vm m, vf a, vf b) { return (vf)(((vi)a & m) | ((vi)b & ~m)); }
+
+EDGEC_INLINE vf vadd(vf a, vf b) { return a + b; }
+EDGEC_INLINE vf vsub(vf a, vf b) { return a - b; }
+EDGEC_INLINE vf vmul(vf a, vf b) { return a * b; }
+EDGEC_INLINE vf vdiv(vf a, vf b) { return a / b; }
+EDGEC_INLINE vf vfma(vf a, vf b, vf c) { return a * b + c; }
+EDGEC_INLINE vf vfnma(vf a, vf b, vf c) { return c - a * b; }
+EDGEC_INLINE vf vmin(vf a, vf b) { return vsel(vlt(a, b), a, b); }
+EDGEC_INLINE vf vmax(vf a, vf b) { return vsel(vgt(a, b), a, b); }
+EDGEC_INLINE vf vsqrt(vf a) { return vf{sqrtf(a[0]), sqrtf(a[1]), sqrtf(a[2]), sqrtf(a[3])}; }
+EDGEC_INLINE vf vneg(vf a) { return -a; }
+EDGEC_INLINE vf vabs(vf a) { return (vf)((vi)a & viset(0x7fffffff)); }
+// Adding and taking away 2^23 drops the fraction, to nearest even; larger magnitudes are whole already.
+EDGEC_INLINE vf vround(vf a) {
+    vf big = vset(8388608.0f), m = vabs(a);
+    vf r = (m + big) - big;
+    r = (vf)((vi)r | ((vi)a & viset((int32_t)0x80000000u)));
+    return vsel(vlt(m, big), r, a);
+}
+EDGEC_INLINE vf vfloor(vf a) {
+    vf r = vround(a);
+    return r - vsel(vgt(r, a), vset(1.0f), vset(0.0f));
+}
+EDGEC_INLINE float vsum(vf a) { return (a[0] + a[2]) + (a[1] + a[3]); }
+EDGEC_INLINE float vhmax(vf a) {
+    float x = a[0] > a[2] ? a[0] : a[2], y = a[1] > a[3] ? a[1] : a[3];
+    return x > y ? x : y;
+}
+
+EDGEC_INLINE vi viadd(vi a, vi b) { return a + b; }
+EDGEC_INLINE vi visub(vi a, vi b) { return a - b; }
+template <int S> EDGEC_INLINE vi vishl(vi a) { return a << S; }
+template <int S> EDGEC_INLINE vi vishr(vi a) { return a >> S; }
+EDGEC_INLINE vi vtoi(vf a) {
+    vf r = vround(a);
+    return vi{(int32_t)r[0], (int32_t)r[1], (int32_t)r[2], (int32_t)r[3]};
+}
+EDGEC_INLINE vf vtof(vi a) { return vf{(float)a[0], (float)a[1], (float)a[2], (float)a[3]}; }
