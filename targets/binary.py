@@ -1,0 +1,105 @@
+"""Reads just enough of an ELF or Mach-O library to say what it is: format, architecture, kind, exported names.
+
+Cross-built libraries cannot be run where they are built, so their headers are checked instead. Every read is inside
+the file; anything else raises EdgecError EDGEC-E0007.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgec.errors import EdgecError
+
+_ELF_MACHINE = {62: "x86_64", 183: "aarch64", 243: "riscv64"}
+_MACHO_CPU = {0x01000007: "x86_64", 0x0100000C: "aarch64"}
+_SHT_DYNSYM, _LC_SYMTAB = 11, 2
+_MAX_SYMBOLS = 1 << 20
+
+
+@dataclass(frozen=True)
+class Binary:
+    """format: elf or mach-o. kind: "shared" or "other". exports: defined external names without leading underscore."""
+
+    format: str
+    arch: str
+    kind: str
+    exports: frozenset[str]
+
+
+class _Bytes:
+    """The file's bytes with bounds-checked little-endian reads."""
+
+    def __init__(self, data: bytes, path: Path) -> None:
+        self.data, self.path = data, path
+
+    def fail(self, found: str, wanted: str) -> EdgecError:
+        return EdgecError("E0007", stage="toolchain", where=str(self.path), found=found, wanted=wanted)
+
+    def unpack(self, layout: str, at: int) -> tuple[int, ...]:
+        layout = "<" + layout
+        if at < 0 or at + struct.calcsize(layout) > len(self.data):
+            raise self.fail(f"a header field at byte {at}, file of {len(self.data)} bytes", "a complete library")
+        return struct.unpack_from(layout, self.data, at)
+
+    def name(self, start: int, offset: int, size: int) -> str:
+        """The NUL-terminated name at `offset` of the string table [start, start + size)."""
+        end = min(start + size, len(self.data))
+        stop = self.data.find(b"\0", start + offset, end)
+        if offset >= size or stop < 0:
+            raise self.fail("a symbol name outside its string table", "a complete library")
+        return self.data[start + offset:stop].decode("utf-8", errors="replace")
+
+
+def _read_elf(raw: _Bytes) -> Binary:
+    if raw.unpack("BB", 4) != (2, 1):
+        raise raw.fail("an ELF file that is not 64-bit little-endian", "64-bit little-endian ELF")
+    kind, machine = raw.unpack("HH", 16)
+    (table,) = raw.unpack("Q", 40)
+    entry, count = raw.unpack("HH", 58)
+    sections = [raw.unpack("IIQQQQIIQQ", table + i * entry) for i in range(count)]
+    exports: set[str] = set()
+    for section in sections:
+        if section[1] != _SHT_DYNSYM:
+            continue
+        offset, size, link = section[4], section[5], section[6]
+        if link >= count or size // 24 > _MAX_SYMBOLS:
+            raise raw.fail("a damaged symbol section", "a complete library")
+        for at in range(offset, offset + size - 23, 24):
+            name, info, _, where = raw.unpack("IBBH", at)
+            if info >> 4 in (1, 2) and where != 0:  # global or weak, and defined here
+                exports.add(raw.name(sections[link][4], name, sections[link][5]))
+    return Binary("elf", _ELF_MACHINE.get(machine, f"machine {machine}"), "shared" if kind == 3 else "other",
+                  frozenset(exports))
+
+
+def _read_macho(raw: _Bytes) -> Binary:
+    cpu, _, kind, commands = raw.unpack("IIII", 4)
+    exports: set[str] = set()
+    at = 32
+    for _ in range(commands):
+        command, size = raw.unpack("II", at)
+        if command == _LC_SYMTAB:
+            symbols, count, strings, string_bytes = raw.unpack("IIII", at + 8)
+            if count > _MAX_SYMBOLS:
+                raise raw.fail(f"{count} symbols", "a complete library")
+            for index in range(count):
+                name, flags = raw.unpack("IB", symbols + 16 * index)
+                if flags & 0x01 and flags & 0x0E and not flags & 0xE0:  # external, defined, not a debug entry
+                    exports.add(raw.name(strings, name, string_bytes).removeprefix("_"))
+        if size < 8:
+            raise raw.fail(f"a load command of {size} bytes", "a complete library")
+        at += size
+    return Binary("mach-o", _MACHO_CPU.get(cpu, f"cpu {cpu:#x}"), "shared" if kind == 6 else "other",
+                  frozenset(exports))
+
+
+def read_binary(path: Path) -> Binary:
+    """What the library at `path` is. Raises EdgecError EDGEC-E0007 when it is neither ELF nor Mach-O, or damaged."""
+    raw = _Bytes(path.read_bytes(), path)
+    if raw.data[:4] == b"\x7fELF":
+        return _read_elf(raw)
+    if raw.data[:4] == b"\xcf\xfa\xed\xfe":
+        return _read_macho(raw)
+    raise raw.fail(f"first bytes {raw.data[:4].hex() or 'none'}", "an ELF or 64-bit Mach-O library")

@@ -1,0 +1,184 @@
+"""Runtime libraries for devices: the installed one for this machine's architecture, cross-built ones by ziglang.
+
+A cross build compiles the C++ sources that ship with edgec. Results are kept in the user's cache under a hash of
+sources, flags and compiler, written under a temporary name and renamed, so an interrupted build leaves nothing that
+could be mistaken for a library.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from edgec.env import CACHE
+from edgec.errors import EdgecError, missing_extra
+from edgec.targets.binary import read_binary
+from edgec.targets.devices import Device, host_arch, host_os
+
+# The code generation flags of CMakeLists.txt; tests/targets/test_toolchain.py compares the two lists.
+COMPILE_FLAGS = (
+    "-std=c++17", "-O3", "-DNDEBUG", "-fno-exceptions", "-fno-rtti", "-fvisibility=hidden", "-fno-threadsafe-statics",
+    "-ffunction-sections", "-fdata-sections", "-fno-math-errno", "-ffp-contract=off", "-fPIC",
+)
+LINK_FLAGS = {
+    "linux": ("-shared", "-nostdlib++", "-Wl,--gc-sections", "-Wl,-z,max-page-size=16384", "-lm", "-lpthread", "-s"),
+    "macos": ("-dynamiclib", "-nostdlib++", "-Wl,-dead_strip", "-Wl,-install_name,@rpath/libedgec.dylib"),
+}
+_FORMAT = {"linux": "elf", "macos": "mach-o"}
+_TIMEOUT_S = 1800
+
+
+def source_root() -> Path:
+    """The folder that holds kernels/ and runtime/: the checkout, or the copy inside the installed package."""
+    package = Path(importlib.import_module("edgec").__file__ or "").resolve().parent
+    for root in (package.parent, package / "_native" / "src"):
+        if (root / "kernels" / "kernel.h").is_file() and (root / "runtime" / "include" / "edgec.h").is_file():
+            return root
+    raise EdgecError(
+        "E0007", stage="toolchain", where=str(package), found="no runtime sources", wanted="kernels/ and runtime/",
+        hint="reinstall edgec: its sources are part of the package",
+    )
+
+
+def header() -> Path:
+    """The C interface, edgec.h."""
+    return source_root() / "runtime" / "include" / "edgec.h"
+
+
+def cache_folder() -> Path:
+    """Where cross-built libraries are kept: EDGEC_CACHE, else the user's cache folder."""
+    chosen = CACHE.get()
+    if chosen:
+        return Path(chosen)
+    if host_os() == "macos":
+        return Path.home() / "Library" / "Caches" / "edgec"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgec"
+
+
+def _sources(root: Path) -> tuple[list[Path], list[Path]]:
+    """(files to compile, every file the result depends on), both sorted."""
+    units = sorted((root / "kernels").rglob("*.cpp")) + sorted((root / "runtime").glob("*.cpp"))
+    depends = [
+        path for folder in ("kernels", "runtime") for path in sorted((root / folder).rglob("*"))
+        if path.suffix in (".cpp", ".h", ".def") and path.is_file()
+    ]
+    return units, depends
+
+
+def _compiler(device: Device) -> tuple[list[str], str]:
+    """(command that starts the compiler, its version for the cache key).
+
+    A device of this very system takes the system's compiler, if there is one; everything else takes ziglang.
+    """
+    if device.arch == host_arch() and device.os == host_os():
+        for name in (os.environ.get("CXX", ""), "c++", "g++", "clang++"):
+            found = shutil.which(name) if name else None
+            if found:
+                asked = subprocess.run([found, "--version"], capture_output=True, text=True, timeout=60, check=False)
+                return [found], asked.stdout.partition("\n")[0]
+    if importlib.util.find_spec("ziglang") is None:
+        raise missing_extra("cross", "ziglang", "toolchain")
+    return [sys.executable, "-m", "ziglang", "c++", "-target", device.triple], importlib.metadata.version("ziglang")
+
+
+def build_command(device: Device, root: Path, output: Path) -> list[str]:
+    """The one command that builds the runtime library of `device` into `output`.
+
+    Raises EdgecError EDGEC-E0005 without ziglang where it is needed, EDGEC-E0007 for a system without link rules.
+    """
+    if device.os not in LINK_FLAGS:
+        raise EdgecError(
+            "E0007", stage="toolchain", where=f"--target {device.name}", found=f"operating system {device.os}",
+            wanted=" or ".join(LINK_FLAGS),
+        )
+    units, _ = _sources(root)
+    only = ["-DEDGEC_SCALAR_ONLY=1"] if device.isa == ("scalar",) else []
+    return [
+        *_compiler(device)[0], *COMPILE_FLAGS, *only, f"-I{root}", f"-I{root / 'runtime' / 'include'}",
+        *map(str, units), *LINK_FLAGS[device.os], "-o", str(output),
+    ]
+
+
+def _cache_key(device: Device, root: Path) -> str:
+    digest = hashlib.sha256()
+    for word in (*build_command(device, Path("src"), Path("out")), _compiler(device)[1]):
+        digest.update(word.encode() + b"\0")
+    for path in _sources(root)[1]:
+        digest.update(str(path.relative_to(root)).encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()[:24]
+
+
+def check_library(path: Path, device: Device) -> None:
+    """Raises EdgecError EDGEC-E0007 unless `path` is a library for `device` with edgec's C interface."""
+    binary = read_binary(path)
+    found = (binary.format, binary.arch, binary.kind)
+    wanted = (_FORMAT.get(device.os, device.os), device.arch, "shared")
+    if found != wanted:
+        raise EdgecError("E0007", stage="toolchain", where=str(path), found=" ".join(found), wanted=" ".join(wanted))
+    missing = {"edgec_version", "edgec_open", "edgec_session_create", "edgec_run", "edgec_step"} - binary.exports
+    if missing:
+        raise EdgecError(
+            "E0007", stage="toolchain", where=str(path), found=f"without {', '.join(sorted(missing))}",
+            wanted="the functions of edgec.h",
+        )
+
+
+def cross_library(device: Device) -> Path:
+    """The runtime library of `device`, built now unless the cache has it.
+
+    Raises EdgecError EDGEC-E0005 without ziglang, EDGEC-E0007 when the compiler fails or its output is wrong.
+    """
+    root = source_root()
+    folder = cache_folder() / "lib" / f"{device.name}-{_cache_key(device, root)}"
+    library = folder / device.library_name
+    if library.is_file():
+        check_library(library, device)
+        return library
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix="build-", dir=folder))
+    except OSError as e:
+        raise EdgecError("E0004", stage="toolchain", where=str(folder), found=str(e), wanted="a writable cache folder",
+                         hint="set EDGEC_CACHE") from e
+    try:
+        output = work / device.library_name
+        command = build_command(device, root, output)
+        environment = dict(os.environ, ZIG_GLOBAL_CACHE_DIR=str(cache_folder() / "zig"), ZIG_LOCAL_CACHE_DIR=str(work))
+        try:
+            done = subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True,
+                                  timeout=_TIMEOUT_S, check=False)
+        except (OSError, subprocess.TimeoutExpired) as e:
+            raise EdgecError("E0007", stage="toolchain", where=f"--target {device.name}", found=str(e)) from e
+        if done.returncode != 0 or not output.is_file():
+            tail = "\n".join((done.stderr or done.stdout).strip().splitlines()[-12:])
+            raise EdgecError(
+                "E0007", stage="toolchain", where=f"--target {device.name}", wanted="a compiled runtime library",
+                found=f"{Path(command[0]).name} ended with status {done.returncode}:\n{tail}",
+            )
+        check_library(output, device)
+        os.replace(output, library)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return library
+
+
+def runtime_library(device: Device) -> Path:
+    """The library to ship beside a bundle for `device`.
+
+    This machine's own architecture and system: the installed library, which holds every instruction set of the
+    architecture and chooses at run time. A scalar-only row or anything else: cross_library.
+    """
+    if device.arch == host_arch() and device.os == host_os() and device.isa != ("scalar",):
+        from edgec.native.session import library_path
+
+        installed = library_path()
+        check_library(installed, device)
+        return installed
+    return cross_library(device)
