@@ -99,7 +99,8 @@ def build_command(device: Device, root: Path, output: Path) -> list[str]:
             wanted=" or ".join(LINK_FLAGS),
         )
     units, _ = _sources(root)
-    only = ["-DEDGEC_SCALAR_ONLY=1"] if device.isa == ("scalar",) else []
+    # kernels/view.h leaves an instruction set out for each of these.
+    only = [f"-DEDGEC_NO_{isa}" for isa in ("AVX2", "AVX512", "NEON")] if device.isa == ("scalar",) else []
     return [
         *_compiler(device)[0], *COMPILE_FLAGS, *only, f"-I{root}", f"-I{root / 'runtime' / 'include'}",
         *map(str, units), *LINK_FLAGS[device.os], "-o", str(output),
