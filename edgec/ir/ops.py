@@ -1,0 +1,285 @@
+"""THE table of `edgec::` operators.
+
+One row per operator: signature, body in standard ONNX, shape inference, cost. The body is what the operator means:
+every other implementation is judged against it, and a backend without the operator inlines it. No body, no operator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from types import MappingProxyType
+
+import onnx_ir as ir
+
+from edgec.errors import EdgecError
+from edgec.ir.model import describe, dims_of, float_attr, graphs, int_attr, str_attr, walk
+
+DOMAIN = "edgec"
+OPSET = 24
+_VERSION = 1
+
+Default = int | float | str | None
+Dim = int | str | None
+Inferred = tuple[tuple[ir.DataType | None, tuple[Dim, ...] | None], ...]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Work of one execution: multiply-adds counted as two, bytes read and written once each at f32."""
+
+    flops: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Op:
+    """A row. attributes: name -> default, None when the node must carry it (then the type is in `types`).
+
+    body: ONNX function text. infer(node): (dtype, dims) per output, None where unknown. cost(node, symbols): raises
+    EdgecError (EDGEC-E0302) when a dim is neither a number nor in `symbols`.
+    """
+
+    name: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    attributes: Mapping[str, Default]
+    types: Mapping[str, type]
+    body: str
+    infer: Callable[[ir.Node], Inferred]
+    cost: Callable[[ir.Node, Mapping[str, int]], Cost]
+
+    def __post_init__(self) -> None:
+        wrong = [k for k, v in self.attributes.items() if v is not None and type(v) is not self.types.get(k)]
+        if wrong or set(self.types) != set(self.attributes):
+            raise ValueError(f"{self.name}: attributes and types disagree: {wrong or sorted(self.types)}")
+
+    def function(self) -> ir.Function:
+        """A fresh copy of the body as a model-local function with the declared attributes."""
+        return _parsed(self.name).clone()
+
+    def problems(self, node: ir.Node) -> list[str]:
+        """What is wrong with a use of this operator; empty when nothing is."""
+        found = []
+        if len(node.inputs) != len(self.inputs) or any(v is None for v in node.inputs):
+            found.append(f"has inputs {len(node.inputs)}, wants {', '.join(self.inputs)}")
+        if len(node.outputs) != len(self.outputs):
+            found.append(f"has {len(node.outputs)} outputs, wants {', '.join(self.outputs)}")
+        found += [f"unknown attribute {k!r}" for k in node.attributes if k not in self.attributes]
+        found += [f"attribute {k!r} is missing" for k, v in self.attributes.items()
+                  if v is None and k not in node.attributes]
+        return found
+
+
+# kv_format is how a native session stores the cache; the body computes in FLOAT and so only carries it.
+# Query heads are grouped over the cache's heads by a fifth dim, so nothing is repeated. The write is Slice and
+# Concat: TensorScatter has no kernel in every runtime that shall open the file. Positions not yet written are
+# never visible, because a token sees at most its own position.
+_CACHED_ATTENTION = """
+<opset_import: ["" : 24], domain: "edgec">
+CachedAttention <q_num_heads, kv_num_heads, scale: float = 1.0, softcap: float = 0.0, window: int = 0,
+                 kv_format: string = "f32">
+    (q, k, v, key_cache, value_cache, past_len) => (y, key_cache_out, value_cache_out)
+{
+    none = Constant <value = int64[1] {0}> ()
+    one = Constant <value = int64[1] {1}> ()
+    two = Constant <value = int64[1] {2}> ()
+    rest = Constant <value = int64[1] {-1}> ()
+    far = Constant <value = int64[1] {9223372036854775807}> ()
+    zero_s = Constant <value = int64 {0}> ()
+    one_s = Constant <value = int64 {1}> ()
+    hq_s = Constant <value_int: int = @q_num_heads> ()
+    hkv_s = Constant <value_int: int = @kv_num_heads> ()
+    window_s = Constant <value_int: int = @window> ()
+    scale_s = Constant <value_float: float = @scale> ()
+    softcap_s = Constant <value_float: float = @softcap> ()
+    hkv = Unsqueeze (hkv_s, none)
+    group_s = Div (hq_s, hkv_s)
+    group = Unsqueeze (group_s, none)
+    past = Reshape (past_len, one)
+    tokens = Shape <start = 1, end = 2> (q)
+    context = Shape <start = 2, end = 3> (key_cache)
+    end = Add (past, tokens)
+
+    kv_shape = Concat <axis = 0> (none, none, hkv, rest)
+    k_split = Reshape (k, kv_shape)
+    k_heads = Transpose <perm = [0, 2, 1, 3]> (k_split)
+    key_before = Slice (key_cache, none, past, two)
+    key_after = Slice (key_cache, end, far, two)
+    key_cache_out = Concat <axis = 2> (key_before, k_heads, key_after)
+    v_split = Reshape (v, kv_shape)
+    v_heads = Transpose <perm = [0, 2, 1, 3]> (v_split)
+    value_before = Slice (value_cache, none, past, two)
+    value_after = Slice (value_cache, end, far, two)
+    value_cache_out = Concat <axis = 2> (value_before, v_heads, value_after)
+
+    tokens_s = Squeeze (tokens, none)
+    context_s = Squeeze (context, none)
+    past_s = Squeeze (past, none)
+    steps = Range (zero_s, tokens_s, one_s)
+    positions = Add (steps, past_s)
+    query_pos = Unsqueeze (positions, one)
+    key_pos = Range (zero_s, context_s, one_s)
+    seen_before = LessOrEqual (key_pos, query_pos)
+    all_s = Equal (window_s, zero_s)
+    reach = Where (all_s, context_s, window_s)
+    horizon = Sub (query_pos, reach)
+    seen_after = Greater (key_pos, horizon)
+    visible = And (seen_before, seen_after)
+
+    q_shape = Concat <axis = 0> (none, none, hkv, group, rest)
+    q_split = Reshape (q, q_shape)
+    q_heads = Transpose <perm = [0, 2, 3, 1, 4]> (q_split)
+    q_scaled = Mul (q_heads, scale_s)
+    keys = Unsqueeze (key_cache_out, two)
+    keys_t = Transpose <perm = [0, 1, 2, 4, 3]> (keys)
+    scores = MatMul (q_scaled, keys_t)
+    zero_f = Constant <value_float = 0.0> ()
+    one_f = Constant <value_float = 1.0> ()
+    lowest = Constant <value = float {-3.4028234e38}> ()
+    capped = Greater (softcap_s, zero_f)
+    cap = Where (capped, softcap_s, one_f)
+    ratio = Div (scores, cap)
+    bent = Tanh (ratio)
+    bent_scores = Mul (bent, cap)
+    chosen = Where (capped, bent_scores, scores)
+    masked = Where (visible, chosen, lowest)
+    weights = Softmax <axis = -1> (masked)
+    values = Unsqueeze (value_cache_out, two)
+    mixed = MatMul (weights, values)
+    back = Transpose <perm = [0, 3, 1, 2, 4]> (mixed)
+    y_shape = Constant <value = int64[3] {0, 0, -1}> ()
+    y = Reshape (back, y_shape)
+}
+"""
+
+
+def _infer_cached_attention(node: ir.Node) -> Inferred:
+    q, key_cache, value_cache = node.inputs[0], node.inputs[3], node.inputs[4]
+    keys, values = dims_of(key_cache), dims_of(value_cache)
+    dtype = None if q is None else q.dtype
+    y = None
+    q_dims = dims_of(q)
+    if q_dims is not None and values is not None and isinstance(values[3], int):
+        y = (q_dims[0], q_dims[1], int_attr(node, "q_num_heads", 0) * values[3])
+    return ((dtype, y), (None if key_cache is None else key_cache.dtype, keys),
+            (None if value_cache is None else value_cache.dtype, values))
+
+
+def _number(node: ir.Node, dim: Dim, symbols: Mapping[str, int]) -> int:
+    found = dim if isinstance(dim, int) else symbols.get(dim or "")
+    if found is None:
+        raise EdgecError("E0302", stage="cost", where=describe(node), found=f"dim {dim or '?'}",
+                         wanted="a number or one of: " + ", ".join(sorted(symbols)))
+    return found
+
+
+def _cost_cached_attention(node: ir.Node, symbols: Mapping[str, int]) -> Cost:
+    q, keys, values = dims_of(node.inputs[0]), dims_of(node.inputs[3]), dims_of(node.inputs[4])
+    if q is None or keys is None or values is None:
+        raise EdgecError("E0302", stage="cost", where=describe(node), found="an input of unknown rank")
+    tokens = _number(node, q[1], symbols)
+    hkv, context, d, dv = (_number(node, dim, symbols) for dim in (*keys[1:], values[3]))
+    hq = int_attr(node, "q_num_heads", 0)
+    cache = hkv * context * (d + dv)
+    fresh = tokens * (hq * (d + dv) + hkv * (d + dv))
+    return Cost(2 * hq * tokens * context * (d + dv), 4 * (cache + fresh))
+
+
+OPS: Mapping[str, Op] = MappingProxyType({op.name: op for op in (
+    Op(
+        name="CachedAttention",
+        inputs=("q", "k", "v", "key_cache", "value_cache", "past_len"),
+        outputs=("y", "key_cache_out", "value_cache_out"),
+        attributes={"q_num_heads": None, "kv_num_heads": None, "scale": 1.0, "softcap": 0.0, "window": 0,
+                    "kv_format": "f32"},
+        types={"q_num_heads": int, "kv_num_heads": int, "scale": float, "softcap": float, "window": int,
+               "kv_format": str},
+        body=_CACHED_ATTENTION,
+        infer=_infer_cached_attention,
+        cost=_cost_cached_attention,
+    ),
+)})
+
+
+@cache
+def _parsed(name: str) -> ir.Function:
+    import onnx.parser
+
+    proto = onnx.parser.parse_function(OPS[name].body)
+    return ir.serde.deserialize_function(proto)
+
+
+def row_of(node: ir.Node) -> Op | None:
+    """The table row of an `edgec::` node, None for other domains.
+
+    Raises EdgecError (EDGEC-E0301) when the domain is `edgec` and the table has no such operator.
+    """
+    if node.domain != DOMAIN:
+        return None
+    row = OPS.get(node.op_type)
+    if row is None:
+        raise EdgecError("E0301", stage="operators", where=describe(node), found=f"edgec::{node.op_type}",
+                         wanted="one of: " + ", ".join(sorted(OPS)))
+    return row
+
+
+def attribute(node: ir.Node, name: str) -> int | float | str:
+    """An attribute of an `edgec::` node, its default when left out.
+
+    Raises EdgecError (EDGEC-E0301) when the attribute has no default and is missing, or is not declared.
+    """
+    row = row_of(node)
+    kind = None if row is None else row.types.get(name)
+    if row is None or kind is None or (name not in node.attributes and row.attributes[name] is None):
+        raise EdgecError("E0301", stage="operators", where=describe(node), found=f"no attribute {name!r}")
+    default = row.attributes[name]
+    if kind is int:
+        return int_attr(node, name, default if isinstance(default, int) else 0)
+    if kind is float:
+        return float_attr(node, name, default if isinstance(default, float) else 0.0)
+    return str_attr(node, name, str(default))
+
+
+def attach_bodies(model: ir.Model) -> ir.Model:
+    """Adds the body of every `edgec::` operator the model uses, so that other tools can run it; returns the model.
+
+    Defaults are written out on the nodes: the reference evaluator does not apply those of a function.
+    """
+    for node in walk(model):
+        row = row_of(node)
+        if row is None:
+            continue
+        for name, default in row.attributes.items():
+            if default is not None and name not in node.attributes:
+                node.attributes.add(ir.convenience.convert_attribute(name, default))
+        key = (DOMAIN, row.name, "")
+        if key not in model.functions:
+            model.functions[key] = row.function()
+    if any(key[0] == DOMAIN for key in model.functions):
+        model.graph.opset_imports[DOMAIN] = _VERSION
+    return model
+
+
+def strip_bodies(model: ir.Model) -> ir.Model:
+    """Removes the bodies again: between passes the table is the only place that holds them."""
+    for key in [key for key in model.functions if key[0] == DOMAIN]:
+        del model.functions[key]
+    return model
+
+
+def infer_ops(model: ir.Model) -> bool:
+    """Sets dtype and shape of the outputs of `edgec::` nodes from their inputs; True when something became known."""
+    changed = False
+    for graph in graphs(model):
+        for node in graph:
+            row = row_of(node)
+            if row is None:
+                continue
+            for value, (dtype, dims) in zip(node.outputs, row.infer(node), strict=True):
+                if value.type is None and dtype is not None:
+                    value.type, changed = ir.TensorType(dtype), True
+                if value.shape is None and dims is not None:
+                    value.shape, changed = ir.Shape(dims), True
+    return changed
