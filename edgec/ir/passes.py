@@ -1,0 +1,53 @@
+"""What a pass is, and what it is given. The runner is `edgec/pipeline.py`."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import onnx_ir as ir
+
+from edgec.ir.rules import RuleReport
+
+Capabilities = frozenset[tuple[str, str]]
+
+
+@dataclass
+class Context:
+    """What a pass may know besides the graph.
+
+    capabilities: (domain, op_type) the target implements, for lowering. options: the user's settings for passes, by
+    `pass_name.setting`. rules: where a pass leaves what its rules did; the runner gives each pass a fresh one.
+    """
+
+    capabilities: Capabilities = frozenset()
+    options: dict[str, object] = field(default_factory=dict)
+    rules: RuleReport = field(default_factory=RuleReport)
+
+
+class Pass(ABC):
+    """One transformation, exact unless it lives in `passes/compress`.
+
+    `requires` and `ensures` return violations in words, all of them, none when all is well. `call` returns the model
+    (the same or another) and whether it changed anything; the runner checks that this is true. Raises EdgecError.
+    """
+
+    @property
+    def name(self) -> str:
+        """Snake case of the class name, which is the file's name: FoldBN lives in fold_bn.py."""
+        text = type(self).__name__
+        return "".join(
+            "_" + c.lower() if c.isupper() and i and (text[i - 1].islower() or text[i + 1 : i + 2].islower())
+            else c.lower()
+            for i, c in enumerate(text)
+        )
+
+    def requires(self, model: ir.Model) -> Sequence[str]:
+        return ()
+
+    @abstractmethod
+    def call(self, model: ir.Model, ctx: Context) -> tuple[ir.Model, bool]: ...
+
+    def ensures(self, model: ir.Model) -> Sequence[str]:
+        return ()

@@ -1,0 +1,272 @@
+"""From a source to an artifact: importer, passes in order, emitter. The runner that watches every pass is here too."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx_ir as ir
+
+from edgec import env
+from edgec.errors import EdgecError, did_you_mean
+from edgec.ir import verify
+from edgec.ir.execute import Runner, random_inputs, save
+from edgec.ir.info import info_of
+from edgec.ir.model import Array, fingerprint, walk
+from edgec.ir.passes import Context, Pass
+from edgec.ir.rules import RuleReport
+
+if TYPE_CHECKING:
+    from edgec.targets.native import Artifact
+
+# EDGEC_CHECK: a pass is exact; this leaves room for sums taken in another order, relative to the largest magnitude.
+_TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True)
+class PassRecord:
+    """What the runner saw of one pass. seconds: of `call` alone."""
+
+    name: str
+    modified: bool
+    seconds: float
+    nodes: int
+    rules: RuleReport
+
+
+@dataclass
+class PassReport:
+    """All passes run so far, in order; `model` is the result."""
+
+    model: ir.Model
+    records: list[PassRecord] = field(default_factory=list)
+    stopped_after: str = ""
+
+    def to_json(self) -> list[dict[str, Any]]:
+        return [
+            {"pass": r.name, "modified": r.modified, "seconds": round(r.seconds, 6), "nodes": r.nodes,
+             "fired": len(r.rules.fired),
+             "declined": [{"rule": e.rule, "where": e.where, "reason": e.reason} for e in r.rules.declined]}
+            for r in self.records
+        ]
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How to watch a run. dump_dir: one .onnx per pass. print_after: graph text to stderr. stop_after: end there."""
+
+    dump_dir: Path | None = None
+    print_after: tuple[str, ...] = ()
+    stop_after: str = ""
+
+    def check(self, known: Sequence[str]) -> None:
+        """Raises EdgecError (EDGEC-E0002) for a pass name that is not one of `known`."""
+        for name in (*self.print_after, *((self.stop_after,) if self.stop_after else ())):
+            if name not in known:
+                raise EdgecError("E0002", stage="passes", where="--print-after, --stop-after", found=repr(name),
+                                 wanted="the name of a pass", hint=did_you_mean(name, known))
+
+
+def run_passes(
+    model: ir.Model, passes: Sequence[Pass], ctx: Context, options: RunOptions = RunOptions(),
+    report: PassReport | None = None,
+) -> PassReport:
+    """Runs `passes` in order; continues `report` when one is given, so that dumps number on.
+
+    Of each pass the runner checks what it requires, that it told the truth about `modified`, and what it ensures.
+    Raises EdgecError: EDGEC-E0203 for a broken contract, EDGEC-E0202 when EDGEC_CHECK finds other numbers, and
+    whatever a pass raises, with the passes run so far in its hint.
+    """
+    report = PassReport(model) if report is None else report
+    report.model = model
+    if report.stopped_after:
+        return report
+    debug = env.DEBUG.get()
+    checker = _NumericCheck(model) if env.CHECK.get() else None
+    for step in passes:
+        record = _run_one(step, report, ctx)
+        report.records.append(record)
+        _log(record, report.model, debug)
+        if checker is not None:
+            checker.after(step.name, report.model, record.modified)
+        if options.dump_dir is not None:
+            _dump(options.dump_dir, len(report.records), step.name, report.model)
+        if step.name in options.print_after and debug < 5:
+            _say(str(report.model))
+        if step.name == options.stop_after:
+            report.stopped_after = step.name
+            break
+    return report
+
+
+def _run_one(step: Pass, report: PassReport, ctx: Context) -> PassRecord:
+    def broken(what: str, found: Sequence[str]) -> EdgecError:
+        return EdgecError("E0203", stage=f"pass {step.name}", where=what, found="; ".join(found), hint=_so_far(report))
+
+    before = fingerprint(report.model)
+    unmet = list(step.requires(report.model))
+    if unmet:
+        raise broken("requires", unmet)
+    ctx.rules = RuleReport()
+    start = time.perf_counter()
+    try:
+        model, modified = step.call(report.model, ctx)
+    except EdgecError as e:
+        raise EdgecError(e.code.removeprefix("EDGEC-"), stage=e.stage, where=e.where, found=e.found, wanted=e.wanted,
+                         hint="; ".join(filter(None, (e.hint, _so_far(report))))) from e
+    seconds = time.perf_counter() - start
+    # A new model object without the information would lose it for every later stage.
+    if model is not report.model:
+        model.meta.update({k: v for k, v in report.model.meta.items() if k not in model.meta})
+    changed = fingerprint(model) != before
+    if changed != modified:
+        raise broken("modified", [f"said {modified}, the graph {'changed' if changed else 'did not change'}"])
+    unkept = list(step.ensures(model))
+    if unkept:
+        raise broken("ensures", unkept)
+    if env.SPEC.get() and modified:
+        verify.check(model, verify.well_formed, f"after {step.name}")
+    report.model = model
+    return PassRecord(step.name, modified, seconds, sum(1 for _ in walk(model)), ctx.rules)
+
+
+def _so_far(report: PassReport) -> str:
+    return "passes run so far: " + (", ".join(r.name for r in report.records) or "none")
+
+
+def _say(text: str) -> None:
+    # Progress goes to stderr: stdout belongs to the data a command prints.
+    sys.stderr.write(text + "\n")
+
+
+def _log(record: PassRecord, model: ir.Model, debug: int) -> None:
+    if debug >= 1:
+        took = f" {record.seconds * 1e3:8.1f} ms" if debug >= 2 else ""
+        what = "changed" if record.modified else "-"
+        _say(f"pass {record.name:24}{took} {record.nodes:6} nodes  {what}")
+    if debug >= 3:
+        for line in record.rules.lines():
+            _say(f"  {line}")
+    if debug >= 5:
+        _say(str(model))
+
+
+def _dump(folder: Path, number: int, name: str, model: ir.Model) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise EdgecError("E0004", stage="dump", where=str(folder), found=str(e), wanted="a writable folder") from e
+    save(model, folder / f"{number:03d}_{name}.onnx")
+
+
+class _NumericCheck:
+    """Keeps the outputs of the newest graph on fixed random inputs and compares them after each pass."""
+
+    def __init__(self, model: ir.Model) -> None:
+        self._remember(model, "before the passes")
+
+    def _remember(self, model: ir.Model, stage: str) -> None:
+        self.feeds = random_inputs(model)
+        with Runner(model, stage) as runner:
+            self.outputs = runner.run(self.feeds)
+
+    def after(self, name: str, model: ir.Model, modified: bool) -> None:
+        if not modified:
+            return
+        same = {v.name for v in model.graph.inputs} == set(self.feeds) and [
+            v.name for v in model.graph.outputs] == list(self.outputs)
+        if not same:
+            # A pass that gives the model another interface, like static_kv, is compared by its own tests.
+            _say(f"EDGEC_CHECK: {name} changed the interface; comparing anew from here")
+            self._remember(model, f"EDGEC_CHECK after {name}")
+            return
+        with Runner(model, f"EDGEC_CHECK after {name}") as runner:
+            found = runner.run(self.feeds)
+        for output, wanted in self.outputs.items():
+            error = relative_error(found[output], wanted)
+            if not error <= _TOLERANCE:
+                raise EdgecError("E0202", stage=f"pass {name}", where=f"output {output!r}",
+                                 found=f"relative error {error:.3g}", wanted=f"at most {_TOLERANCE:g}")
+
+
+def relative_error(found: Array, wanted: Array) -> float:
+    """Largest difference relative to the largest magnitude of `wanted`; inf for shapes or NaNs that differ."""
+    if found.shape != wanted.shape:
+        return float("inf")
+    if wanted.size == 0:
+        return 0.0
+    a, b = found.astype(np.float64), wanted.astype(np.float64)
+    if not np.array_equal(np.isfinite(a), np.isfinite(b)) or not np.array_equal(a[~np.isfinite(a)], b[~np.isfinite(b)],
+                                                                                equal_nan=True):
+        return float("inf")
+    finite = np.isfinite(b)
+    scale = float(np.max(np.abs(b[finite]), initial=0.0))
+    return float(np.max(np.abs(a[finite] - b[finite]), initial=0.0)) / (scale or 1.0)
+
+
+@dataclass(frozen=True)
+class CompileOptions:
+    """Settings of one compile. importer, emitter: keyword arguments of the door and of the backend."""
+
+    target: str = "host"
+    outdir: Path = Path("out")
+    importer: Mapping[str, Any] = field(default_factory=dict)
+    emitter: Mapping[str, Any] = field(default_factory=dict)
+    passes: Mapping[str, object] = field(default_factory=dict)
+    run: RunOptions = field(default_factory=RunOptions)
+
+
+@dataclass(frozen=True)
+class CompileResult:
+    """artifact: None when `stop_after` ended the run before the emitter."""
+
+    model: ir.Model
+    report: PassReport
+    artifact: Artifact | None
+
+
+def prepare_model(source: str | object, options: CompileOptions) -> PassReport:
+    """Everything before the emitter: import, normalize, compress, lower. Raises EdgecError."""
+    from edgec import importers
+    from edgec.native.lower import capabilities
+    from edgec.passes import COMPRESS, LOWER, NORMALIZE
+
+    options.run.check([p.name for p in (*NORMALIZE, *COMPRESS, *LOWER)])
+    model = importers.load(source, **options.importer)
+    info_of(model)
+    if env.SPEC.get():
+        verify.check(model, verify.imported, "import")
+    ctx = Context(capabilities=capabilities(), options=dict(options.passes))
+    report = PassReport(model)
+    for passes, spec, stage in (
+        (NORMALIZE, verify.normalized, "normalize"),
+        (COMPRESS, verify.normalized, "compress"),
+        (LOWER, verify.lowered(ctx.capabilities), "lower"),
+    ):
+        report = run_passes(report.model, passes, ctx, options.run, report)
+        if report.stopped_after:
+            return report
+        if env.SPEC.get():
+            verify.check(report.model, spec, stage)
+    return report
+
+
+def compile_model(source: str | object, options: CompileOptions) -> CompileResult:
+    """Compiles `source` (Hugging Face folder, FILE.py:FACTORY, torch module) for `options.target`.
+
+    Writes the artifact to `options.outdir`. Raises EdgecError; an unknown target is found before the model is read.
+    """
+    from edgec.targets import native
+    from edgec.targets.devices import device
+
+    row = device(options.target)
+    report = prepare_model(source, options)
+    if report.stopped_after:
+        return CompileResult(report.model, report, None)
+    artifact = native.emit(report.model, row, options.outdir, dict(options.emitter))
+    return CompileResult(report.model, report, artifact)
