@@ -1,0 +1,206 @@
+"""Commands on sources and targets: inspect, check, compile, targets, doctor, explain."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from edgec.cli_output import envelope, note, print_json, print_table, stdout
+from edgec.cli_values import choice, format_bytes, parse_bytes, parse_dynamic
+from edgec.errors import CODES, EXIT_GATE, EXIT_UNSUPPORTED, EdgecError, did_you_mean
+
+Source = Annotated[str, typer.Argument(help="A Hugging Face folder, or FILE.py:FACTORY.", show_default=False)]
+Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout instead of tables.")]
+Target = Annotated[str, typer.Option("--target", help="Device row; `edgec targets` lists them.")]
+Context = Annotated[
+    int | None, typer.Option("--ctx", min=1, help="Most tokens of a session (default: the model's).")
+]
+Dynamic = Annotated[
+    list[str] | None, typer.Option("--dynamic", help="Axis that varies, INPUT:AXIS=MIN..MAX, as x:0=1..8. Repeatable.")
+]
+
+_WEIGHTS = {"auto": "auto", "fp32": "f32", "fp16": "f16", "bf16": "bf16"}
+_KV = {"fp32": "f32", "fp16": "f16"}
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(inspect)
+    app.command()(check)
+    app.command("compile")(compile_)
+    app.command()(targets)
+    app.command()(doctor)
+    app.command()(explain)
+
+
+def inspect(
+    model: Annotated[str, typer.Argument(help="A model as for compile, or a bundle.", show_default=False)],
+    json: Json = False,
+) -> None:
+    """What a model or bundle is: task, shapes, parameters, operators, sizes. Runs nothing."""
+    from edgec import api
+
+    started = time.time()
+    found = api.inspect(model)
+    if json:
+        print_json(envelope("inspect", started, **found))
+        return
+    ports = [(kind, p["name"], p["dtype"], " x ".join(map(str, p["shape"])) or "scalar")
+             for kind in ("inputs", "outputs") for p in found[kind]]
+    facts = [(k.replace("_", " "), format_bytes(v) if k.endswith("bytes") else v)
+             for k, v in found.items() if not isinstance(v, (dict, list)) and v not in (None, "")]
+    print_table(("field", "value"), facts)
+    print_table(("port", "name", "dtype", "shape"), [(kind[:-1], *rest) for kind, *rest in ports], "\nInputs, outputs")
+    for title in ("operators", "kernels"):
+        if title in found:
+            counts: dict[str, int] = found[title]
+            print_table((title[:-1], "count"), sorted(counts.items(), key=lambda kv: (-kv[1], kv[0])),
+                        f"\n{title.capitalize()}")
+    if "memory" in found:
+        _print_memory(found["memory"])
+
+
+def check(
+    model: Source, target: Target = "host", ctx: Context = None, dynamic: Dynamic = None, json: Json = False
+) -> None:
+    """Whether a model compiles for a target; lists everything that stands in the way. Exit code 3 if something does."""
+    from edgec import api
+
+    started = time.time()
+    report = api.check(model, target=target, ctx=ctx, dynamic=parse_dynamic("--dynamic", dynamic or []))
+    if json:
+        print_json(envelope("check", started, target, **report.to_dict()))
+    elif report.problems:
+        print_table(
+            ("operator", "count", "reason", "where", "shapes", "suggestion"),
+            [(p.op, p.count, p.reason, _short(p.layers), _short(p.shapes), p.suggestion) for p in report.problems],
+        )
+    else:
+        print_table(("operator", "count"), sorted(report.operators.items()), f"{model} compiles for {target}")
+    if report.problems:
+        note(f"{sum(p.count for p in report.problems)} nodes cannot be compiled for {target}")
+        raise typer.Exit(EXIT_UNSUPPORTED)
+
+
+def compile_(
+    model: Source,
+    output: Annotated[Path, typer.Option("-o", "--output", help="Output folder.")] = Path("out"),
+    target: Target = "host",
+    ctx: Context = None,
+    dynamic: Dynamic = None,
+    weights: Annotated[
+        str, typer.Option(help="Storage: auto (smallest lossless one per tensor), fp32, fp16, bf16.")
+    ] = "auto",
+    kv: Annotated[str, typer.Option(help="Storage of the key/value cache: fp32, fp16.")] = "fp32",
+    memory_budget: Annotated[
+        str | None, typer.Option(help="Fail when the planned peak memory is above, as 900M or 1.5G.")
+    ] = None,
+    dump_dir: Annotated[Path | None, typer.Option(help="Write the graph after each pass, NNN_pass.onnx.")] = None,
+    stop_after: Annotated[str | None, typer.Option(help="Stop after this pass; with --dump-dir.")] = None,
+    print_after: Annotated[str | None, typer.Option(help="Print the graph after this pass, on stderr.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Do everything but write: says memory and sizes.")] = False,
+    json: Json = False,
+) -> None:
+    """Compile a model into a folder: model.edgec, the runtime library, edgec.h, manifest and reports."""
+    from edgec import api
+
+    started = time.time()
+    result = api.compile(
+        model, output, target=target, ctx=ctx, dynamic=parse_dynamic("--dynamic", dynamic or []),
+        weights=choice("--weights", weights, _WEIGHTS), kv=choice("--kv", kv, _KV),
+        memory_budget=parse_bytes("--memory-budget", memory_budget) if memory_budget is not None else None,
+        dump_dir=dump_dir, stop_after=stop_after, print_after=print_after, dry_run=dry_run,
+    )
+    if json:
+        print_json(envelope("compile", started, target, **result.to_dict()))
+        return
+    if result.memory:
+        _print_memory(result.memory)
+    if result.artifact is None:
+        note("dry run: nothing was written" if dry_run else f"stopped after {stop_after}: nothing was emitted")
+        return
+    artifact = result.artifact
+    rows = [(str(path.relative_to(artifact.outdir)), format_bytes(path.stat().st_size))
+            for path in sorted(artifact.outdir.rglob("*")) if path.is_file()]
+    print_table(("file", "size"), rows, f"\n{artifact.outdir}")
+    note(f"compiled {model} for {target} in {time.time() - started:.1f} s")
+
+
+def targets(
+    name: Annotated[str | None, typer.Argument(help="Show one row in full.", show_default=False)] = None,
+    json: Json = False,
+) -> None:
+    """The device rows that can be compiled for."""
+    from edgec.targets.devices import device, devices
+
+    started = time.time()
+    rows = [device(name)] if name is not None else list(devices())
+    if json:
+        print_json(envelope("targets", started, targets=[row.to_dict() for row in rows]))
+    elif name is not None:
+        fields = rows[0].to_dict()
+        print_table(("field", "value"), [
+            (k, " ".join(v) if isinstance(v, tuple) else format_bytes(v) if k in _SIZES and v else v or "-")
+            for k, v in fields.items()
+        ])
+    else:
+        print_table(("target", "system", "instruction sets", "about"),
+                    [(r.name, f"{r.arch} {r.os}", " ".join(r.isa), r.about) for r in rows])
+
+
+_SIZES = ("l1d", "l2", "l3", "page_size")
+
+
+def doctor(json: Json = False) -> None:
+    """Whether this installation works: compilers, CPU, runtime library and its self-test, optional parts."""
+    from edgec.doctor import examine
+
+    started = time.time()
+    findings = examine()
+    if json:
+        print_json(envelope("doctor", started, findings=[f.to_dict() for f in findings]))
+    else:
+        print_table(("check", "state", "details"), [(f.name, f.state, f.details) for f in findings])
+    if any(f.state == "failed" for f in findings):
+        raise typer.Exit(EXIT_GATE)
+
+
+def explain(
+    code: Annotated[str, typer.Argument(help="EDGEC-E0301 or E0301.", show_default=False)], json: Json = False
+) -> None:
+    """What an error code means and which exit status it has."""
+    started = time.time()
+    key = code.upper().removeprefix("EDGEC-")
+    if key not in CODES:
+        raise EdgecError("E0002", stage="explain", where="CODE", found=repr(code), wanted="an error code",
+                         hint=did_you_mean(f"EDGEC-{key}", [f"EDGEC-{known}" for known in CODES]))
+    row = CODES[key]
+    if json:
+        print_json(envelope("explain", started, code=f"EDGEC-{key}", title=row.title, explain=row.explain,
+                            exit_code=row.exit))
+    else:
+        stdout().print(f"EDGEC-{key}: {row.title}\n{row.explain}\nExit status {row.exit}.", markup=False)
+
+
+def _short(items: Sequence[str], most: int = 3) -> str:
+    return ", ".join(items[:most]) + (f" and {len(items) - most} more" if len(items) > most else "")
+
+
+def _print_memory(memory: dict[str, Any]) -> None:
+    """The memory table: what a process maps and what a session allocates, per context length."""
+    contexts = sorted(memory["state"], key=int)
+    language = contexts != ["0"]
+    arena = max(memory["arena"].values())
+    rows: list[tuple[str, ...]] = [
+        ("weights (mapped)", *[format_bytes(memory["weights"])] * len(contexts)),
+        (f"arena ({max(memory['arena'], key=memory['arena'].get)})", *[format_bytes(arena)] * len(contexts)),
+        ("scratch per thread", *[format_bytes(memory["scratch_per_thread"])] * len(contexts)),
+    ]
+    if language:
+        rows.append(("key/value cache", *[format_bytes(memory["state"][c]) for c in contexts]))
+    rows.append(("peak, one thread", *[format_bytes(memory["peak"][c]) for c in contexts]))
+    heads = [f"{c} tokens" for c in contexts] if language else ["bytes"]
+    print_table(("memory", *heads), rows)

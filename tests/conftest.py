@@ -1,0 +1,47 @@
+"""Shared by all tests: where the assets are, and what happens when they are not there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from edgec.env import ASSETS, REQUIRE_ASSETS
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def _require(present: bool, reason: str) -> None:
+    """Skips with `reason` unless `present`; under EDGEC_REQUIRE_ASSETS=1 (CI) it fails instead."""
+    if present:
+        return
+    if REQUIRE_ASSETS.get():
+        pytest.fail(reason + " (EDGEC_REQUIRE_ASSETS=1)", pytrace=False)
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def require() -> Callable[[bool, str], None]:
+    """require(condition, reason): for tools and parts a test needs besides assets."""
+    return _require
+
+
+@pytest.fixture(scope="session")
+def asset() -> Callable[[str], Path]:
+    """asset("mobilenet_v2/model.safetensors"): the path below EDGEC_ASSETS, or a skip with a reason."""
+
+    def find(name: str) -> Path:
+        folder = Path(ASSETS.get())
+        folder = folder if folder.is_absolute() else ROOT / folder
+        path = folder / name
+        _require(path.exists(), f"asset {name} is not below EDGEC_ASSETS ({folder})")
+        return path.resolve()
+
+    return find
+
+
+@pytest.fixture(scope="session")
+def prose_lm() -> Path:
+    """Our own small language model, part of the repository."""
+    return ROOT / "examples" / "models" / "prose_lm"

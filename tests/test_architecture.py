@@ -1,0 +1,151 @@
+"""The shape of the house: who may import whom, one copy of every module, the public interface."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import edgec
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# Part -> parts it may import besides itself. docs/architecture.md shows the same as a picture.
+BASE = {"errors", "env"}
+ALLOWED: dict[str, set[str]] = {
+    "errors": set(),
+    "env": {"errors"},
+    "ir": BASE,
+    "compress": BASE | {"ir"},
+    "passes": BASE | {"ir", "compress"},
+    "native": BASE | {"ir", "compress"},
+    "targets": BASE | {"ir", "compress", "native"},
+    "importers": BASE | {"ir", "compress", "passes"},
+    "zoo": BASE,
+    "train": BASE,
+    "pipeline": BASE | {"ir", "compress", "importers", "passes", "native", "targets"},
+    "judge": BASE | {"ir", "compress", "importers", "native", "targets"},
+    "api": BASE | {"ir", "compress", "importers", "native", "passes", "targets", "pipeline", "judge"},
+    "doctor": BASE | {"native", "targets", "judge"},
+    "cli_values": BASE | {"judge"},
+    "cli_output": BASE,
+    "cli_build": BASE | {"api", "doctor", "targets", "cli_values", "cli_output"},
+    "cli_use": BASE | {"api", "judge", "native", "cli_values", "cli_output"},
+    "cli": BASE | {"cli_build", "cli_use", "cli_output", "targets"},
+    "__main__": {"cli"},
+    "__init__": {"api", "errors", "native"},
+}
+# Seconds to import, so only inside functions: a command that does not need them must not pay for them.
+HEAVY = {"torch", "transformers", "mobius", "onnxruntime", "onnxscript", "PIL", "ziglang", "rich"}
+HEAVY_ALLOWED = {  # modules that are themselves only imported inside functions
+    "importers": {"torch", "onnxscript", "onnxruntime", "transformers", "mobius"},
+    "zoo": {"torch"}, "train": {"torch"},
+    "ir": {"onnxscript"}, "passes": {"onnxscript"},
+}
+
+
+def modules() -> list[tuple[str, Path]]:
+    """(part, file) of every Python file of the package."""
+    found = [(p.stem, p) for p in sorted((ROOT / "edgec").glob("*.py"))]
+    for folder in sorted(p for p in (ROOT / "edgec").iterdir() if p.is_dir() and p.name not in ("__pycache__", "_native")):
+        found += [(folder.name, p) for p in sorted(folder.resolve().rglob("*.py"))]
+    return found
+
+
+def imports(tree: ast.AST) -> list[tuple[str, int]]:
+    """(dotted name, line) of everything a file imports, functions and TYPE_CHECKING blocks included."""
+    names: list[tuple[str, int]] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names += [(alias.name, node.lineno) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"relative import in line {node.lineno}"
+            names += [(f"{node.module}.{alias.name}", node.lineno) for alias in node.names]
+    return names
+
+
+def top_level_imports(tree: ast.Module) -> list[tuple[str, int]]:
+    """Imports that run when the module is imported."""
+    names: list[tuple[str, int]] = []
+    for node in tree.body:
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            names += imports(node)
+    return names
+
+
+FILES = modules()
+
+
+@pytest.mark.parametrize(("part", "path"), FILES, ids=[str(p.relative_to(ROOT)) for _, p in FILES])
+def test_imports_go_one_way(part: str, path: Path) -> None:
+    assert part in ALLOWED, f"new part {part!r}: decide in this file what it may import"
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for name, line in imports(tree):
+        words = name.split(".")
+        assert words[0] not in ("passes", "targets"), f"{path}:{line}: import edgec.{name}, never the bare folder"
+        if words[0] == "edgec" and len(words) > 1 and words[1] not in ("__version__", part):
+            assert words[1] in ALLOWED[part], f"{path}:{line}: {part} must not import {name}"
+    for name, line in top_level_imports(tree):
+        root = name.split(".")[0]
+        assert root not in HEAVY - HEAVY_ALLOWED.get(part, set()), f"{path}:{line}: import {root} inside a function"
+
+
+def test_the_check_sees_a_wrong_import() -> None:
+    tree = ast.parse("def f():\n    from edgec.targets.devices import host\nimport edgec.cli\n")
+    assert [name for name, _ in imports(tree)] == ["edgec.cli", "edgec.targets.devices.host"]
+    assert "targets" not in ALLOWED["passes"]
+    assert "cli" not in set().union(*(v for k, v in ALLOWED.items() if k != "__main__"))
+
+
+def test_every_module_exists_once() -> None:
+    """edgec/passes and edgec/targets are links, and a module has the same identity through either name."""
+    for name in ("passes", "targets"):
+        link = ROOT / "edgec" / name
+        assert link.is_symlink()
+        assert link.resolve() == ROOT / name
+        assert importlib.import_module(f"edgec.{name}").__name__ == f"edgec.{name}"
+        assert name not in sys.modules
+
+
+def test_a_checkout_without_links_says_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "passes").write_text("../passes")
+    with pytest.raises(ImportError, match=r"core\.symlinks"):
+        edgec._check_links(tmp_path)
+
+
+def test_public_names() -> None:
+    """The public interface is at most ten names and each of them resolves."""
+    assert len(edgec.__all__) <= 10
+    for name in edgec.__all__:
+        assert getattr(edgec, name) is not None
+    assert set(edgec.__all__) == set(edgec._PUBLIC) | {"__version__"}
+    with pytest.raises(AttributeError):
+        edgec.no_such_name  # noqa: B018
+
+
+def test_import_is_light() -> None:
+    """`import edgec` and `edgec --help` load none of the heavy packages."""
+    code = (
+        "import sys, edgec.cli\n"
+        f"heavy = sorted(set({sorted(HEAVY - {'rich'})!r}) & sys.modules.keys())\n"
+        "sys.exit(', '.join(heavy) if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_no_file_names_a_machine() -> None:
+    """Nothing in the repository may depend on the place where it was written."""
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if listed.returncode != 0:
+        pytest.skip("not a git checkout")
+    bad = ["/" + word for word in ("work/", "root/", "home/")]
+    for name in listed.stdout.split():
+        path = ROOT / name
+        if path.suffix in (".py", ".md", ".h", ".cpp", ".c", ".sh", ".txt", ".toml", ".def") and path.is_file():
+            text = path.read_text(encoding="utf-8")
+            assert not any(word in text for word in bad), f"{name} names a folder of one machine"
