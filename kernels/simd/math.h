@@ -1,12 +1,12 @@
 // Vector math on the vocabulary, included once per instruction set after its simd header (so: no guard, no includes).
 //
-// Errors against float64 (tests/kernels/cases_math.cpp holds them to it): vexp, vexpm1, vlog <= 2 ulp; vsigmoid, verfc
+// Errors against float64 (held to it by the `unary` cases of tests/kernels): vexp, vexpm1, vlog <= 2 ulp; vsigmoid, verfc
 // relative <= 1e-6 for |x| <= 5; vtanh, verf <= 3e-7 absolute. NaN gives NaN. The polynomials are weighted minimax
 // fits of our own.
 //
 // vmin and vmax return their second operand when one of the two is NaN, as x86 does; x therefore comes second.
 
-static inline vf vpoly(vf x, const float *c, int n) {  // c[0] + c[1] x + ..., Horner; unrolled where n is a constant
+EDGEC_INLINE vf vpoly(vf x, const float *c, int n) {  // c[0] + c[1] x + ..., Horner; unrolled where n is a constant
     vf s = vset(c[n - 1]);
     for (int k = n - 2; k >= 0; --k) s = vfma(s, x, vset(c[k]));
     return s;
@@ -16,33 +16,34 @@ constexpr float kLog2e = 1.44269504f, kLn2Hi = 0.693359375f, kLn2Lo = -2.1219444
 constexpr float kExpC[] = {0.5f, 0.166666657f, 0.0416662954f, 0.00833349768f, 0.00139447581f, 0.000197902438f};
 
 // 2^n * x for n in [-252, 254] in two exact steps, so that results near the ends of the range come out right.
-static inline vf vscale2(vf x, vi n) {
+EDGEC_INLINE vf vscale2(vf x, vi n) {
     vi half = vishr<1>(n), rest = visub(n, half);
     vf lo = vcast_f(vishl<23>(viadd(half, viset(127)))), hi = vcast_f(vishl<23>(viadd(rest, viset(127))));
     return vmul(vmul(x, lo), hi);
 }
 
 // x = n ln2 + r; r keeps NaN.
-static inline vf vexp_reduce(vf x, vf *n) {
+EDGEC_INLINE vf vexp_reduce(vf x, vf *n) {
     *n = vround(vmul(x, vset(kLog2e)));
     return vfma(*n, vset(-kLn2Lo), vfma(*n, vset(-kLn2Hi), x));
 }
 
 // -inf gives 0, +inf and anything above 88.72 gives inf.
-static inline vf vexp(vf x) {
+EDGEC_INLINE vf vexp(vf x) {
     x = vmax(vset(-104.0f), vmin(vset(89.0f), x));
     vf n, r = vexp_reduce(x, &n);
     vf p = vpoly(r, kExpC, 6);
-    return vscale2(vadd(vset(1.0f), vfma(vmul(r, r), p, r)), vtoi(n));
+    vi k = vtoi(vmin(n, vset(129.0f)));  // a NaN becomes 129 here and stays in p
+    return vscale2(vadd(vset(1.0f), vfma(vmul(r, r), p, r)), k);
 }
 
-static inline vf vexpm1(vf x) {
+EDGEC_INLINE vf vexpm1(vf x) {
     vf p = vfma(vmul(x, x), vpoly(x, kExpC, 6), x);  // the same polynomial without the 1: no cancellation near 0
     return vsel(vlt(vabs(x), vset(0.3466f)), p, vsub(vexp(x), vset(1.0f)));
 }
 
 // 0 gives -inf, negative gives NaN, +inf gives +inf; denormals are handled.
-static inline vf vlog(vf x) {
+EDGEC_INLINE vf vlog(vf x) {
     const float c[] = {0.333333135f, -0.250000089f, 0.200021192f, -0.166679963f, 0.142195523f,
                        -0.124055892f, 0.11888162f, -0.116756521f, 0.067466408f};
     vm tiny = vlt(x, vset(1.17549435e-38f));
@@ -62,14 +63,14 @@ static inline vf vlog(vf x) {
 }
 
 // log(1 + u) for u in [0, 1]; the correction term restores what 1 + u rounded away.
-static inline vf vlog1p_unit(vf u) {
+EDGEC_INLINE vf vlog1p_unit(vf u) {
     vf w = vadd(vset(1.0f), u);
     return vsub(vlog(w), vdiv(vsub(vsub(w, vset(1.0f)), u), w));
 }
 
-static inline vf vsigmoid(vf x) { return vdiv(vset(1.0f), vadd(vset(1.0f), vexp(vneg(x)))); }
+EDGEC_INLINE vf vsigmoid(vf x) { return vdiv(vset(1.0f), vadd(vset(1.0f), vexp(vneg(x)))); }
 
-static inline vf vtanh(vf x) {
+EDGEC_INLINE vf vtanh(vf x) {
     const float c[] = {-0.333332717f, 0.133311525f, -0.0537141077f, 0.0205517188f, -0.00560391415f};
     vf a = vabs(x), x2 = vmul(x, x);
     vf small = vfma(vmul(x2, x), vpoly(x2, c, 5), x);
@@ -80,14 +81,14 @@ static inline vf vtanh(vf x) {
 }
 
 // erfc(z) for z >= 0, relative accuracy kept far into the tail: exp(-z^2) t R(t), t = 1 / (1 + z/2).
-static inline vf verfc(vf z) {
+EDGEC_INLINE vf verfc(vf z) {
     const float c[] = {0.282086223f, 0.282378763f, 0.243078843f, 0.202785075f, -0.0268569011f,
                        0.278401673f, -0.487491399f, 0.284715354f, -0.0590976588f};
     vf t = vdiv(vset(1.0f), vfma(z, vset(0.5f), vset(1.0f)));
     return vmul(vexp(vneg(vmul(z, z))), vmul(t, vpoly(t, c, 9)));
 }
 
-static inline vf verf(vf x) {
+EDGEC_INLINE vf verf(vf x) {
     const float c[] = {1.12837911f, -0.37612626f, 0.112836003f, -0.0268544443f, 0.00518953567f, -0.000802084222f,
                        7.88912294e-05f};
     vf a = vabs(x), x2 = vmul(x, x);
@@ -97,10 +98,10 @@ static inline vf verf(vf x) {
 }
 
 // Activations by the codes of docs/kernels.md. silu, gelu and mish of -inf are NaN or 0 as their formulas give.
-static inline vf vsilu(vf x) { return vdiv(x, vadd(vset(1.0f), vexp(vneg(x)))); }
+EDGEC_INLINE vf vsilu(vf x) { return vdiv(x, vadd(vset(1.0f), vexp(vneg(x)))); }
 
 // max(x, 0) - |x| erfc(|x| / sqrt 2) / 2: no cancellation in the negative tail, and no inf * 0 at the ends.
-static inline vf vgelu(vf x) {
+EDGEC_INLINE vf vgelu(vf x) {
     vf a = vabs(x);
     vf h = vmul(vmul(vset(0.5f), a), verfc(vmul(a, vset(0.707106781f))));
     h = vsel(vgt(a, vset(14.0f)), vset(0.0f), h);
@@ -108,25 +109,25 @@ static inline vf vgelu(vf x) {
 }
 
 // 0.5 x (1 + tanh u) = x sigmoid(2u).
-static inline vf vgelu_tanh(vf x) {
+EDGEC_INLINE vf vgelu_tanh(vf x) {
     vf u = vmul(x, vfma(vmul(x, x), vset(0.0713548163f), vset(1.59576912f)));
     return vdiv(x, vadd(vset(1.0f), vexp(vneg(u))));
 }
 
-static inline vf vsoftplus(vf x) {
+EDGEC_INLINE vf vsoftplus(vf x) {
     return vadd(vmax(vset(0.0f), x), vlog1p_unit(vexp(vneg(vabs(x)))));
 }
 
 // x tanh(log(1 + e)) = x n / (n + 2) with e = exp x, n = e (e + 2).
-static inline vf vmish(vf x) {
+EDGEC_INLINE vf vmish(vf x) {
     vf e = vexp(vmin(vset(20.0f), x)), n = vmul(e, vadd(e, vset(2.0f)));
     return vmul(x, vdiv(n, vadd(n, vset(2.0f))));
 }
 
-static inline vf vclip(vf x, vf lo, vf hi) { return vmin(hi, vmax(lo, x)); }
+EDGEC_INLINE vf vclip(vf x, vf lo, vf hi) { return vmin(hi, vmax(lo, x)); }
 
 // Out of line: a convolution's epilogue would otherwise carry every activation in each of its variants.
-static __attribute__((noinline)) vf vact_curved(int code, vf x, float a, float b) {
+EDGEC_NOINLINE vf vact_curved(int code, vf x, float a, float b) {
     const vf zero = vset(0.0f), one = vset(1.0f), sixth = vset(1.0f / 6.0f);
     switch (code) {
         case 3: return vsigmoid(x);
@@ -144,7 +145,7 @@ static __attribute__((noinline)) vf vact_curved(int code, vf x, float a, float b
 }
 
 // code must be 0..13: every check function sees to that.
-static inline vf vact(int code, vf x, float a, float b) {
+EDGEC_INLINE vf vact(int code, vf x, float a, float b) {
     if (code == 0) return x;
     if (code == 1) return vmax(vset(0.0f), x);
     if (code == 2) return vclip(x, vset(a), vset(b));

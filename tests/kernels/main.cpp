@@ -1,0 +1,93 @@
+// kernel_tests [--isa NAME] [--seed N] [--filter KERNEL] [--hostile ROUNDS] [--list]
+// Every row of kernels.def needs at least one case, or the run fails.
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <algorithm>
+
+#include "harness.h"
+
+using namespace kt;
+
+static int usage(const char *what, const char *value) {
+    fprintf(stderr, "kernel_tests: %s '%s'; usage: kernel_tests [--isa NAME] [--seed N] [--filter KERNEL] [--hostile ROUNDS] [--list]\n",
+            what, value);
+    return 2;
+}
+
+int main(int argc, char **argv) {
+    uint64_t seed = 1;
+    int rounds = 60;
+    const char *filter = nullptr;
+    bool list = false;
+    std::vector<Isa> isas;
+    for (int n = 0; n < ISA_COUNT; ++n)
+        if (available_isas() >> n & 1) isas.push_back((Isa)n);
+    for (int n = 1; n < argc; ++n) {
+        const bool more = n + 1 < argc;
+        if (!strcmp(argv[n], "--list")) list = true;
+        else if (!strcmp(argv[n], "--isa") && more) {
+            Isa isa;
+            if (!parse_isa(argv[++n], &isa)) return usage("unknown instruction set", argv[n]);
+            if (!(available_isas() >> isa & 1)) return usage("this CPU or build lacks instruction set", argv[n]);
+            isas.assign(1, isa);
+        } else if ((!strcmp(argv[n], "--seed") || !strcmp(argv[n], "--hostile")) && more) {
+            char *end;
+            const bool is_seed = argv[n][2] == 's';
+            const unsigned long long value = strtoull(argv[++n], &end, 10);
+            if (*end || end == argv[n] || (!is_seed && value > 1000000)) return usage("not a number", argv[n]);
+            if (is_seed) seed = value;
+            else rounds = (int)value;
+        } else if (!strcmp(argv[n], "--filter") && more) {
+            filter = argv[++n];
+            if (!find_kernel(filter)) return usage("unknown kernel", filter);
+        } else {
+            return usage("unknown or incomplete argument", argv[n]);
+        }
+    }
+
+    int64_t passed = 0, failed = 0;
+    for (const Group *g = g_groups; g; g = g->next)
+        if (!find_kernel(g->kernel)) ++failed, printf("%s: cases for a kernel that kernels.def does not have\n", g->kernel);
+    for (int n = 0; n < kKernelCount; ++n) {
+        const Kernel &kernel = kKernels[n];
+        if (filter && strcmp(filter, kernel.name)) continue;
+        Suite suite{{seed * 0x9e3779b97f4a7c15ull + (uint64_t)n}, &kernel, {}};
+        for (const Group *g = g_groups; g; g = g->next)
+            if (!strcmp(g->kernel, kernel.name)) g->fill(suite);
+        if (suite.cases.empty()) {
+            ++failed;
+            printf("%s: a row of kernels.def without a case\n", kernel.name);
+            continue;
+        }
+        if (list) {
+            printf("%-18s %4zu cases\n", kernel.name, suite.cases.size());
+            continue;
+        }
+        printf("%-18s %4zu cases", kernel.name, suite.cases.size());
+        std::vector<std::string> messages;
+        for (const Isa isa : isas) {
+            double worst = 0;
+            for (const auto &c : suite.cases) {
+                const Result r = kernel.run[isa] ? run_case(*c, isa, suite.rng) : Result{false, 0, "no such function in this build"};
+                worst = std::max(worst, r.worst);
+                ++(r.ok ? passed : failed);
+                if (!r.ok) messages.push_back(std::string(isa_name(isa)) + " " + r.message);
+            }
+            printf("  %s %.1e", isa_name(isa), worst);
+        }
+        int64_t accepted = 0;
+        for (const auto &c : suite.cases) {
+            if (rounds == 0) break;
+            const Result r = run_hostile(*c, isas, suite.rng, rounds, &accepted);
+            ++(r.ok ? passed : failed);
+            if (!r.ok) messages.push_back(r.message);
+        }
+        printf("  hostile %lld of %lld ran\n", (long long)accepted, (long long)rounds * (long long)suite.cases.size());
+        for (const std::string &m : messages) printf("    FAILED %s\n", m.c_str());
+        fflush(stdout);
+    }
+    if (!list) printf("%lld passed, %lld failed\n", (long long)passed, (long long)failed);
+    return failed ? 1 : 0;
+}
