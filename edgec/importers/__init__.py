@@ -1,0 +1,88 @@
+"""The doors: every source of a model becomes one `onnx_ir.Model` in the *imported* form of docs/ir.md.
+
+    load(nn.Module object, example_inputs=...)      edgec.importers.torch
+    load("path/to/file.py:factory")                 the same, after running the user's own file
+    load("folder")  with a config.json              edgec.importers.hf
+
+A door checks what it built against the original before it returns it; it never opens the network.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgec.errors import EdgecError, did_you_mean
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+STAGE = "import"
+SOURCES = "a Hugging Face folder (config.json and *.safetensors), FILE.py:FACTORY, or a torch.nn.Module object"
+
+
+def load(source: object, **options: Any) -> ir.Model:
+    """Imports `source`; the ModelInfo is attached (edgec.ir.info).
+
+    source: see the module's first lines; a path may be str or Path.
+    options: `name`; `check` (bool, default True: compare with the original); modules and factories also
+    `example_inputs` and `dynamic` (see edgec.importers.torch.load).
+    Raises EdgecError: E0002 unknown option, E0003 missing path, E0101 unreadable source, E0102 untraceable,
+    E0103 unknown architecture, E0104 the imported graph computes something else.
+    """
+    kind, what = classify(source)
+    allowed = {"hf": ("name", "check"), "torch": ("name", "check", "example_inputs", "dynamic")}[
+        "hf" if kind == "hf" else "torch"
+    ]
+    for key in options:
+        if key not in allowed:
+            raise EdgecError("E0002", stage=STAGE, where=f"option {key!r}", found=f"a {kind} source",
+                             wanted=did_you_mean(key, allowed))
+    if kind == "hf":
+        from edgec.importers import hf
+
+        return hf.load(Path(what), **options)
+    from edgec.importers import torch as torch_door
+
+    if kind == "module":
+        return torch_door.load(source, **options)
+    return torch_door.load_factory(what, **options)
+
+
+def classify(source: object) -> tuple[str, str]:
+    """(kind, path): kind is `module`, `factory` or `hf`; path is "" for a module.
+
+    Decides by looking at the source only: nothing of it is run. Raises EdgecError E0003 or E0101.
+    """
+    torch = sys.modules.get("torch")  # whoever holds a module has imported torch
+    if torch is not None and isinstance(source, torch.nn.Module):
+        return "module", ""
+    if not isinstance(source, (str, Path)):
+        raise EdgecError("E0101", stage=STAGE, where="source", found=f"an object of type {type(source).__name__}",
+                         wanted=SOURCES)
+    text = str(source)
+    if not text or "\0" in text:
+        raise EdgecError("E0101", stage=STAGE, where="source", found=repr(text), wanted=SOURCES)
+    path = Path(text)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            listed = sorted(p.name for p in path.iterdir())
+            shown = ", ".join(listed[:8]) + (", ..." if len(listed) > 8 else "")
+            raise EdgecError("E0101", stage=STAGE, where=text, found=f"a folder without config.json ({shown or 'empty'})",
+                             wanted=SOURCES)
+        return "hf", text
+    if path.is_file():
+        hint = f"name the function that builds the model: {text}:FACTORY" if path.suffix == ".py" else ""
+        raise EdgecError("E0101", stage=STAGE, where=text, found=f"a file ({path.suffix or 'no suffix'})",
+                         wanted=SOURCES, hint=hint)
+    file, colon, factory = text.rpartition(":")
+    if colon and file.endswith(".py"):
+        if not Path(file).is_file():
+            raise EdgecError("E0003", stage=STAGE, where=file, found="no such file", wanted=SOURCES)
+        if not factory.isidentifier():
+            raise EdgecError("E0101", stage=STAGE, where=text, found=f"factory {factory!r}",
+                             wanted="the name of a function in that file")
+        return "factory", text
+    raise EdgecError("E0003", stage=STAGE, where=text, found="no such file or folder", wanted=SOURCES,
+                     hint="models are read from this machine only; download a model first")

@@ -1,0 +1,318 @@
+"""The Hugging Face door: a local folder (config.json, *.safetensors, tokenizer.json) of a causal language model.
+
+Two routes lead to the graph: mobius builds it from the configuration, and torch.export traces the transformers
+module. Whatever a route builds is compared with transformers (edgec.importers.hf_check); the first that agrees wins,
+and when none does the import fails with the figures of both. Nothing here opens the network or runs code from the folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from edgec.errors import EdgecError, missing_extra
+from edgec.importers.torch import quiet
+from edgec.ir.info import ModelInfo, attach_info
+from edgec.ir.weights import sha256_of
+
+STAGE = "import"
+ROUTE_KEY = "edgec.import_route"
+_SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+# Tensors that old checkpoints store and every implementation computes.
+_DERIVED = ("rotary_emb.inv_freq", "attn.bias", "attn.masked_bias")
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A model folder that has been looked at: its configuration as written and its weight files, links resolved."""
+
+    path: Path
+    config: dict[str, Any]
+    weights: tuple[Path, ...]
+
+    @classmethod
+    def read(cls, path: Path) -> Folder:
+        """Raises EdgecError: E0101 for what cannot be read or is not plain data, E0103 for what is no language model."""
+        config = _json(path / "config.json")
+        if not isinstance(config.get("model_type"), str):
+            raise EdgecError("E0101", stage=STAGE, where=str(path / "config.json"), found="no model_type",
+                             wanted="the config.json of a Hugging Face model")
+        if "auto_map" in config:
+            raise EdgecError("E0101", stage=STAGE, where=str(path / "config.json"), found="auto_map: the model is code in the folder",
+                             wanted="an architecture that transformers has built in", hint="code from model folders is never run")
+        if "quantization_config" in config:
+            method = config["quantization_config"]
+            method = method.get("quant_method", "?") if isinstance(method, dict) else "?"
+            raise EdgecError("E0103", stage=STAGE, where=str(path / "config.json"), found=f"weights quantized with {method}",
+                             wanted="float weights", hint="use the original model and let edgec compress it")
+        architectures = config.get("architectures") or []
+        if config.get("is_encoder_decoder") or (architectures and not any("CausalLM" in str(a) for a in architectures)):
+            raise EdgecError("E0103", stage=STAGE, where=str(path), found=f"{config['model_type']}: {', '.join(map(str, architectures))}",
+                             wanted="a causal language model (architectures: ...ForCausalLM)",
+                             hint="other modules can be imported as FILE.py:FACTORY")
+        return cls(path, config, tuple(_weight_files(path)))
+
+    def sha256(self) -> str:
+        """Of the weight file, or of the names and hashes of several."""
+        import hashlib
+
+        if len(self.weights) == 1:
+            return sha256_of(self.weights[0])
+        lines = "".join(f"{w.name} {sha256_of(w)}\n" for w in self.weights)
+        return hashlib.sha256(lines.encode()).hexdigest()
+
+    def state(self) -> dict[str, Any]:
+        """name -> torch tensor over the mapped file: nothing is read until a tensor's values are."""
+        import safetensors
+
+        tensors: dict[str, Any] = {}
+        for file in self.weights:
+            try:
+                with safetensors.safe_open(file, framework="pt") as opened:
+                    tensors.update({key: opened.get_tensor(key) for key in opened.keys()})
+            except Exception as e:
+                raise _unreadable(file, e) from e
+        return tensors
+
+
+def load(path: Path, *, name: str | None = None, check: bool = True) -> ir.Model:
+    """Imports the folder `path`; weights stay in their files until a pass or the emitter reads them.
+
+    Inputs: input_ids INT64 [batch, sequence], position_ids, attention_mask (of the mobius route), and per layer
+    past_key_values.i.{key,value} [batch, Hkv, past, D]. Outputs: logits, then present.i.{key,value}.
+    Raises EdgecError: E0003, E0005, E0101, E0103, and E0104 when no route gives a graph that agrees with transformers.
+    """
+    from edgec.importers import hf_check, hf_trace
+
+    folder = Folder.read(path)
+    failures: list[str] = []
+    differs = False
+    with offline(), quiet():
+        config = read_config(folder)
+        for route, build in (("mobius", build_with_mobius), ("torch", hf_trace.build)):
+            try:
+                model = build(folder, config)
+                if check:
+                    hf_check.verify(model, folder, config, build)
+            except EdgecError as e:
+                if e.code == "E0101":  # the files are at fault, not the route
+                    raise
+                differs = differs or e.code == "E0104"
+                failures.append(f"{route}: {e.found or e.code}")
+                continue
+            model.metadata_props[ROUTE_KEY] = route
+            return attach_info(model, _info(folder, config, name))
+    raise EdgecError("E0104" if differs else "E0103", stage=STAGE, where=str(path), found="; ".join(failures),
+                     wanted="a graph whose logits equal those of transformers",
+                     hint="please report the model's config.json with this message")
+
+
+def read_config(folder: Folder) -> Any:
+    """The transformers configuration object; E0103 when this transformers does not know the family."""
+    transformers = _transformers()
+    try:
+        return transformers.AutoConfig.from_pretrained(folder.path, local_files_only=True, trust_remote_code=False)
+    except Exception as e:
+        raise EdgecError("E0103", stage=STAGE, where=str(folder.path / "config.json"),
+                         found=f"{folder.config['model_type']}: {str(e).splitlines()[0][:300]}",
+                         wanted="a family that transformers has built in") from e
+
+
+def build_with_mobius(folder: Folder, config: Any) -> ir.Model:
+    """The graph that mobius builds for the configuration, with weights mapped from the folder.
+
+    Raises EdgecError E0103 when mobius cannot build it or its parameters and the files' do not match.
+    """
+    try:
+        import mobius
+    except ImportError as e:
+        raise missing_extra("hf", "mobius", STAGE) from e
+
+    kind = config.model_type
+    built: list[Any] = []
+    try:
+        family = mobius.registry.get(kind)
+
+        # Only the instance knows how the files' tensors map to its parameters, and build() does not return it.
+        class Recorded(family):  # type: ignore[misc, valid-type]
+            def __init__(self, settings: Any) -> None:
+                super().__init__(settings)
+                built.append(self)
+
+        Recorded.__name__ = Recorded.__qualname__ = family.__name__
+        package = mobius.build(str(folder.path), task="text-generation", dtype="f32", load_weights=False,
+                               module_class=Recorded, trust_remote_code=False)
+        if list(package) != ["model"]:
+            raise ValueError(f"it consists of {', '.join(package)}")
+        model: ir.Model = package["model"]
+        state = built[0].preprocess_weights(folder.state()) if hasattr(built[0], "preprocess_weights") else folder.state()
+    except EdgecError:
+        raise
+    except Exception as e:
+        raise EdgecError("E0103", stage=STAGE, where=str(folder.path),
+                         found=f"mobius cannot build {kind}: {type(e).__name__}: {str(e)[:300]}") from e
+    _assign(model, state, folder)
+    return model
+
+
+def _assign(model: ir.Model, state: dict[str, Any], folder: Folder) -> None:
+    """Gives every empty initializer its tensor; every tensor of the files must have found its place."""
+    parameters = model.graph.initializers
+    missing = [k for k, v in parameters.items() if v.const_value is None and k not in state]
+    spare = [k for k in state if k not in parameters and not k.endswith(_DERIVED)]
+    if folder.config.get("tie_word_embeddings"):
+        spare = [k for k in spare if k != "lm_head.weight"]
+    wrong = [f"{k} {list(state[k].shape)}" for k, v in parameters.items()
+             if k in state and v.shape is not None and tuple(state[k].shape) != tuple(v.shape.numpy())]
+    for what, names in (("no weights for", missing), ("no place for", spare), ("another shape for", wrong)):
+        if names:
+            raise EdgecError("E0103", stage=STAGE, where=str(folder.path),
+                             found=f"{what} {', '.join(names[:5])}{' and more' if len(names) > 5 else ''}")
+    for key, value in parameters.items():
+        if value.const_value is None:
+            value.const_value = mapped(state[key], key)
+
+
+def mapped(tensor: Any, name: str) -> ir.TensorProtocol:
+    """A torch tensor over a mapped file as a FLOAT tensor that is converted each time it is read, never kept."""
+    import torch
+
+    if tensor.dtype == torch.float32 and tensor.is_contiguous():
+        return ir.Tensor(tensor.numpy(), name=name)
+
+    def convert() -> ir.Tensor:
+        return ir.Tensor(tensor.to(torch.float32).contiguous().numpy(), name=name)
+
+    return ir.LazyTensor(convert, dtype=ir.DataType.FLOAT, shape=ir.Shape(tensor.shape), name=name, cache=False)
+
+
+def load_transformers(folder: Folder, config: Any, attention: str) -> Any:
+    """The transformers module in float32 and eval mode; `attention` names its attention implementation."""
+    transformers = _transformers()
+    import torch
+
+    try:
+        return transformers.AutoModelForCausalLM.from_pretrained(
+            folder.path, config=config, dtype=torch.float32, attn_implementation=attention, local_files_only=True,
+            trust_remote_code=False, use_safetensors=True,
+        ).eval()
+    except Exception as e:
+        raise EdgecError("E0103", stage=STAGE, where=str(folder.path),
+                         found=f"transformers cannot load it: {type(e).__name__}: {str(e)[:300]}") from e
+
+
+@contextlib.contextmanager
+def offline() -> Iterator[None]:
+    """No network for the libraries used here, whatever the environment says."""
+    names = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
+    before = {n: os.environ.get(n) for n in names}
+    os.environ.update(dict.fromkeys(names, "1"))
+    transformers = _transformers()
+    import huggingface_hub.constants as hub
+
+    # The hub library reads the variable once, when it is imported, which may have been long ago.
+    online, hub.HF_HUB_OFFLINE = hub.HF_HUB_OFFLINE, True
+    bars = transformers.utils.logging.is_progress_bar_enabled()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        hub.HF_HUB_OFFLINE = online
+        if bars:
+            transformers.utils.logging.enable_progress_bar()
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _info(folder: Folder, config: Any, name: str | None) -> ModelInfo:
+    generation = folder.path / "generation_config.json"
+    settings = {**folder.config, **(_json(generation) if generation.is_file() else {})}
+
+    def tokens(key: str) -> tuple[int, ...]:
+        value = settings.get(key, getattr(config, key, None))
+        values = value if isinstance(value, list) else [value]
+        return tuple(v for v in values if isinstance(v, int) and 0 <= v < config.vocab_size)
+
+    bos = tokens("bos_token_id")
+    tokenizer = folder.path / "tokenizer.json"
+    return ModelInfo(
+        task="causal-lm", name=name or folder.path.resolve().name, source=str(folder.path),
+        source_sha256=folder.sha256(), max_context=int(config.max_position_embeddings),
+        vocab_size=int(config.vocab_size), bos_token=bos[0] if bos else None, eos_tokens=tokens("eos_token_id"),
+        tokenizer=tokenizer.resolve() if tokenizer.is_file() else None,
+    )
+
+
+def _weight_files(path: Path) -> list[Path]:
+    if (path / _INDEX).is_file():
+        index = _json(path / _INDEX).get("weight_map")
+        names = sorted({str(v) for v in index.values()}) if isinstance(index, dict) else []
+        if not names:
+            raise EdgecError("E0101", stage=STAGE, where=str(path / _INDEX), found="no weight_map", wanted="names of shards")
+        for name in names:
+            if name != Path(name).name or name in ("", ".", ".."):
+                raise EdgecError("E0101", stage=STAGE, where=str(path / _INDEX), found=f"shard {name!r}",
+                                 wanted="file names inside the folder")
+    elif (path / _SINGLE).is_file():
+        names = [_SINGLE]
+    else:
+        others = sorted(p.name for p in path.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack"))
+        raise EdgecError(
+            "E0101", stage=STAGE, where=str(path), found=f"weights only as {', '.join(others[:4])}" if others else "no weights",
+            wanted=f"{_SINGLE} or {_INDEX}",
+            hint="convert them with transformers: save_pretrained(..., safe_serialization=True)" if others else "",
+        )
+    files = [path / name for name in names]
+    for file in files:
+        if not file.is_file():
+            raise EdgecError("E0101", stage=STAGE, where=str(file), found="a shard that the index names is missing",
+                             wanted="all shards", hint="a link to a file that is gone looks like this too")
+        _check_header(file.resolve())
+    return [file.resolve() for file in files]
+
+
+def _check_header(file: Path) -> None:
+    """Opens a safetensors file, which checks its header against its length."""
+    import safetensors
+
+    try:
+        with safetensors.safe_open(file, framework="np") as opened:
+            if not list(opened.keys()):
+                raise ValueError("it holds no tensors")
+    except Exception as e:
+        raise _unreadable(file, e) from e
+
+
+def _unreadable(file: Path, error: Exception) -> EdgecError:
+    return EdgecError("E0101", stage=STAGE, where=str(file), found=str(error)[:300], wanted="a complete safetensors file",
+                      hint="copy or download the file again")
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as e:
+        raise EdgecError("E0003", stage=STAGE, where=str(path), found=str(e), wanted="a readable file") from e
+    except ValueError as e:
+        raise EdgecError("E0101", stage=STAGE, where=str(path), found=f"not JSON: {e}", wanted="a JSON object") from e
+    if not isinstance(data, dict):
+        raise EdgecError("E0101", stage=STAGE, where=str(path), found=f"a JSON {type(data).__name__}", wanted="a JSON object")
+    return data
+
+
+def _transformers() -> Any:
+    try:
+        import transformers
+    except ImportError as e:
+        raise missing_extra("hf", "transformers", STAGE) from e
+    return transformers
