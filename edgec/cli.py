@@ -6,7 +6,7 @@ import os
 import sys
 import time
 import traceback
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -23,7 +23,7 @@ cli_build.register(app)
 cli_use.register(app)
 
 # typer carries its own copy of click; the base class of its usage errors is found without naming that copy.
-_ClickError = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
+_ClickError: type[Any] = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 
 
 def _version(value: bool) -> None:
@@ -92,11 +92,11 @@ def main(argv: list[str] | None = None) -> int:
         return EXIT_OK
     except EdgecError as e:
         return _report(e, argv, started)
-    except _ClickError as e:
+    except _ClickError as e:  # type: ignore[misc]
         if type(e).__name__ == "NoArgsIsHelpError":
-            sys.stderr.write(e.format_message() + "\n")  # type: ignore[attr-defined]
+            sys.stderr.write(e.format_message() + "\n")
             return CODES["E0002"].exit
-        message = e.format_message()  # type: ignore[attr-defined]
+        message = e.format_message()
         return _report(
             EdgecError("E0002", stage="command line", found=message, hint="`edgec COMMAND --help` lists the options"),
             argv, started,

@@ -57,7 +57,8 @@ def inspect(
     for title in ("operators", "kernels"):
         if title in found:
             counts: dict[str, int] = found[title]
-            print_table((title[:-1], "count"), sorted(counts.items(), key=lambda kv: (-kv[1], kv[0])),
+            rows = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
+            print_table((title[:-1], "count"), rows,
                         f"\n{title.capitalize()}")
     if "memory" in found:
         _print_memory(found["memory"])

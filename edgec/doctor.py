@@ -54,7 +54,8 @@ def _library() -> Finding:
 
     path = library_path()
     check_library(path, host())
-    return Finding("runtime library", "ok", f"{path}, {path.stat().st_size / 1024:.0f} KiB, version {library_version()}")
+    size = path.stat().st_size / 1024
+    return Finding("runtime library", "ok", f"{path}, {size:.0f} KiB, version {library_version()}")
 
 
 def _sources() -> Finding:

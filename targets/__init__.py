@@ -1,4 +1,4 @@
-"""Targets: device rows, toolchains, and one emitter per backend (`emit(model, device, outdir, options) -> Artifact`)."""
+"""Device rows, toolchains, and one emitter per backend: `emit(model, device, outdir, options) -> Artifact`."""
 
 from __future__ import annotations
 

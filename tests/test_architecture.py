@@ -51,7 +51,8 @@ HEAVY_ALLOWED = {  # modules that are themselves only imported inside functions
 def modules() -> list[tuple[str, Path]]:
     """(part, file) of every Python file of the package."""
     found = [(p.stem, p) for p in sorted((ROOT / "edgec").glob("*.py"))]
-    for folder in sorted(p for p in (ROOT / "edgec").iterdir() if p.is_dir() and p.name not in ("__pycache__", "_native")):
+    folders = (p for p in (ROOT / "edgec").iterdir() if p.is_dir() and p.name not in ("__pycache__", "_native"))
+    for folder in sorted(folders):
         found += [(folder.name, p) for p in sorted(folder.resolve().rglob("*.py"))]
     return found
 

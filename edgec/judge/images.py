@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -14,19 +12,6 @@ from edgec.errors import EdgecError, missing_extra
 from edgec.judge.metrics import Array
 
 _NAME = re.compile(r"(\d+)_.*\.(?:jpe?g|png|bmp|webp)", re.IGNORECASE)
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-
-@dataclass(frozen=True)
-class TopK:
-    """Shares of images whose class is the first, or among the first five, of the logits."""
-
-    top1: float
-    top5: float
-    images: int
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def labelled_images(folder: Path) -> list[tuple[Path, int]]:
@@ -62,21 +47,18 @@ def load_image(path: Path, height: int, width: int, mean: Sequence[float], std: 
         left, top = (image.width - width) // 2, (image.height - height) // 2
         image = image.crop((left, top, left + width, top + height))
     pixels = np.asarray(image, np.float32) / np.float32(255)
-    pixels = (pixels - np.asarray(mean, np.float32)) / np.asarray(std, np.float32)
-    return np.ascontiguousarray(pixels.transpose(2, 0, 1)[None])
+    normal: Array = (pixels - np.asarray(mean, np.float32)) / np.asarray(std, np.float32)
+    return np.ascontiguousarray(normal.transpose(2, 0, 1)[None])
 
 
 def rank_of(logits: Array, label: int) -> int:
-    """How many classes come before `label`; among equal logits the lower index comes first."""
+    """How many classes come before `label`; among equals the lower index comes first, and NaN comes before all."""
     flat = logits.reshape(-1)
     if label >= flat.size:
         raise EdgecError("E0502", stage="eval", found=f"class {label}", wanted=f"a class below {flat.size}",
                          hint="the images were labelled for another model")
-    mine = flat[label]
-    return int((flat > mine).sum() + (flat[:label] == mine).sum())
-
-
-def top_k(classify: Callable[[Array], Array], images: Iterator[tuple[Array, int]]) -> TopK:
-    """Runs `classify` ([1, 3, H, W] -> logits) over (image, class) pairs."""
-    ranks = [rank_of(classify(image), label) for image, label in images]
-    return TopK(sum(r == 0 for r in ranks) / len(ranks), sum(r < 5 for r in ranks) / len(ranks), len(ranks))
+    # Written with <= so that a NaN anywhere counts against the label instead of for it.
+    ahead = ~(flat <= flat[label])
+    ahead[:label] |= flat[:label] == flat[label]
+    ahead[label] = bool(np.isnan(flat[label]))
+    return int(ahead.sum())

@@ -32,7 +32,7 @@ class Distance:
 
 
 def distance(found: Array, wanted: Array) -> Distance:
-    """Distance of two arrays of one shape, computed in float64; NaN anywhere in `found` but not in `wanted` gives NaN."""
+    """Distance of two arrays of one shape, computed in float64; a NaN of `found` alone gives NaN."""
     if found.shape != wanted.shape:
         raise ValueError(f"shapes differ: {found.shape} and {wanted.shape}")
     a, b = found.astype(np.float64), wanted.astype(np.float64)
@@ -48,8 +48,8 @@ def distance(found: Array, wanted: Array) -> Distance:
     other = np.where(np.isfinite(a), a, 0.0)
     norms = math.sqrt(float((other * other).sum()) * signal)
     cosine = float((other * finite).sum()) / norms if norms > 0 else float(noise == 0)
-    rows_a, rows_b = np.atleast_2d(a).reshape(-1, a.shape[-1] if a.ndim else 1), None
-    rows_b = b.reshape(rows_a.shape)
+    width = a.shape[-1] if a.ndim else 1
+    rows_a, rows_b = a.reshape(-1, width), b.reshape(-1, width)
     top1 = float((rows_a.argmax(-1) == rows_b.argmax(-1)).mean())
     relative = max_abs / largest if largest > 0 else (0.0 if max_abs == 0 else math.inf)
     return Distance(max_abs, relative, sqnr, cosine, top1)

@@ -1,0 +1,208 @@
+"""Commands on compiled bundles: run, compare, eval, bench."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from edgec.cli_build import Json
+from edgec.cli_output import envelope, note, print_json, print_table, progress
+from edgec.cli_values import bad_value, parse_counts, parse_tolerances, parse_triple, read_arrays
+from edgec.env import ISA
+from edgec.errors import EdgecError
+
+if TYPE_CHECKING:
+    from edgec.native.session import Model
+
+Bundle = Annotated[Path, typer.Argument(help="An output folder of compile, or its model.edgec.", show_default=False)]
+Threads = Annotated[int, typer.Option("-t", "--threads", min=0, help="0: one per core.")]
+Isa = Annotated[str, typer.Option("--isa", help="Force scalar, avx2, avx512 or neon (default: the best).")]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of everything random.")]
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(run)
+    app.command()(compare)
+    app.command("eval")(eval_)
+    app.command()(bench)
+
+
+@contextmanager
+def opened(bundle: Path, isa: str = "") -> Iterator[Model]:
+    """The bundle, opened with the instruction set asked for; warnings of the runtime go to stderr."""
+    from edgec.judge.bundle import open_bundle
+
+    with ISA.override(isa or ISA.get()), open_bundle(bundle) as model:
+        if model.info.warning:
+            note(f"warning: {model.info.warning}")
+        yield model
+
+
+def run(
+    bundle: Bundle,
+    prompt: Annotated[str | None, typer.Option("-p", "--prompt", help="Text to continue.")] = None,
+    tokens: Annotated[int, typer.Option("-n", "--tokens", min=1, help="Tokens to generate.")] = 64,
+    threads: Threads = 0,
+    ctx: Annotated[int, typer.Option("--ctx", min=0, help="Session context in tokens; 0: the model's.")] = 0,
+    seed: Seed = 0,
+    temperature: Annotated[float, typer.Option(min=0, help="0: always the likeliest token.")] = 0.0,
+    top_k: Annotated[int, typer.Option(min=0, help="0: off.")] = 0,
+    top_p: Annotated[float, typer.Option(min=0, max=1, help="1: off.")] = 1.0,
+    stream: Annotated[bool, typer.Option("--stream/--no-stream", help="Print the text as it comes.")] = False,
+    input_: Annotated[list[str] | None, typer.Option("--input", help="NAME=FILE.npy, for other models.")] = None,
+    inputs: Annotated[Path | None, typer.Option("--inputs", help="FILE.npz with all inputs.")] = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Write the outputs to FILE.npz.")] = None,
+    isa: Isa = "",
+    json: Json = False,
+) -> None:
+    """Run a bundle: continue a text, or compute outputs from arrays."""
+    from edgec.judge import execute
+
+    started = time.time()
+    with opened(bundle, isa) as model:
+        if model.info.kind == 0:
+            if prompt is not None:
+                raise bad_value("--prompt", prompt, "--input NAME=FILE.npy: this bundle is no language model")
+            found = execute.run_arrays(model, read_arrays(input_ or [], inputs), threads)
+            if output is not None:
+                execute.save_arrays(output, found)
+            if json:
+                print_json(envelope("run", started, outputs=execute.summary(found)))
+            else:
+                print_table(("output", "dtype", "shape", "min", "mean", "max", "top"), execute.summary_rows(found))
+            return
+        if input_ or inputs or output:
+            raise bad_value("--input", "arrays", "-p TEXT: this bundle is a language model")
+        if not prompt:
+            raise bad_value("-p", prompt, "a text to continue")
+        result = execute.generate(
+            model, prompt, tokens, threads=threads, context=ctx, seed=seed, temperature=temperature, top_k=top_k,
+            top_p=top_p, on_text=execute.to_stdout if stream and not json else None,
+        )
+    if json:
+        print_json(envelope("run", started, **result.to_dict()))
+        return
+    execute.to_stdout("\n" if stream else prompt + result.text + "\n")
+    note(f"prompt {result.prompt_tokens} tokens, {result.prompt_per_s:.1f} tokens/s; "
+         f"generated {len(result.tokens)} tokens, {result.generate_per_s:.1f} tokens/s; {result.isa}")
+
+
+def compare(
+    bundle: Bundle,
+    reference: Annotated[str, typer.Option("--reference", help="The model the bundle was compiled from.")],
+    inputs: Annotated[Path | None, typer.Option("--inputs", help="FILE.npz; default: random inputs.")] = None,
+    text: Annotated[Path | None, typer.Option("--text", help="Text for language models.")] = None,
+    tokens: Annotated[int, typer.Option("-n", "--tokens", min=2, help="Tokens of the text to compare over.")] = 128,
+    tol: Annotated[list[str] | None, typer.Option("--tol", help="Gate METRIC:LIMIT (sqnr:30). Repeatable.")] = None,
+    threads: Threads = 0,
+    seed: Seed = 0,
+    isa: Isa = "",
+    json: Json = False,
+) -> None:
+    """How far a bundle's outputs are from the original's. Exit code 1 when a --tol limit is missed."""
+    from edgec.judge.compare import compare_bundle, gate
+
+    started = time.time()
+    limits = parse_tolerances("--tol", tol or [])
+    arrays = read_arrays([], inputs)
+    with opened(bundle, isa) as model:
+        report = compare_bundle(model, reference, arrays=arrays, text=text, tokens=tokens, threads=threads, seed=seed)
+    missed = gate(report, limits)
+    if json:
+        print_json(envelope("compare", started, **report, gate={"limits": limits, "missed": missed}))
+    else:
+        print_table(
+            ("output", "max abs", "max rel", "SQNR dB", "cosine", "same top-1"),
+            [(name, f"{d['max_abs']:.3g}", f"{d['max_rel']:.3g}", f"{d['sqnr_db']:.1f}", f"{d['cosine']:.8f}",
+              f"{d['top1']:.4f}") for name, d in report["outputs"].items()],
+        )
+        if "greedy" in report:
+            greedy = report["greedy"]
+            print_table(("greedy tokens", "equal", "first difference"),
+                        [(greedy["tokens"], greedy["equal"], greedy["first_difference"])])
+    if missed:
+        raise EdgecError("E0501", stage="compare", where=str(bundle), found="; ".join(missed),
+                         wanted=", ".join(tol or []))
+
+
+def eval_(
+    bundle: Bundle,
+    ppl: Annotated[Path | None, typer.Option("--ppl", help="Text file: perplexity over it.")] = None,
+    images: Annotated[Path | None, typer.Option("--images", help="Folder of INDEX_name.jpg: top-1, top-5.")] = None,
+    reference: Annotated[str | None, typer.Option("--reference", help="Original model, side by side.")] = None,
+    window: Annotated[int, typer.Option("--window", min=0, help="Tokens per window; 0: min(context, 256).")] = 0,
+    samples: Annotated[int, typer.Option("--samples", min=0, help="At most this many images or windows; 0: all.")] = 0,
+    mean: Annotated[str, typer.Option(help="Subtracted per channel, of RGB / 255.")] = "0.485,0.456,0.406",
+    std: Annotated[str, typer.Option(help="Divisor per channel.")] = "0.229,0.224,0.225",
+    threads: Threads = 0,
+    isa: Isa = "",
+    json: Json = False,
+) -> None:
+    """Quality: perplexity over a text, or top-1 and top-5 over labelled images."""
+    from edgec.judge import evaluate
+
+    started = time.time()
+    if (ppl is None) == (images is None):
+        raise bad_value("--ppl, --images", "both" if ppl else "none", "one of the two")
+    means, stds = parse_triple("--mean", mean), parse_triple("--std", std)
+    if min(stds) <= 0:
+        raise bad_value("--std", std, "three numbers above zero")
+    with opened(bundle, isa) as model, progress("evaluating") as update:
+        if ppl is not None:
+            report = evaluate.text(model, ppl, reference, window, samples, threads, update)
+        else:
+            assert images is not None
+            report = evaluate.images(model, images, reference, means, stds, samples, threads, update)
+    if json:
+        print_json(envelope("eval", started, **report))
+        return
+    sides: dict[str, Any] = report["sides"]
+    columns = list(next(iter(sides.values())))
+    print_table(("side", *(c.replace("_", " ") for c in columns)),
+                [(side, *(f"{v:.6g}" if isinstance(v, float) else v for v in row.values()))
+                 for side, row in sides.items()], report["about"])
+    if "agreement" in report:
+        note(f"same first choice as the reference: {report['agreement']:.4%}")
+
+
+def bench(
+    bundle: Bundle,
+    prompt: Annotated[int, typer.Option("-p", "--prompt", min=0, help="Prompt tokens; 0: skip.")] = 512,
+    tokens: Annotated[int, typer.Option("-n", "--tokens", min=0, help="Generated tokens; 0: skip.")] = 128,
+    threads: Annotated[str, typer.Option("-t", "--threads", help="Thread counts, as 1,2.")] = "",
+    repetitions: Annotated[int, typer.Option("-r", "--repetitions", min=1, help="Timed repetitions.")] = 5,
+    warmup: Annotated[int, typer.Option(min=0, help="Untimed repetitions before.")] = 1,
+    isa: Isa = "",
+    json: Json = False,
+) -> None:
+    """Speed: prompt and generation tokens per second, or latency percentiles for other models."""
+    from edgec.judge.bench import bench_bundle
+    from edgec.targets.devices import host, host_cores
+
+    started = time.time()
+    counts = parse_counts("-t", threads, 1, 1024) if threads else [host_cores()]
+    with opened(bundle, isa) as model:
+        language = model.info.kind == 1
+        tests = bench_bundle(model, prompt, tokens, counts, repetitions, warmup)
+        used = model.info.isa
+    if json:
+        print_json(envelope("bench", started, isa=used, device=host().to_dict(), tests=[t.to_dict() for t in tests]))
+        return
+    rows = [t.to_dict() for t in tests]
+    if language:
+        print_table(
+            ("test", "threads", "t/s mean", "median", "stddev", "repetitions"),
+            [(r["test"], r["threads"], f"{r['per_second']['mean']:.2f}", f"{r['per_second']['median']:.2f}",
+              f"{r['per_second']['stddev']:.2f}", r["repetitions"]) for r in rows], f"{bundle}, {used}",
+        )
+    else:
+        print_table(
+            ("test", "threads", "p50 ms", "p90 ms", "p99 ms", "repetitions"),
+            [(r["test"], r["threads"], *(f"{1e3 * r['seconds'][q]:.3f}" for q in ("p50", "p90", "p99")),
+              r["repetitions"]) for r in rows], f"{bundle}, {used}",
+        )
