@@ -1,5 +1,5 @@
 // AVX2+FMA+F16C: every kernel, compiled in a target region so that the build needs no -m flags.
-#include "../view.h"
+#include "../contract/shapes.h"
 
 #if EDGEC_HAVE_AVX2
 #include <immintrin.h>

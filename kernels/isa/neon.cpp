@@ -1,5 +1,5 @@
 // aarch64 Advanced SIMD, which is part of the baseline: no target region is needed.
-#include "../view.h"
+#include "../contract/shapes.h"
 
 #if EDGEC_HAVE_NEON
 #include <arm_neon.h>

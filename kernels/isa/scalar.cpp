@@ -1,5 +1,5 @@
 // Portable C: every kernel, in every build.
-#include "../view.h"
+#include "../contract/shapes.h"
 
 namespace edgec {
 namespace scalar {

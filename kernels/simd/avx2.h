@@ -1,5 +1,8 @@
 // The SIMD vocabulary for AVX2+FMA+F16C; meanings as in avx512.h. Included once, inside `namespace edgec::avx2`.
 constexpr int L = 8;
+// Matrix product tile in rows and 16-wide panels (6 x 2 accumulators, 2 weights, 1 broadcast: 15 of 16 registers),
+// and the independent sums a dot product needs to hide the latency of fma.
+constexpr int kTileRows = 6, kTilePanels = 1, kSums = 8;
 using vf = __m256;
 using vi = __m256i;
 using vm = __m256;  // all-ones or all-zero lanes

@@ -3,6 +3,9 @@
 // vmin / vmax are `a < b ? a : b` and `a > b ? a : b` (b when either is NaN); vround is to nearest even;
 // vtoi needs |x| < 2^31. No pointer needs alignment beyond its element's.
 constexpr int L = 16;
+// Matrix product tile in rows and 16-wide panels (12 x 2 accumulators, 2 weights: 26 of 32 registers; broadcasts are memory operands),
+// and the independent sums a dot product needs to hide the latency of fma.
+constexpr int kTileRows = 12, kTilePanels = 2, kSums = 8;
 using vf = __m512;
 using vi = __m512i;
 using vm = __mmask16;

@@ -1,5 +1,8 @@
 // The SIMD vocabulary for aarch64 Advanced SIMD; meanings as in avx512.h. Included once, inside `namespace edgec::neon`.
 constexpr int L = 4;
+// Matrix product tile in rows and 16-wide panels (6 x 4 accumulators, 4 weights, 1 broadcast: 29 of 32 registers),
+// and the independent sums a dot product needs to hide the latency of fma.
+constexpr int kTileRows = 6, kTilePanels = 1, kSums = 16;
 using vf = float32x4_t;
 using vi = int32x4_t;
 using vm = uint32x4_t;

@@ -1,6 +1,9 @@
 // The SIMD vocabulary in portable C: four lanes of the compilers' own vector type, no intrinsics; meanings as in
 // avx512.h. It is the fallback of every build and the reference of the self-test. Included once, in `edgec::scalar`.
 constexpr int L = 4;
+// Matrix product tile in rows and 16-wide panels (2 x 4 accumulators, 1 weight, 1 broadcast: 10 of the 16 registers that SSE2 has),
+// and the independent sums a dot product needs to hide the latency of fma.
+constexpr int kTileRows = 2, kTilePanels = 1, kSums = 8;
 typedef float vf __attribute__((vector_size(16)));
 typedef int32_t vi __attribute__((vector_size(16)));
 typedef int32_t vm __attribute__((vector_size(16)));  // all-ones or all-zero lanes

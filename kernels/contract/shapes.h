@@ -1,0 +1,133 @@
+// Decoded arguments of the compute kernels and how they are cut into tiles: one definition for the check, tiles and
+// scratch functions (contract/compute.cpp) and the kernels themselves, so that the two cannot disagree.
+#pragma once
+#include "../view.h"
+
+namespace edgec {
+
+// What happens to a matrix product on its way out: y = act(s + bias) + residual, or act(s + bias + residual).
+struct Epilogue {
+    const float *bias = nullptr, *residual = nullptr;
+    int act = 0, residual_first = 0;
+    float a = 0, b = 0;
+};
+
+struct LinearShape {
+    int64_t m, n, k, panels;
+    int64_t row_blocks, panel_blocks;  // tiles = row_blocks * panel_blocks; the row block runs fastest
+};
+// At most this many rows take the matrix-vector path, in which a tile is one panel.
+constexpr int64_t kVectorRows = 3;
+constexpr int64_t kLinearRows = 48, kLinearPanels = 4;  // a tile of the matrix path; 48 is a multiple of every kTileRows
+// From this many rows on, 16-bit weights are widened once per panel into scratch instead of once per row block.
+constexpr int64_t kWidenRows = 24;
+
+EDGEC_INLINE int64_t leading(const View &v) {  // product of all dims but the last
+    View t = v;
+    t.rank = (uint8_t)(v.rank - 1);
+    return count_of(t);
+}
+
+EDGEC_INLINE LinearShape linear_shape(const Args &g) {
+    const View &w = g.op[2];
+    LinearShape s;
+    s.m = leading(g.op[0]);
+    s.n = w.dim[0];
+    s.k = w.dim[1];
+    s.panels = ceil_div(s.n, 16);
+    bool vector = s.m <= kVectorRows;
+    s.row_blocks = vector ? 1 : ceil_div(s.m, kLinearRows);
+    s.panel_blocks = vector ? s.panels : ceil_div(s.panels, kLinearPanels);
+    return s;
+}
+
+// A window that slides over NHWC images: convolution and pooling.
+struct Window {
+    int64_t batch, oh, ow, co, h, w, ci;
+    int64_t kh, kw, sh, sw, pt, pl, dh, dw;
+};
+
+EDGEC_INLINE Window window_of(const View &y, const View &x, const int64_t *i) {
+    return Window{y.dim[0], y.dim[1], y.dim[2], y.dim[3], x.dim[1], x.dim[2], x.dim[3],
+                  i[0], i[1], i[2], i[3], i[4], i[5], i[6], i[7]};
+}
+
+// First and one past the last tap k whose coordinate o * stride - pad + k * dilation lies in [0, size).
+EDGEC_INLINE void tap_range(int64_t o, int64_t stride, int64_t pad, int64_t dilation, int64_t taps, int64_t size,
+                            int64_t *first, int64_t *last) {
+    int64_t at = o * stride - pad;
+    *first = at >= 0 ? 0 : imin(taps, ceil_div(-at, dilation));
+    *last = at >= size ? *first : imax(*first, imin(taps, ceil_div(size - at, dilation)));
+}
+
+struct ConvShape {
+    Window g;
+    int64_t groups, n, k, panels;          // per group: columns, inner size, panels
+    int64_t pixels, pixel_block, panel_block;
+    int64_t pixel_blocks, panel_blocks;    // tiles = pixel_blocks * groups * panel_blocks; panels run fastest
+    bool pointwise;                        // x itself is the matrix: nothing to gather
+};
+
+EDGEC_INLINE ConvShape conv_shape(const Args &a) {
+    ConvShape s;
+    s.g = window_of(a.op[0], a.op[1], a.i);
+    s.groups = a.i[8];
+    s.n = s.g.co / s.groups;
+    s.k = s.g.kh * s.g.kw * (s.g.ci / s.groups);
+    s.panels = ceil_div(s.n, 16);
+    s.pixels = s.g.batch * s.g.oh * s.g.ow;
+    s.pointwise = s.g.kh == 1 && s.g.kw == 1 && s.g.sh == 1 && s.g.sw == 1 && s.g.pt == 0 && s.g.pl == 0 &&
+                  s.g.oh == s.g.h && s.g.ow == s.g.w;
+    // The gathered block should stay in half of a small L2 cache.
+    s.pixel_block = imax(1, imin(8, 65536 / imax(1, s.k) / 12)) * 12;
+    s.panel_block = 8;
+    s.pixel_blocks = ceil_div(s.pixels, s.pixel_block);
+    s.panel_blocks = ceil_div(s.panels, s.panel_block);
+    return s;
+}
+
+struct MatmulShape {
+    int64_t m, n, k, batch, panels, row_blocks, panel_blocks;  // tiles = batch * panel_blocks * row_blocks
+};
+constexpr int64_t kMatmulRows = 192, kMatmulPanels = 4;
+
+EDGEC_INLINE MatmulShape matmul_shape(const Args &g) {
+    const View &y = g.op[0], &a = g.op[1];
+    MatmulShape s;
+    View lead = y;
+    lead.rank = (uint8_t)(y.rank - 2);
+    s.batch = count_of(lead);
+    s.m = y.dim[y.rank - 2];
+    s.n = y.dim[y.rank - 1];
+    s.k = a.dim[a.rank - 1];
+    s.panels = ceil_div(s.n, 16);
+    s.row_blocks = ceil_div(s.m, kMatmulRows);
+    s.panel_blocks = ceil_div(s.panels, kMatmulPanels);
+    return s;
+}
+
+// Both attention kernels: rows are the (token, query head) pairs that share one key/value head.
+struct AttentionShape {
+    int64_t batch, t, s, hq, hkv, group, d, dv;
+    int64_t token_block, token_blocks;  // tiles = batch * hkv * token_blocks
+};
+constexpr int64_t kAttentionRows = 48;  // query rows that are worked on together
+constexpr int64_t kAttentionSpan = 64;  // positions per step of the online softmax
+
+EDGEC_INLINE AttentionShape attention_shape(const Args &g, bool cached) {
+    const View &y = g.op[0], &q = g.op[1], &k = g.op[2], &v = g.op[3];
+    AttentionShape s;
+    s.hq = g.i[cached ? 1 : 0];
+    s.hkv = g.i[cached ? 2 : 1];
+    s.batch = cached ? 1 : y.dim[0];
+    s.t = cached ? y.dim[0] : y.dim[1];
+    s.s = k.dim[1];
+    s.d = cached ? k.dim[2] : q.dim[2] / s.hq;
+    s.dv = cached ? v.dim[2] : y.dim[2] / s.hq;
+    s.group = s.hq / s.hkv;
+    s.token_block = imax(1, kAttentionRows / s.group);
+    s.token_blocks = ceil_div(s.t, s.token_block);
+    return s;
+}
+
+}  // namespace edgec

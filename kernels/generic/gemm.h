@@ -1,0 +1,183 @@
+// The matrix product that linear, conv2d, matmul and attention share: rows of a (row-major) times panel16 weights.
+
+struct f16_t {
+    uint16_t bits;
+};
+struct bf16_t {
+    uint16_t bits;
+};
+EDGEC_INLINE vf wload(const float *p) { return vload(p); }
+EDGEC_INLINE vf wload(const f16_t *p) { return vload_f16((const uint16_t *)p); }
+EDGEC_INLINE vf wload(const bf16_t *p) { return vload_bf16((const uint16_t *)p); }
+
+constexpr int kPanelVecs = 16 / L;
+
+struct Gemm {
+    const float *a;
+    int64_t lda;
+    int64_t m, n, k;  // n: columns that exist; the weights are padded to whole panels
+    float *y;         // also where the residual is indexed from: both have row stride ldy
+    int64_t ldy;
+    Epilogue e;       // bias and residual already point at column 0 of this product
+};
+
+// Relu and clip are cheap enough to be done on the accumulators; none is a clip that never binds and is skipped.
+struct Clamp {
+    bool on;
+    float lo, hi;
+};
+EDGEC_INLINE Clamp clamp_of(const Epilogue &e) {
+    return e.act == 1 ? Clamp{true, 0.0f, INFINITY} : e.act == 2 ? Clamp{true, e.a, e.b} : Clamp{false, 0, 0};
+}
+
+// acc += a[0..R)[k] x b[k][0..16 P). Rows are reached from every third one, which keeps the addresses in few registers.
+template <int R, int P, class W>
+EDGEC_INLINE void gemm_step(vf (&acc)[R][P * kPanelVecs], const float *const *a, int64_t lda, const W *b,
+                            int64_t panel, int64_t k) {
+    vf w[P * kPanelVecs];
+#pragma GCC unroll 8
+    for (int j = 0; j < P * kPanelVecs; ++j)
+        w[j] = wload(b + (j / kPanelVecs) * panel + k * 16 + (j % kPanelVecs) * L);
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+        vf x = vset(a[r / 3][(r % 3) * lda + k]);
+#pragma GCC unroll 8
+        for (int j = 0; j < P * kPanelVecs; ++j) acc[r][j] = vfma(x, w[j], acc[r][j]);
+    }
+}
+
+// c[0..R)[0..16 P) = clamp(init + a b). init: 16 P floats for every row, or null for zero, or (each_row) a row of its
+// own with stride ldc. b: P panels of k x 16, `panel` elements apart. Stays inside exactly those extents.
+template <int R, int P, class W>
+EDGEC_NOINLINE void gemm_tile(const float *a, int64_t lda, const W *b, int64_t panel, int64_t k, const float *init,
+                              bool each_row, float *c, int64_t ldc, Clamp clamp) {
+    constexpr int NV = P * kPanelVecs;
+    vf acc[R][NV];
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+        for (int j = 0; j < NV; ++j)
+            acc[r][j] = init ? vload(init + (each_row ? r * ldc : 0) + j * L) : vset(0.0f);
+    const float *q[(R + 2) / 3];
+#pragma GCC unroll 8
+    for (int i = 0; i < (R + 2) / 3; ++i) q[i] = a + i * 3 * lda;
+    int64_t i = 0;
+    for (; i + 2 <= k; i += 2) {
+        gemm_step<R, P, W>(acc, q, lda, b, panel, 0);
+        gemm_step<R, P, W>(acc, q, lda, b, panel, 1);
+        b += 32;
+#pragma GCC unroll 8
+        for (int s = 0; s < (R + 2) / 3; ++s) q[s] += 2;
+    }
+    if (i < k) gemm_step<R, P, W>(acc, q, lda, b, panel, 0);
+    if (clamp.on) {
+        vf lo = vset(clamp.lo), hi = vset(clamp.hi);
+#pragma GCC unroll 16
+        for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+            for (int j = 0; j < NV; ++j) acc[r][j] = vmin(hi, vmax(lo, acc[r][j]));
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+        for (int j = 0; j < NV; ++j) vstore(c + r * ldc + j * L, acc[r][j]);
+}
+
+// The largest tile height that fits into `rows`; the heights below it exist so that remainders stay efficient.
+EDGEC_INLINE int tile_rows(int64_t rows) {
+    if (kTileRows >= 12 && rows >= 12) return 12;
+    if (kTileRows >= 12 && rows >= 8) return 8;
+    if (kTileRows == 6 && rows >= 6) return 6;
+    if (kTileRows >= 4 && rows >= 4) return 4;
+    return rows >= 2 ? 2 : 1;
+}
+
+template <int P, class W>
+EDGEC_INLINE void gemm_rows(int r, const float *a, int64_t lda, const W *b, int64_t panel, int64_t k,
+                            const float *init, bool each_row, float *c, int64_t ldc, Clamp clamp) {
+    if constexpr (kTileRows >= 12) {
+        if (r == 12) return gemm_tile<12, P, W>(a, lda, b, panel, k, init, each_row, c, ldc, clamp);
+        if (r == 8) return gemm_tile<8, P, W>(a, lda, b, panel, k, init, each_row, c, ldc, clamp);
+    }
+    if constexpr (kTileRows == 6)
+        if (r == 6) return gemm_tile<6, P, W>(a, lda, b, panel, k, init, each_row, c, ldc, clamp);
+    if constexpr (kTileRows >= 4)
+        if (r == 4) return gemm_tile<4, P, W>(a, lda, b, panel, k, init, each_row, c, ldc, clamp);
+    if (r == 2) return gemm_tile<2, P, W>(a, lda, b, panel, k, init, each_row, c, ldc, clamp);
+    gemm_tile<1, P, W>(a, lda, b, panel, k, init, each_row, c, ldc, clamp);
+}
+
+// The part of the epilogue that the tile left: from `t` (row stride 16 P, whole panels) to y[m..m+rows)[n..n+cols).
+EDGEC_NOINLINE void gemm_finish(const Gemm &g, const float *t, int64_t ldt, int64_t m, int rows, int64_t n,
+                                int64_t cols) {
+    const Epilogue &e = g.e;
+    for (int r = 0; r < rows; ++r) {
+        int64_t at = (m + r) * g.ldy + n;
+        for (int64_t c = 0; c < cols; c += L) {
+            int64_t left = imin(L, cols - c);
+            vf v = vload(t + r * ldt + c);
+            vf res = !e.residual ? vset(0.0f) : left == L ? vload(e.residual + at + c)
+                                                          : vload_n(e.residual + at + c, left);
+            if (e.residual_first) v = vadd(v, res);
+            v = vact(e.act, v, e.a, e.b);
+            if (e.residual && !e.residual_first) v = vadd(v, res);
+            if (left == L) vstore(g.y + at + c, v);
+            else vstore_n(g.y + at + c, v, left);
+        }
+    }
+}
+
+// Rows [m0, m1) of one or P panels, whose weights `b` begin at column n.
+template <int P, class W>
+EDGEC_NOINLINE void gemm_panels(const Gemm &g, const W *b, int64_t panel, int64_t n, int64_t m0, int64_t m1) {
+    float bias[16 * P], t[kTileRows * 16 * P];
+    const int64_t cols = imin(16 * P, g.n - n);
+    const float *init = g.e.bias ? g.e.bias + n : nullptr;
+    if (init && cols < 16 * P) {
+        memset(bias, 0, sizeof bias);
+        memcpy(bias, init, (size_t)cols * sizeof(float));
+        init = bias;
+    }
+    const bool direct = cols == 16 * P && !g.e.residual && g.e.act <= 2;
+    const Clamp clamp = direct ? clamp_of(g.e) : Clamp{false, 0, 0};
+    for (int64_t m = m0; m < m1;) {
+        int r = tile_rows(m1 - m);
+        const float *a = g.a + m * g.lda;
+        if (direct) {
+            gemm_rows<P, W>(r, a, g.lda, b, panel, g.k, init, false, g.y + m * g.ldy + n, g.ldy, clamp);
+        } else {
+            gemm_rows<P, W>(r, a, g.lda, b, panel, g.k, init, false, t, 16 * P, clamp);
+            gemm_finish(g, t, 16 * P, m, r, n, cols);
+        }
+        m += r;
+    }
+}
+
+template <class W> EDGEC_INLINE bool is_wide(const W *) { return false; }
+EDGEC_INLINE bool is_wide(const float *) { return true; }
+
+// Rows [m0, m1) by panels [p0, p1) of w (panel16, panel 0 first). `wide` has room for kTilePanels panels of f32.
+template <class W>
+EDGEC_NOINLINE void gemm_block(const Gemm &g, const W *w, float *wide, int64_t m0, int64_t m1, int64_t p0,
+                               int64_t p1) {
+    const int64_t panel = g.k * 16;
+    // A chunk of rows is read once per panel and its results are written a panel at a time: both should stay in the
+    // L2 cache. But each chunk streams all weights again, so it is never so small that this dominates.
+    const int64_t chunk = imax(8, imin(512, 131072 / (g.k + (p1 - p0) * 16) / 12)) * 12;
+    for (int64_t m = m0; m < m1; m += chunk) {
+        int64_t end = imin(m1, m + chunk);
+        for (int64_t p = p0; p < p1;) {
+            int np = (int)imin(kTilePanels, p1 - p);
+            const W *b = w + p * panel;
+            if (!is_wide(w) && end - m >= kWidenRows) {
+                for (int64_t i = 0; i < np * panel; i += L) vstore(wide + i, wload(b + i));
+                if (np == kTilePanels) gemm_panels<kTilePanels, float>(g, wide, panel, p * 16, m, end);
+                else gemm_panels<1, float>(g, wide, panel, p * 16, m, end);
+            } else {
+                if (np == kTilePanels) gemm_panels<kTilePanels, W>(g, b, panel, p * 16, m, end);
+                else gemm_panels<1, W>(g, b, panel, p * 16, m, end);
+            }
+            p += np;
+        }
+    }
+}
