@@ -1,0 +1,28 @@
+"""The passes in the order in which they run; the whole order fits on one screen.
+
+One pass, one file, one class. A new pass is a file, a test, and its place here.
+"""
+
+from __future__ import annotations
+
+from edgec.ir.passes import Pass
+from edgec.passes.normalize.eliminate_dead import EliminateDead
+from edgec.passes.normalize.fold_bn import FoldBN
+from edgec.passes.normalize.fold_constants import FoldConstants
+from edgec.passes.normalize.fuse_activations import FuseActivations
+from edgec.passes.normalize.fuse_norms import FuseNorms
+from edgec.passes.normalize.inline_functions import InlineFunctions
+from edgec.passes.normalize.normalize_linear import NormalizeLinear
+
+NORMALIZE: tuple[Pass, ...] = (
+    InlineFunctions(),
+    FoldConstants(),
+    EliminateDead(),
+    FoldBN(),
+    FuseActivations(),
+    FuseNorms(),
+    NormalizeLinear(),
+    EliminateDead(),
+)
+COMPRESS: tuple[Pass, ...] = ()
+LOWER: tuple[Pass, ...] = ()

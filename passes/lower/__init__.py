@@ -1,0 +1,3 @@
+"""From canonical spellings to what one target implements."""
+
+from __future__ import annotations

@@ -1,0 +1,250 @@
+"""Folds BatchNormalization into the linear operator before it, or into those after it.
+
+With s = gamma / sqrt(var + eps) and t = beta - mean s, y = s x + t per channel. Before: W' = s W, b' = s b + t. After:
+W' = W s (over input channels), b' = b + W t; a padded convolution sees zeros instead of t at the border, so there t
+must be zero. Arithmetic in float64, stored in the weight's own type, once, lazily.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from edgec.ir.model import (
+    Array,
+    Builder,
+    const_of,
+    const_tensor,
+    describe,
+    float_attr,
+    input_of,
+    int_attr,
+    ints_attr,
+    is_op,
+    producer,
+    rank_of,
+    required,
+    single_use,
+    str_attr,
+)
+from edgec.ir.passes import Context, Pass
+from edgec.ir.rules import Bindings, Rule, apply_rules
+from edgec.ir.weights import lazy
+
+Vector = npt.NDArray[np.float64]
+_CHANNELS = 1 << 20
+_LINEAR = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+
+
+@dataclass(frozen=True)
+class Affine:
+    """y = scale x + shift over channels."""
+
+    scale: Vector
+    shift: Vector
+
+
+def affine_of(node: ir.Node) -> Affine | str:
+    """The channel affine a BatchNormalization is at inference, or why it is none."""
+    if int_attr(node, "training_mode", 0):
+        return "it is in training mode"
+    if any(v.uses() or v.is_graph_output() for v in node.outputs[1:]):
+        return "its running statistics are read"
+    parts = [const_of(v, _CHANNELS) for v in node.inputs[1:5]]
+    if any(p is None for p in parts):
+        return "its parameters are not constants"
+    gamma, beta, mean, var = (np.asarray(p, np.float64) for p in parts)
+    scale = gamma / np.sqrt(var + float_attr(node, "epsilon", 1e-5))
+    return Affine(scale, beta - mean * scale)
+
+
+def _group_scaled(weight: Array, scale: Vector, axis: int) -> Array:
+    shape = [1] * weight.ndim
+    shape[axis] = -1
+    return (weight.astype(np.float64) * scale.reshape(shape)).astype(weight.dtype)
+
+
+class FoldIntoProducer(Rule):
+    """Conv, ConvTranspose, Gemm or MatMul, perhaps with its bias as an Add, followed by BatchNormalization."""
+
+    roots = ("BatchNormalization",)
+
+    def match(self, node: ir.Node) -> Bindings | None:
+        x = required(node, 0)
+        add = producer(x, "Add")
+        bias: ir.Value | None = None
+        if add is not None:
+            for i in (0, 1):
+                if const_tensor(add.inputs[i]) is not None and producer(add.inputs[1 - i], "MatMul") is not None:
+                    bias, x = add.inputs[i], required(add, 1 - i)
+        linear = producer(x, *_LINEAR)
+        if linear is None:
+            return None
+        return {"linear": linear, "bias": bias, "chain": [v for v in (x, node.inputs[0]) if v is not None]}
+
+    def check(self, node: ir.Node, **parts: Any) -> str | None:
+        linear: ir.Node = parts["linear"]
+        affine = affine_of(node)
+        if isinstance(affine, str):
+            return affine
+        if not all(single_use(value) for value in parts["chain"]):
+            return f"{describe(linear)} is read by others, too"
+        weight = linear.inputs[1]
+        tensor = const_tensor(weight)
+        if tensor is None or weight is None:
+            return f"the weight of {describe(linear)} is not a constant"
+        if len(weight.uses()) > 1:
+            return f"the weight of {describe(linear)} is shared"
+        if weight.is_graph_output():
+            return f"the weight of {describe(linear)} is a graph output"
+        if is_op(linear, "MatMul", "Gemm") and (rank_of(linear.outputs[0]) != 2 or len(tensor.shape) != 2):
+            # BatchNormalization works on dim 1; a linear's channels are its last dim.
+            return f"{describe(linear)} is not a matrix of [batch, channels]"
+        bias = parts["bias"] or (None if is_op(linear, "MatMul") else input_of(linear, 2))
+        if bias is not None and const_of(bias, _CHANNELS) is None:
+            return f"the bias of {describe(linear)} is not a constant"
+        return None
+
+    def rewrite(self, op: Builder, node: ir.Node, **parts: Any) -> ir.Value:
+        linear: ir.Node = parts["linear"]
+        affine = affine_of(node)
+        assert isinstance(affine, Affine)  # checked
+        scale, shift = affine.scale, affine.shift
+        weight = required(linear, 1)
+        tensor = const_tensor(weight)
+        assert tensor is not None  # checked
+        old = parts["bias"] or (None if is_op(linear, "MatMul") else input_of(linear, 2))
+        bias = np.zeros(1) if old is None else np.asarray(const_of(old, _CHANNELS), np.float64)
+        alpha, beta = float_attr(linear, "alpha", 1.0), float_attr(linear, "beta", 1.0)
+        if is_op(linear, "Gemm"):
+            bias = beta * bias
+        groups = int_attr(linear, "group", 1)
+        kind = linear.op_type
+        axis = 0 if kind == "Conv" or (kind == "Gemm" and int_attr(linear, "transB", 0)) else 1
+
+        def change(w: Array) -> Array:
+            if kind == "ConvTranspose" and groups > 1:
+                # [Ci, Co/G, ...]: input channel block g makes output channels g Co/G .. (g + 1) Co/G.
+                blocks = zip(np.split(w, groups), np.split(scale, groups), strict=True)
+                return np.concatenate([_group_scaled(block, part, 1) for block, part in blocks])
+            return _group_scaled(w, scale, axis)
+
+        new_weight = op.tensor(lazy(tensor, change, tuple(tensor.shape.numpy()), weight.name or "weight"), weight.name or "")
+        stored = tensor.dtype
+        new_bias = op.const(bias * scale + shift, stored, f"{weight.name}.bias")
+        x = required(linear, 0)
+        if kind == "MatMul":
+            return op.Add(op.MatMul(x, new_weight), new_bias)
+        attributes = {k: a.value for k, a in linear.attributes.items()}
+        if kind == "Gemm":
+            attributes["beta"], attributes["alpha"] = 1.0, alpha
+        out = op.node(kind, [x, new_weight, new_bias], attributes)
+        out.metadata_props.update(linear.metadata_props)
+        return out.outputs[0]
+
+
+class FoldIntoConsumers(Rule):
+    """BatchNormalization read only by Conv, Gemm or MatMul with constant weights of their own."""
+
+    roots = ("BatchNormalization",)
+
+    def match(self, node: ir.Node) -> Bindings | None:
+        users = [use.node for use in node.outputs[0].uses()]
+        if not users or not all(is_op(user, "Conv", "Gemm", "MatMul") for user in users):
+            return None
+        return {"users": users}
+
+    def check(self, node: ir.Node, **parts: Any) -> str | None:
+        users: Sequence[ir.Node] = parts["users"]
+        affine = affine_of(node)
+        if isinstance(affine, str):
+            return affine
+        if node.outputs[0].is_graph_output():
+            return "its result is a graph output"
+        for user in users:
+            reason = _forward_problem(node, user, affine)
+            if reason:
+                return reason
+        return None
+
+    def rewrite(self, op: Builder, node: ir.Node, **parts: Any) -> ir.Value:
+        affine = affine_of(node)
+        assert isinstance(affine, Affine)  # checked
+        for user in parts["users"]:
+            _fold_forward(op, user, affine)
+        return required(node, 0)
+
+
+def _forward_problem(node: ir.Node, user: ir.Node, affine: Affine) -> str:
+    weight = user.inputs[1]
+    tensor = const_tensor(weight)
+    if tensor is None or weight is None or user.inputs[0] is not node.outputs[0]:
+        return f"the weight of {describe(user)} is not a constant"
+    if len(weight.uses()) > 1 or weight.is_graph_output():
+        return f"the weight of {describe(user)} is shared"
+    if user.graph is not node.graph:
+        return f"{describe(user)} is in another graph"
+    if is_op(user, "MatMul"):
+        if rank_of(user.inputs[0]) != 2 or len(tensor.shape) != 2:
+            return f"{describe(user)} is not a matrix of [batch, channels]"
+        return "" if not affine.shift.any() else f"{describe(user)} has no bias to take the shift"
+    bias = input_of(user, 2)
+    if bias is not None and const_of(bias, _CHANNELS) is None:
+        return f"the bias of {describe(user)} is not a constant"
+    if is_op(user, "Gemm"):
+        return f"{describe(user)} reads its input transposed" if int_attr(user, "transA", 0) else ""
+    padded = any(ints_attr(user, "pads") or ()) or str_attr(user, "auto_pad", "NOTSET") not in ("NOTSET", "VALID")
+    if padded and affine.shift.any():
+        return f"{describe(user)} pads with zeros where the shift would have to be"
+    return ""
+
+
+def _fold_forward(op: Builder, user: ir.Node, affine: Affine) -> None:
+    weight = required(user, 1)
+    tensor = const_tensor(weight)
+    assert tensor is not None  # checked
+    scale, shift = affine.scale, affine.shift
+    groups = int_attr(user, "group", 1)
+    is_conv = is_op(user, "Conv")
+    transposed = bool(int_attr(user, "transB", 0))
+
+    def change(w: Array) -> Array:
+        if is_conv:
+            # [Co, Ci/G, ...]: output channel block g reads input channels g Ci/G .. (g + 1) Ci/G.
+            blocks = zip(np.split(w, groups), np.split(scale, groups), strict=True)
+            return np.concatenate([_group_scaled(block, part, 1) for block, part in blocks])
+        return _group_scaled(w, scale, 1 if transposed else 0)
+
+    if shift.any():
+        w = np.asarray(tensor.numpy(), np.float64)
+        if is_conv:
+            taps = w.reshape(*w.shape[:2], -1).sum(-1)
+            added = np.concatenate([
+                block @ part for block, part in zip(np.split(taps, groups), np.split(shift, groups), strict=True)
+            ])
+        else:
+            added = (w if transposed else w.T) @ shift * float_attr(user, "alpha", 1.0)
+        old = input_of(user, 2)
+        bias = np.zeros(1) if old is None else np.asarray(const_of(old, _CHANNELS), np.float64)
+        beta = float_attr(user, "beta", 1.0) if not is_conv else 1.0
+        new_bias = op.const(beta * bias + added, tensor.dtype, f"{weight.name}.bias")
+        user.resize_inputs(3)
+        user.replace_input_with(2, new_bias)
+        if not is_conv:
+            user.attributes["beta"] = ir.AttrFloat32("beta", 1.0)
+    shape = tuple(tensor.shape.numpy())
+    user.replace_input_with(1, op.tensor(lazy(tensor, change, shape, weight.name or "weight"), weight.name or ""))
+
+
+class FoldBN(Pass):
+    """A BatchNormalization without a foldable neighbour stays; lowering makes it Mul and Add."""
+
+    def call(self, model: ir.Model, ctx: Context) -> tuple[ir.Model, bool]:
+        report = apply_rules(model, (FoldIntoProducer(), FoldIntoConsumers()))
+        ctx.rules.extend(report)
+        return model, report.modified
