@@ -299,7 +299,7 @@ edgec_status bundle_open(const uint8_t *file, uint64_t bytes, const Allocator &a
                          Message &message) {
     bundle->file = file;
     bundle->file_bytes = bytes;
-    Header header;
+    Header header = {};
     SectionRecord records[kMaxSections];
     edgec_status status = read_header(file, bytes, bundle, &header, message);
     if (status == EDGEC_OK) status = read_table(file, bytes, header, records, message);

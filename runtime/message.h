@@ -5,7 +5,7 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "include/edgec.h"
+#include "edgec.h"
 
 namespace edgec {
 
