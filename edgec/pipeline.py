@@ -22,7 +22,7 @@ from edgec.ir.passes import Context, Pass
 from edgec.ir.rules import RuleReport
 
 if TYPE_CHECKING:
-    from edgec.targets.native import Artifact
+    from edgec.targets import Artifact
 
 # EDGEC_CHECK: a pass is exact; this leaves room for sums taken in another order, relative to the largest magnitude.
 _TOLERANCE = 1e-4

@@ -14,6 +14,7 @@ from edgec.errors import EdgecError
 from edgec.ir.info import ModelInfo, info_of
 from edgec.ir.model import Array, dims_of
 from edgec.ir.ops import attach_bodies
+from edgec.ir.weights import total_bytes
 
 # Above this the protobuf would come near its limit of 2 GB, and one copy in memory is enough.
 _INLINE_BYTES = 64 << 20
@@ -26,13 +27,16 @@ def runnable(model: ir.Model) -> ir.Model:
 
 
 def save(model: ir.Model, path: Path) -> None:
-    """Writes a stage as an .onnx file other tools open; weights above 64 MiB go to `<name>.data` beside it.
+    """Writes a stage as an .onnx file other tools open; big or mapped weights go to `<name>.data` beside it.
 
     Raises EdgecError (EDGEC-E0004) when the file cannot be written.
     """
     copy = runnable(model)
-    weights = sum(v.const_value.nbytes for v in copy.graph.initializers.values() if v.const_value is not None)
-    data = f"{path.name}.data" if weights > _INLINE_BYTES else None
+    # Mapped weights would be written as references to a file that is not beside the new one.
+    apart = total_bytes(copy) > _INLINE_BYTES or any(
+        isinstance(v.const_value, ir.ExternalTensor) for v in copy.graph.initializers.values()
+    )
+    data = f"{path.name}.data" if apart else None
     try:
         ir.save(copy, path, external_data=data)
     except OSError as e:

@@ -55,7 +55,7 @@ def lazy(source: ir.TensorProtocol, change: Callable[[Array], Array], shape: tup
     bytes helps no one.
     """
     def compute() -> ir.TensorProtocol:
-        array = np.ascontiguousarray(change(np.asarray(source.numpy())))
+        array = np.asarray(change(np.asarray(source.numpy())), order="C")
         if array.shape != shape:
             raise EdgecError("E0001", stage="weights", where=name, found=str(array.shape), wanted=str(shape))
         release(source)

@@ -134,9 +134,10 @@ class FoldIntoProducer(Rule):
                 return np.concatenate([_group_scaled(block, part, 1) for block, part in blocks])
             return _group_scaled(w, scale, axis)
 
-        new_weight = op.tensor(lazy(tensor, change, tuple(tensor.shape.numpy()), weight.name or "weight"), weight.name or "")
+        name = weight.name or "weight"
+        new_weight = op.tensor(lazy(tensor, change, tuple(tensor.shape.numpy()), name), name)
         stored = tensor.dtype
-        new_bias = op.const(bias * scale + shift, stored, f"{weight.name}.bias")
+        new_bias = op.const(bias * scale + shift, stored, f"{name}.bias")
         x = required(linear, 0)
         if kind == "MatMul":
             return op.Add(op.MatMul(x, new_weight), new_bias)

@@ -119,16 +119,15 @@ class FoldShape(Rule):
             picked = None if dims is None else [
                 dims[i] if -len(dims) <= i < len(dims) else None for i in (int(k) for k in index.reshape(-1))
             ]
-            form = index.shape
+            form: tuple[int, ...] = index.shape
         else:
             picked = _shape_slice(node)
-            form = () if node.op_type == "Size" else None
-        if picked is None or not all(isinstance(d, int) for d in picked):
+            form = () if node.op_type == "Size" else (-1,)
+        known = [d for d in picked or () if isinstance(d, int)]
+        if picked is None or len(known) != len(picked):
             return None
-        numbers = np.array(picked, np.int64)
-        if node.op_type == "Size":
-            numbers = np.array(math.prod(picked), np.int64)
-        return {"numbers": numbers if form is None else numbers.reshape(form)}
+        numbers = [math.prod(known)] if node.op_type == "Size" else known
+        return {"numbers": np.array(numbers, np.int64).reshape(form)}
 
     def rewrite(self, op: Builder, node: ir.Node, **parts: Any) -> ir.Value:
         return op.const(parts["numbers"])

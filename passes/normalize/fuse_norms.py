@@ -105,7 +105,8 @@ class FuseRMS(Rule):
         x: ir.Value = parts["x"]
         dims = dims_of(x)
         assert dims is not None  # checked
-        ones = op.const(np.ones(dims[-1]), x.dtype or ir.DataType.FLOAT)  # type: ignore[arg-type]
+        assert isinstance(dims[-1], int)
+        ones = op.const(np.ones(dims[-1]), x.dtype or ir.DataType.FLOAT)
         return op.RMSNormalization(x, ones, axis=-1, epsilon=parts["epsilon"])
 
 
