@@ -1,5 +1,6 @@
 // AVX2+FMA+F16C: every kernel, compiled in a target region so that the build needs no -m flags.
 #include "../contract/shapes.h"
+#include "../strided.h"
 
 #if EDGEC_HAVE_AVX2
 #include <immintrin.h>

@@ -1,5 +1,6 @@
 // AVX-512 (x86-64-v4): every kernel, compiled in a target region so that the build needs no -m flags.
 #include "../contract/shapes.h"
+#include "../strided.h"
 
 #if EDGEC_HAVE_AVX512
 #include <immintrin.h>

@@ -1,5 +1,6 @@
 // aarch64 Advanced SIMD, which is part of the baseline: no target region is needed.
 #include "../contract/shapes.h"
+#include "../strided.h"
 
 #if EDGEC_HAVE_NEON
 #include <arm_neon.h>

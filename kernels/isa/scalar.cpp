@@ -1,5 +1,6 @@
 // Portable C: every kernel, in every build.
 #include "../contract/shapes.h"
+#include "../strided.h"
 
 namespace edgec {
 namespace scalar {
