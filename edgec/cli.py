@@ -92,7 +92,7 @@ def main(argv: list[str] | None = None) -> int:
         return EXIT_OK
     except EdgecError as e:
         return _report(e, argv, started)
-    except _ClickError as e:  # type: ignore[misc]
+    except _ClickError as e:
         if type(e).__name__ == "NoArgsIsHelpError":
             sys.stderr.write(e.format_message() + "\n")
             return CODES["E0002"].exit

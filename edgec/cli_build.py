@@ -102,6 +102,9 @@ def compile_(
     dump_dir: Annotated[Path | None, typer.Option(help="Write the graph after each pass, NNN_pass.onnx.")] = None,
     stop_after: Annotated[str | None, typer.Option(help="Stop after this pass; with --dump-dir.")] = None,
     print_after: Annotated[str | None, typer.Option(help="Print the graph after this pass, on stderr.")] = None,
+    tokenizer: Annotated[
+        bool, typer.Option("--tokenizer/--no-tokenizer", help="Store the tokenizer in the bundle.")
+    ] = True,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Do everything but write: says memory and sizes.")] = False,
     json: Json = False,
 ) -> None:
@@ -114,6 +117,7 @@ def compile_(
         weights=choice("--weights", weights, _WEIGHTS), kv=choice("--kv", kv, _KV),
         memory_budget=parse_bytes("--memory-budget", memory_budget) if memory_budget is not None else None,
         dump_dir=dump_dir, stop_after=stop_after, print_after=print_after, dry_run=dry_run,
+        tokenizer=tokenizer,
     )
     if json:
         print_json(envelope("compile", started, target, **result.to_dict()))

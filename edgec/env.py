@@ -28,7 +28,7 @@ class EnvVar(Generic[T]):
     def __post_init__(self) -> None:
         if self.name in EnvVar.declared:
             raise ValueError(f"environment variable {self.name} is declared twice")
-        EnvVar.declared[self.name] = self  # type: ignore[assignment]
+        EnvVar.declared[self.name] = self
 
     def get(self) -> T:
         """The value from the environment, or the default.
@@ -40,14 +40,14 @@ class EnvVar(Generic[T]):
             return self.default
         if isinstance(self.default, int):
             try:
-                return int(raw)  # type: ignore[return-value]
+                return int(raw)
             except ValueError as e:
                 from edgec.errors import EdgecError
 
                 raise EdgecError(
                     "E0002", stage="environment", where=self.name, found=repr(raw), wanted="an integer"
                 ) from e
-        return raw  # type: ignore[return-value]
+        return raw
 
     @contextlib.contextmanager
     def override(self, value: T) -> Iterator[None]:

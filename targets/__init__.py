@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
+
+from edgec.errors import EdgecError, did_you_mean
 
 Weights = Literal["auto", "f32", "f16", "bf16"]
 Cache = Literal["f32", "f16"]
@@ -17,7 +19,8 @@ class EmitOptions:
     weights: storage of linear, convolution and embedding weights; auto keeps the smallest lossless one.
     kv: storage of the key/value cache. max_context: tokens (None: the model's own maximum).
     prefill_chunk: tokens of one prefill or score call. memory_budget: bytes of planned peak memory, None: no limit.
-    golden: store the reference's answers in the bundle. config: the resolved command, written beside the bundle.
+    golden, tokenizer: store the reference's answers, and the tokenizer, in the bundle.
+    config: the resolved command, written beside the bundle.
     """
 
     weights: Weights = "auto"
@@ -26,7 +29,18 @@ class EmitOptions:
     prefill_chunk: int = 256
     memory_budget: int | None = None
     golden: bool = True
+    tokenizer: bool = True
     config: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Raises EdgecError EDGEC-E0002 for a value out of range."""
+        for name, value, choices in (("weights", self.weights, get_args(Weights)), ("kv", self.kv, get_args(Cache))):
+            if value not in choices:
+                raise EdgecError("E0002", stage="options", where=name, found=repr(value), wanted="one of the choices",
+                                 hint=did_you_mean(str(value), choices))
+        for name, count in (("max_context", self.max_context), ("prefill_chunk", self.prefill_chunk)):
+            if count is not None and count < 1:
+                raise EdgecError("E0002", stage="options", where=name, found=str(count), wanted="at least 1")
 
 
 @dataclass(frozen=True)

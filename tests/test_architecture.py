@@ -34,7 +34,7 @@ ALLOWED: dict[str, set[str]] = {
     "cli_values": BASE | {"judge"},
     "cli_output": BASE,
     "cli_build": BASE | {"api", "doctor", "targets", "cli_values", "cli_output"},
-    "cli_use": BASE | {"api", "judge", "native", "cli_values", "cli_output"},
+    "cli_use": BASE | {"cli_build", "targets", "judge", "native", "cli_values", "cli_output"},
     "cli": BASE | {"cli_build", "cli_use", "cli_output", "targets"},
     "__main__": {"cli"},
     "__init__": {"api", "errors", "native"},

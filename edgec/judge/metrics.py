@@ -40,11 +40,13 @@ def distance(found: Array, wanted: Array) -> Distance:
         return Distance(0.0, 0.0, math.inf, 1.0, 1.0)
     # Infinities at the same place agree; they have no difference to measure.
     same = (a == b) | (np.isnan(a) & np.isnan(b))
-    error = np.where(same, 0.0, a - np.where(same, a, b))
+    with np.errstate(invalid="ignore"):
+        error = np.where(same, 0.0, a - b)
     finite = np.where(np.isfinite(b), b, 0.0)
     max_abs, largest = float(np.abs(error).max()), float(np.abs(finite).max())
     signal, noise = float((finite * finite).sum()), float((error * error).sum())
-    sqnr = math.inf if noise == 0 else -math.inf if signal == 0 else 10 * math.log10(signal / noise)
+    ratio = math.inf if noise == 0 else signal / noise
+    sqnr = 10 * math.log10(ratio) if ratio > 0 or math.isnan(ratio) else -math.inf
     other = np.where(np.isfinite(a), a, 0.0)
     norms = math.sqrt(float((other * other).sum()) * signal)
     cosine = float((other * finite).sum()) / norms if norms > 0 else float(noise == 0)

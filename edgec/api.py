@@ -1,0 +1,244 @@
+"""The verbs of the command line as functions; `edgec.compile(...)` and its siblings lead here."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgec.errors import EdgecError
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from edgec.judge.speed import Samples
+    from edgec.targets import Artifact
+
+Dynamic = Mapping[str, Mapping[int, tuple[int, int]]]
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """artifact: None after a dry run or stop_after. memory: planned bytes, empty after stop_after."""
+
+    artifact: Artifact | None
+    memory: dict[str, Any]
+    passes: list[dict[str, Any]]
+
+    def to_dict(self) -> dict[str, Any]:
+        artifact = self.artifact
+        written = {"output": str(artifact.outdir), "files": artifact.manifest["files"]} if artifact else {}
+        return {**written, "memory": self.memory, "passes": self.passes}
+
+
+def compile(
+    source: str | object, output: Path | str = "out", *, target: str = "host", ctx: int | None = None,
+    dynamic: Dynamic | None = None, weights: str = "auto", kv: str = "f32", memory_budget: int | None = None,
+    dump_dir: Path | None = None, stop_after: str | None = None, print_after: str | None = None,
+    dry_run: bool = False, tokenizer: bool = True, example_inputs: Sequence[Any] | None = None,
+) -> Compiled:
+    """Compiles `source` (a Hugging Face folder, FILE.py:FACTORY, or a torch module with example_inputs) for `target`.
+
+    weights: auto, f32, f16, bf16. kv: f32, f16. ctx: most tokens of a session. dynamic: {input: {axis: (min, max)}}.
+    memory_budget: bytes. tokenizer: False leaves it out of the bundle. Raises EdgecError.
+    """
+    from edgec.pipeline import CompileOptions, RunOptions, compile_model, prepare_model
+    from edgec.targets import EmitOptions, native
+    from edgec.targets.devices import device
+    from edgec.targets.output import check_output
+
+    device(target)
+    output = Path(output)
+    if not dry_run and not stop_after:
+        check_output(output)
+    # Without paths: the same model compiled anywhere gives the same bytes.
+    config = {"target": target, "ctx": ctx, "weights": weights, "kv": kv, "memory_budget": memory_budget,
+              "tokenizer": tokenizer,
+              "dynamic": {name: {str(axis): list(pair) for axis, pair in axes.items()}
+                          for name, axes in (dynamic or {}).items()}}
+    emitter: dict[str, Any] = {"weights": weights, "kv": kv, "max_context": ctx, "memory_budget": memory_budget,
+                               "tokenizer": tokenizer, "config": config}
+    options = CompileOptions(
+        target=target, outdir=output, importer=_importer_options(dynamic, example_inputs), emitter=emitter,
+        run=RunOptions(dump_dir=dump_dir, print_after=(print_after,) if print_after else (),
+                       stop_after=stop_after or ""),
+    )
+    if dry_run:
+        report = prepare_model(source, options)
+        memory = {} if report.stopped_after else native.plan_model(report.model, EmitOptions(**emitter))[1]
+        return Compiled(None, memory, report.to_json())
+    result = compile_model(source, options)
+    return Compiled(result.artifact, result.artifact.memory if result.artifact else {}, result.report.to_json())
+
+
+def _importer_options(dynamic: Dynamic | None, example_inputs: Sequence[Any] | None) -> dict[str, Any]:
+    options: dict[str, Any] = {}
+    if dynamic:
+        options["dynamic"] = {name: dict(axes) for name, axes in dynamic.items()}
+    if example_inputs is not None:
+        options["example_inputs"] = tuple(example_inputs)
+    return options
+
+
+def inspect(source: str) -> dict[str, Any]:
+    """Facts about a model or a bundle (a file, or a folder with model.edgec). Nothing is run. Raises EdgecError."""
+    path = Path(source)
+    if (path.is_file() and path.suffix != ".py") or (path / "model.edgec").is_file():
+        return _inspect_bundle(path / "model.edgec" if path.is_dir() else path)
+    from edgec import importers
+    from edgec.ir.info import info_of
+    from edgec.ir.model import walk
+
+    model = importers.load(source, check=False)
+    info = info_of(model)
+    weights = [v.const_value for v in model.graph.initializers.values() if v.const_value is not None]
+    return {
+        "kind": "model", "name": info.name, "task": info.task, "sha256": info.source_sha256,
+        "max_context": info.max_context, "vocab_size": info.vocab_size,
+        "parameters": sum(w.size for w in weights), "weight_bytes": sum(w.nbytes for w in weights),
+        "inputs": [_port(v) for v in model.graph.inputs], "outputs": [_port(v) for v in model.graph.outputs],
+        "operators": dict(Counter(_operator(node) for node in walk(model))),
+    }
+
+
+def _operator(node: ir.Node) -> str:
+    return f"{node.domain}::{node.op_type}" if node.domain else node.op_type
+
+
+def _port(value: ir.Value) -> dict[str, Any]:
+    shape = [d if isinstance(d, int) else str(d) for d in value.shape] if value.shape is not None else []
+    return {"name": value.name, "dtype": str(value.dtype).lower() if value.dtype else "?", "shape": shape}
+
+
+def _inspect_bundle(path: Path) -> dict[str, Any]:
+    from edgec.native.bundle import read_bundle
+
+    bundle = read_bundle(path)
+    plan = bundle.plan
+    entry = plan.entries[0]
+    manifest = bundle.manifest
+    return {
+        "kind": "bundle", "name": manifest.get("model", {}).get("name", ""), "file_bytes": path.stat().st_size,
+        "task": ("generic", "causal-lm")[plan.model_kind], "edgec_version": manifest.get("edgec_version", ""),
+        "sha256": manifest.get("model", {}).get("sha256", ""),
+        "max_context": plan.max_context, "vocab_size": plan.vocab_size,
+        "parameters": sum(_elements(w.dims) for w in plan.weights), "weight_bytes": sum(w.bytes for w in plan.weights),
+        "inputs": [{"name": p.name, "dtype": p.dtype.name.lower(), "shape": [str(d) for d in p.dims]}
+                   for p in entry.inputs],
+        "outputs": [{"name": p.name, "dtype": p.dtype.name.lower(), "shape": [str(d) for d in p.dims]}
+                    for p in entry.outputs],
+        "kernels": dict(Counter(call.kernel for e in plan.entries for call in e.calls)),
+        "memory": plan.memory_table().to_json(),
+    }
+
+
+def _elements(dims: Sequence[int]) -> int:
+    count = 1
+    for dim in dims:
+        count *= dim
+    return count
+
+
+@dataclass(frozen=True)
+class Problem:
+    """An operator that cannot be compiled. layers, shapes: of the nodes it concerns, in graph order."""
+
+    op: str
+    reason: str
+    count: int
+    layers: tuple[str, ...]
+    shapes: tuple[str, ...]
+    suggestion: str
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """problems: empty when the model compiles. operators: name -> count after all passes."""
+
+    problems: tuple[Problem, ...]
+    operators: dict[str, int] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"supported": not self.problems, "problems": [asdict(p) for p in self.problems],
+                "operators": self.operators}
+
+
+def check(
+    source: str | object, *, target: str = "host", ctx: int | None = None, dynamic: Dynamic | None = None,
+    example_inputs: Sequence[Any] | None = None,
+) -> CheckReport:
+    """Everything in `source` that cannot be compiled for `target`, grouped by operator and reason.
+
+    Imports the model and runs all passes, but plans and writes nothing. Raises EdgecError when it cannot be imported.
+    """
+    from edgec.env import SPEC
+    from edgec.ir.model import walk
+    from edgec.native.lower import unsupported
+    from edgec.pipeline import CompileOptions, prepare_model
+    from edgec.targets.devices import device
+
+    device(target)
+    options = CompileOptions(target=target, importer=_importer_options(dynamic, example_inputs))
+    # The specification of the last stage would stop at the operators that are to be listed here.
+    with SPEC.override(0):
+        model = prepare_model(source, options).model
+    groups: dict[tuple[str, str], list[ir.Node]] = {}
+    operators: Counter[str] = Counter()
+    for node in walk(model):
+        operators[_operator(node)] += 1
+        reason = unsupported(node)
+        if reason is not None:
+            groups.setdefault((_operator(node), reason), []).append(node)
+    problems = tuple(
+        Problem(op, reason, len(nodes), tuple(_layer(n) for n in nodes), tuple(_shapes(n) for n in nodes),
+                "replace it in the model's code by operators that `edgec check` accepts")
+        for (op, reason), nodes in sorted(groups.items())
+    )
+    return CheckReport(problems, dict(operators))
+
+
+def _layer(node: ir.Node) -> str:
+    """The module path the importer kept, else the node's name."""
+    return node.metadata_props.get("namespace") or node.name or "?"
+
+
+def _shapes(node: ir.Node) -> str:
+    def one(value: ir.Value | None) -> str:
+        return "x".join(map(str, value.shape)) or "scalar" if value is not None and value.shape is not None else "?"
+
+    return ", ".join(one(v) for v in node.inputs) + " -> " + ", ".join(one(v) for v in node.outputs)
+
+
+def compare(bundle: Path | str, reference: str, **options: Any) -> dict[str, Any]:
+    """Distances between a bundle's outputs and those of `reference`; options as judge.compare.compare_bundle."""
+    from edgec.judge.bundle import open_bundle
+    from edgec.judge.compare import compare_bundle
+
+    with open_bundle(Path(bundle)) as model:
+        return compare_bundle(model, reference, **options)
+
+
+def evaluate(bundle: Path | str, *, ppl: Path | str | None = None, images: Path | str | None = None,
+             **options: Any) -> dict[str, Any]:
+    """Perplexity over the text `ppl`, or top-k over the folder `images`; options as judge.evaluate.text and .images."""
+    from edgec.judge import evaluate as judge
+    from edgec.judge.bundle import open_bundle
+
+    if (ppl is None) == (images is None):
+        raise EdgecError("E0002", stage="evaluate", where="ppl, images", found="both or none", wanted="one of the two")
+    with open_bundle(Path(bundle)) as model:
+        if ppl is not None:
+            return judge.text(model, Path(ppl), **options)
+        return judge.images(model, Path(str(images)), **options)
+
+
+def bench(bundle: Path | str, *, prompt: int = 512, tokens: int = 128, threads: Sequence[int] = (1,),
+          repetitions: int = 5, warmup: int = 1) -> list[Samples]:
+    """Speed of a bundle; see judge.bench.bench_bundle."""
+    from edgec.judge.bench import bench_bundle
+    from edgec.judge.bundle import open_bundle
+
+    with open_bundle(Path(bundle)) as model:
+        return bench_bundle(model, prompt, tokens, threads, repetitions, warmup)

@@ -1,0 +1,99 @@
+"""The native backend: a bundle, the runtime library that runs it, the C header, a manifest and reports."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import edgec
+from edgec.errors import EdgecError
+from edgec.ir.info import ModelInfo, info_of
+from edgec.targets import Artifact, EmitOptions
+from edgec.targets.devices import Device
+from edgec.targets.output import MANIFEST, file_sha256, output_folder, write_json
+from edgec.targets.toolchain import header, runtime_library
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from edgec.native.plan import Plan
+
+BUNDLE = "model.edgec"
+
+
+def plan_model(model: ir.Model, options: EmitOptions) -> tuple[Plan, dict[str, Any]]:
+    """(the plan of a lowered model, its memory table as JSON).
+
+    Raises EdgecError: E0301 unsupported operators, E0302 unplannable shapes, E0303 above options.memory_budget.
+    """
+    from edgec.native.lower import build_plan
+
+    plan = build_plan(model, weights=options.weights, kv=options.kv, max_context=options.max_context,
+                      prefill_chunk=options.prefill_chunk)
+    memory = plan.memory_table(_contexts(plan.max_context)).to_json()
+    peak = max(memory["peak"].values())
+    if options.memory_budget is not None and peak > options.memory_budget:
+        raise EdgecError(
+            "E0303", stage="plan", where="--memory-budget", found=f"{peak} bytes at the largest context, one thread",
+            wanted=f"at most {options.memory_budget} bytes",
+            hint="a shorter --ctx, --kv fp16 or --weights fp16 need less",
+        )
+    return plan, memory
+
+
+def _contexts(longest: int) -> list[int]:
+    """Context lengths of the memory table: the maximum and a few below it."""
+    return sorted({c for c in (256, 1024, longest) if c <= longest}) if longest else []
+
+
+def _tokenizer_section(info: ModelInfo) -> bytes | None:
+    if info.tokenizer is None:
+        return None
+    from edgec.native.tokenizer import tokenizer_section
+
+    return tokenizer_section(info.tokenizer, bos=info.bos_token, eos=info.eos_tokens, vocab_size=info.vocab_size)
+
+
+def emit(model: ir.Model, device: Device, outdir: Path, options: Mapping[str, Any]) -> Artifact:
+    """Compiles a lowered model into `outdir`; options are the fields of EmitOptions.
+
+    Writes model.edgec, the runtime library, include/edgec.h, manifest.json (sizes and SHA-256 of every file),
+    edgec.json (the resolved configuration) and reports/memory.json. The folder appears only when all of it is
+    complete; an earlier output in its place is replaced. Raises EdgecError: E0004, E0005, E0007, those of plan_model.
+    """
+    from edgec.native.bundle import write_bundle
+    from edgec.native.golden import golden_section
+
+    chosen = EmitOptions(**options)
+    info = info_of(model)
+    plan, memory = plan_model(model, chosen)
+    golden = golden_section(model, plan) if chosen.golden else None
+    tokenizer = _tokenizer_section(info) if chosen.tokenizer else None
+    library = runtime_library(device)
+    described = {
+        "edgec_version": edgec.__version__,
+        "model": {"name": info.name, "task": info.task, "sha256": info.source_sha256, "max_context": plan.max_context,
+                  "vocab_size": plan.vocab_size},
+        "config": dict(chosen.config),
+        "memory": memory,
+    }
+    with output_folder(outdir) as work:
+        write_bundle(work / BUNDLE, plan, tokenizer=tokenizer, golden=golden, manifest=described)
+        shutil.copyfile(library, work / device.library_name)
+        (work / "include").mkdir()
+        shutil.copyfile(header(), work / "include" / "edgec.h")
+        write_json(work / "edgec.json", dict(chosen.config))
+        write_json(work / "reports" / "memory.json", memory)
+        files = sorted(path for path in work.rglob("*") if path.is_file())
+        manifest = described | {
+            "target": device.name,
+            "files": {
+                path.relative_to(work).as_posix(): {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
+                for path in files
+            },
+        }
+        write_json(work / MANIFEST, manifest)
+    final = outdir.resolve()
+    return Artifact(final, final / BUNDLE, final / device.library_name, final / "include" / "edgec.h", manifest, memory)

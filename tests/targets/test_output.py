@@ -1,0 +1,61 @@
+"""Output folders: whole or not at all, and never over somebody's files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from edgec.errors import EdgecError
+from edgec.targets.output import check_output, output_folder
+
+
+def fill(outdir: Path, text: str) -> None:
+    with output_folder(outdir) as work:
+        (work / "manifest.json").write_text(text)
+        assert text not in [p.read_text() for p in outdir.glob("manifest.json")], "visible before it is complete"
+
+
+def test_new_empty_and_earlier_outputs(tmp_path: Path) -> None:
+    out = tmp_path / "deep" / "out"
+    fill(out, "first")
+    (out / "stale").write_text("from before")
+    fill(out, "second")
+    assert [p.name for p in out.iterdir()] == ["manifest.json"]
+    assert (out / "manifest.json").read_text() == "second"
+    (tmp_path / "empty").mkdir()
+    fill(tmp_path / "empty", "third")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["deep", "empty"]
+    assert [p.name for p in out.parent.iterdir()] == ["out"]
+
+
+def test_a_failure_leaves_the_earlier_output(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    fill(out, "first")
+
+    def fail() -> None:
+        with output_folder(out) as work:
+            (work / "manifest.json").write_text("half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert (out / "manifest.json").read_text() == "first"
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_full_disk_is_an_edgec_error(tmp_path: Path) -> None:
+    with pytest.raises(EdgecError) as caught, output_folder(tmp_path / "out"):
+        raise OSError(28, "No space left on device")
+    assert caught.value.code == "E0004"
+    assert "No space left" in str(caught.value)
+
+
+def test_other_peoples_folders_are_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    (tmp_path / "file").write_text("x")
+    for path in (tmp_path, tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(EdgecError) as caught:
+            check_output(path)
+        assert caught.value.code == "E0004"
+    assert (tmp_path / "thesis.txt").read_text() == "years of work"
