@@ -309,7 +309,9 @@ edgec_status tokenizer_decode(const Tokenizer *tokenizer, const int32_t *tokens,
         if (t.has(FLAG_BYTE_RUNS) && i >= run_end) run_valid = run_is_valid(t, tokens, count, i, &run_end);
         if (i < run_end && !run_valid) {
             const uint8_t never = 0xFF;  // on its own it is one U+FFFD
-            if (id < t.header.n_pieces && !is_special(t, id)) feed(&stream, &never, 1, emit);
+            if (id >= t.header.n_pieces || is_special(t, id)) continue;
+            feed(&stream, &never, 1, emit);
+            stream.started = true;
             continue;
         }
         push_token(&stream, id, emit);
