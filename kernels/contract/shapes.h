@@ -78,8 +78,8 @@ EDGEC_INLINE ConvShape conv_shape(const Args &a) {
     s.pixels = s.g.batch * s.g.oh * s.g.ow;
     s.pointwise = s.g.kh == 1 && s.g.kw == 1 && s.g.sh == 1 && s.g.sw == 1 && s.g.pt == 0 && s.g.pl == 0 &&
                   s.g.oh == s.g.h && s.g.ow == s.g.w;
-    // The gathered block should stay in half of a small L2 cache.
-    s.pixel_block = imax(1, imin(8, 65536 / imax(1, s.k) / 12)) * 12;
+    // The gathered block should stay in the L2 cache, but each block streams the weights again.
+    s.pixel_block = imax(4, imin(8, 131072 / imax(1, s.k) / 12)) * 12;
     s.panel_block = 8;
     s.pixel_blocks = ceil_div(s.pixels, s.pixel_block);
     s.panel_blocks = ceil_div(s.panels, s.panel_block);
@@ -109,7 +109,8 @@ EDGEC_INLINE MatmulShape matmul_shape(const Args &g) {
 // Both attention kernels: rows are the (token, query head) pairs that share one key/value head.
 struct AttentionShape {
     int64_t batch, t, s, hq, hkv, group, d, dv;
-    int64_t token_block, token_blocks;  // tiles = batch * hkv * token_blocks
+    int64_t d_pad, dv_pad;             // whole panels
+    int64_t token_block, token_blocks, rows;  // tiles = batch * hkv * token_blocks; rows of one tile
 };
 constexpr int64_t kAttentionRows = 48;  // query rows that are worked on together
 constexpr int64_t kAttentionSpan = 64;  // positions per step of the online softmax
@@ -125,9 +126,18 @@ EDGEC_INLINE AttentionShape attention_shape(const Args &g, bool cached) {
     s.d = cached ? k.dim[2] : q.dim[2] / s.hq;
     s.dv = cached ? v.dim[2] : y.dim[2] / s.hq;
     s.group = s.hq / s.hkv;
-    s.token_block = imax(1, kAttentionRows / s.group);
+    s.d_pad = ceil_div(s.d, 16) * 16;
+    s.dv_pad = ceil_div(s.dv, 16) * 16;
+    s.token_block = imax(1, imin(s.t, kAttentionRows / s.group));
     s.token_blocks = ceil_div(s.t, s.token_block);
+    s.rows = s.token_block * s.group;
     return s;
+}
+
+// Floats of scratch per query row and per position of a step, in the order in which attention.h lays them out.
+EDGEC_INLINE int64_t attention_scratch_floats(const AttentionShape &s) {
+    int64_t row = s.d_pad + kAttentionSpan + s.dv_pad + 2;
+    return s.rows * row + kAttentionSpan * (s.d_pad + s.dv_pad);
 }
 
 }  // namespace edgec

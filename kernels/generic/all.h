@@ -2,6 +2,10 @@
 // and target region: these headers have no include guards and include nothing.
 #include "gemm.h"
 #include "linear.h"
+#include "conv2d.h"
+#include "dwconv2d.h"
+#include "pool2d.h"
+#include "matmul.h"
 #include "kv_write.h"
 #include "norm.h"
 #include "rope.h"
@@ -10,3 +14,4 @@
 #include "reduce.h"
 #include "gather.h"
 #include "movement.h"
+#include "attention.h"

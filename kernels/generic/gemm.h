@@ -84,7 +84,7 @@ EDGEC_NOINLINE void gemm_tile(const float *a, int64_t lda, const W *b, int64_t p
 }
 
 // The largest tile height that fits into `rows`; the heights below it exist so that remainders stay efficient.
-EDGEC_INLINE int tile_rows(int64_t rows) {
+EDGEC_INLINE int gemm_height(int64_t rows) {
     if (kTileRows >= 12 && rows >= 12) return 12;
     if (kTileRows >= 12 && rows >= 8) return 8;
     if (kTileRows == 6 && rows >= 6) return 6;
@@ -141,7 +141,7 @@ EDGEC_NOINLINE void gemm_panels(const Gemm &g, const W *b, int64_t panel, int64_
     const bool direct = cols == 16 * P && !g.e.residual && g.e.act <= 2;
     const Clamp clamp = direct ? clamp_of(g.e) : Clamp{false, 0, 0};
     for (int64_t m = m0; m < m1;) {
-        int r = tile_rows(m1 - m);
+        int r = gemm_height(m1 - m);
         const float *a = g.a + m * g.lda;
         if (direct) {
             gemm_rows<P, W>(r, a, g.lda, b, panel, g.k, init, false, g.y + m * g.ldy + n, g.ldy, clamp);

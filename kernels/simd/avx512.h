@@ -66,3 +66,15 @@ EDGEC_INLINE vm vle(vf a, vf b) { return _mm512_cmp_ps_mask(a, b, _CMP_LE_OQ); }
 EDGEC_INLINE vm veq(vf a, vf b) { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ); }
 EDGEC_INLINE vm vgt(vf a, vf b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ); }
 EDGEC_INLINE vf vsel(vm m, vf a, vf b) { return _mm512_mask_blend_ps(m, b, a); }  // m ? a : b
+
+// Adds neighbours as hadd does in each 128-bit part: {a0+a1, a2+a3, b0+b1, b2+b3}.
+EDGEC_INLINE vf vpair_(vf a, vf b) { return _mm512_add_ps(_mm512_shuffle_ps(a, b, 0x88), _mm512_shuffle_ps(a, b, 0xdd)); }
+// The same on 128-bit parts: {A0+A1, A2+A3, B0+B1, B2+B3}.
+EDGEC_INLINE vf vparts_(vf a, vf b) {
+    return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
+}
+EDGEC_INLINE vf vquad_(const vf *a) { return vpair_(vpair_(a[0], a[1]), vpair_(a[2], a[3])); }
+// Lane i of the result is the sum of a[i]; a holds L vectors.
+EDGEC_INLINE vf vsums(const vf *a) {
+    return vparts_(vparts_(vquad_(a), vquad_(a + 4)), vparts_(vquad_(a + 8), vquad_(a + 12)));
+}

@@ -72,3 +72,6 @@ EDGEC_INLINE vm vle(vf a, vf b) { return vcleq_f32(a, b); }
 EDGEC_INLINE vm veq(vf a, vf b) { return vceqq_f32(a, b); }
 EDGEC_INLINE vm vgt(vf a, vf b) { return vcgtq_f32(a, b); }
 EDGEC_INLINE vf vsel(vm m, vf a, vf b) { return vbslq_f32(m, a, b); }
+
+// Lane i of the result is the sum of a[i]; a holds L vectors.
+EDGEC_INLINE vf vsums(const vf *a) { return vpaddq_f32(vpaddq_f32(a[0], a[1]), vpaddq_f32(a[2], a[3])); }

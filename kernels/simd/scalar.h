@@ -86,3 +86,6 @@ EDGEC_INLINE vi vtoi(vf a) {
     return vi{(int32_t)r[0], (int32_t)r[1], (int32_t)r[2], (int32_t)r[3]};
 }
 EDGEC_INLINE vf vtof(vi a) { return vf{(float)a[0], (float)a[1], (float)a[2], (float)a[3]}; }
+
+// Lane i of the result is the sum of a[i]; a holds L vectors.
+EDGEC_INLINE vf vsums(const vf *a) { return vf{vsum(a[0]), vsum(a[1]), vsum(a[2]), vsum(a[3])}; }

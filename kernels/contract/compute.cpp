@@ -1,0 +1,231 @@
+// Contracts of the matrix product, convolution, pooling and attention kernels: what they accept, how their work is cut,
+// what it costs, how much scratch a thread needs. An empty output has no tiles, and run() is never called for it.
+#include "checks.h"
+#include "shapes.h"
+
+namespace edgec {
+
+// Larger dims cannot be backed by memory; the bound keeps every sum and product of a few parameters exact.
+constexpr int64_t kMaxDim = int64_t(1) << 40;
+constexpr int64_t kMaxTap = 1 << 15;  // kernel sizes, strides, dilations
+constexpr int64_t kMaxPad = 1 << 20;
+constexpr int kActs = 14;
+
+static bool bounded(const View &v) {
+    for (int d = 0; d < v.rank; ++d)
+        if (v.dim[d] > kMaxDim) return false;
+    return sized(v);
+}
+static bool activation(const View &v) { return plain(v, F32) && bounded(v); }
+static bool weight(const View &v) {
+    return bounded(v) && v.format == PANEL16 && (v.dtype == F32 || v.dtype == F16 || v.dtype == BF16);
+}
+static bool flag(int64_t x) { return between(x, 0, 1); }
+static bool empty(const View &v) { return count_of(v) == 0; }
+
+// bias? [n], residual? as y, act, residual_first: what every product ends with.
+static const char *epilogue_check(const View &y, const View &bias, const View &residual, int64_t n, int64_t act,
+                                  int64_t first) {
+    if (bias.data && (!activation(bias) || !is_vector(bias, n))) return "the bias does not fit";
+    if (residual.data && (!activation(residual) || !same_dims(residual, y))) return "the residual does not fit";
+    if (!between(act, 0, kActs - 1) || !flag(first)) return kParam;
+    return nullptr;
+}
+
+// About the time of a product on one core: bound by arithmetic or by reading the weights once.
+static int64_t product_cost(double m, double n, double k, double weight_bytes) {
+    const double flops = 2 * m * n * k / 60, memory = weight_bytes / 15 + m * n / 8;
+    const double ns = flops > memory ? flops : memory;
+    return ns < 1e15 ? (int64_t)ns + 1 : (int64_t)1e15;
+}
+
+const char *linear_check(const Args &a) {
+    if (!arity(a, 5, 2, 2)) return kArity;
+    const View &y = a.op[0], &x = a.op[1], &w = a.op[2];
+    if (!activation(y) || !activation(x) || !weight(w)) return kMissing;
+    if (y.rank < 1 || y.rank != x.rank || w.rank != 2) return kShape;
+    for (int d = 0; d + 1 < y.rank; ++d)
+        if (y.dim[d] != x.dim[d]) return kShape;
+    if (y.dim[y.rank - 1] != w.dim[0] || x.dim[x.rank - 1] != w.dim[1]) return kShape;
+    return epilogue_check(y, a.op[3], a.op[4], w.dim[0], a.i[0], a.i[1]);
+}
+int64_t linear_tiles(const Args &a) {
+    if (empty(a.op[0])) return 0;
+    const LinearShape s = linear_shape(a);
+    return s.row_blocks * s.panel_blocks;
+}
+int64_t linear_cost(const Args &a) {
+    if (empty(a.op[0])) return 1;
+    const LinearShape s = linear_shape(a);
+    return product_cost((double)s.m, (double)s.n, (double)s.k, (double)s.n * (double)s.k * (double)dtype_size(a.op[2].dtype));
+}
+int64_t linear_scratch(const Args &a) {  // two widened panels
+    if (empty(a.op[0]) || a.op[2].dtype == F32) return 0;
+    const LinearShape s = linear_shape(a);
+    return s.m >= kWidenRows ? 2 * 16 * s.k * (int64_t)sizeof(float) : 0;
+}
+
+// kh kw sh sw pt pl dh dw
+static const char *window_check(const View &y, const View &x, const int64_t *i) {
+    if (!activation(y) || !activation(x)) return kMissing;
+    if (y.rank != 4 || x.rank != 4 || y.dim[0] != x.dim[0]) return kShape;
+    for (int k = 0; k < 8; ++k) {
+        const bool pad = k == 4 || k == 5;
+        if (!between(i[k], pad ? 0 : 1, pad ? kMaxPad : kMaxTap)) return kParam;
+    }
+    return nullptr;
+}
+
+const char *conv2d_check(const Args &a) {
+    if (!arity(a, 5, 11, 2)) return kArity;
+    const View &y = a.op[0], &x = a.op[1], &w = a.op[2];
+    if (const char *e = window_check(y, x, a.i)) return e;
+    if (!weight(w)) return kMissing;
+    const int64_t groups = a.i[8], taps = a.i[0] * a.i[1];
+    if (groups < 1 || w.rank != 3 || w.dim[0] != groups) return kShape;
+    if (y.dim[3] % groups != 0 || x.dim[3] % groups != 0) return "the channels do not divide into the groups";
+    if (w.dim[1] != y.dim[3] / groups || w.dim[2] % taps != 0 || w.dim[2] / taps != x.dim[3] / groups) return kShape;
+    return epilogue_check(y, a.op[3], a.op[4], y.dim[3], a.i[9], a.i[10]);
+}
+int64_t conv2d_tiles(const Args &a) {
+    if (empty(a.op[0])) return 0;
+    const ConvShape s = conv_shape(a);
+    return s.pixel_blocks * s.groups * s.panel_blocks;
+}
+int64_t conv2d_cost(const Args &a) {
+    if (empty(a.op[0])) return 1;
+    const ConvShape s = conv_shape(a);
+    return product_cost((double)s.pixels, (double)s.g.co, (double)s.k, (double)s.g.co * (double)s.k * (double)dtype_size(a.op[2].dtype));
+}
+int64_t conv2d_scratch(const Args &a) {  // the gathered rows, then two widened panels
+    if (empty(a.op[0])) return 0;
+    const ConvShape s = conv_shape(a);
+    return ((s.pointwise ? 0 : s.pixel_block * s.k) + (a.op[2].dtype == F32 ? 0 : 2 * 16 * s.k)) * (int64_t)sizeof(float);
+}
+
+const char *dwconv2d_check(const Args &a) {
+    if (!arity(a, 5, 10, 2)) return kArity;
+    const View &y = a.op[0], &x = a.op[1], &w = a.op[2];
+    if (const char *e = window_check(y, x, a.i)) return e;
+    if (!activation(w)) return kMissing;
+    if (y.dim[3] != x.dim[3] || w.rank != 2 || w.dim[0] != a.i[0] * a.i[1] || w.dim[1] != x.dim[3]) return kShape;
+    return epilogue_check(y, a.op[3], a.op[4], y.dim[3], a.i[8], a.i[9]);
+}
+static int64_t image_rows(const View &y) { return empty(y) ? 0 : y.dim[0] * y.dim[1]; }
+int64_t dwconv2d_tiles(const Args &a) { return image_rows(a.op[0]); }
+int64_t dwconv2d_cost(const Args &a) {
+    const double ns = (double)count_of(a.op[0]) * (double)(a.i[0] * a.i[1]) / 20;
+    return ns < 1e15 ? (int64_t)ns + 1 : (int64_t)1e15;
+}
+int64_t dwconv2d_scratch(const Args &) { return 0; }
+
+const char *pool2d_check(const Args &a) {
+    if (!arity(a, 2, 10, 0)) return kArity;
+    if (const char *e = window_check(a.op[0], a.op[1], a.i + 1)) return e;
+    if (a.op[0].dim[3] != a.op[1].dim[3]) return kShape;
+    return flag(a.i[0]) && flag(a.i[9]) ? nullptr : kParam;
+}
+int64_t pool2d_tiles(const Args &a) { return image_rows(a.op[0]); }
+int64_t pool2d_cost(const Args &a) {
+    // A window is never larger than the image: global pooling over padding must not look expensive.
+    const double taps = (double)imin(a.i[1], a.op[1].dim[1]) * (double)imin(a.i[2], a.op[1].dim[2]);
+    const double ns = (double)count_of(a.op[0]) * (taps + 1) / 8;
+    return ns < 1e15 ? (int64_t)ns + 1 : (int64_t)1e15;
+}
+int64_t pool2d_scratch(const Args &) { return 0; }
+
+const char *matmul_check(const Args &a) {
+    if (!arity(a, 3, 1, 1)) return kArity;
+    const View &y = a.op[0], &p = a.op[1], &q = a.op[2];
+    if (!activation(y) || !activation(p) || !activation(q)) return kMissing;
+    if (!flag(a.i[0])) return kParam;
+    if (y.rank < 2 || p.rank < 2 || q.rank < 2) return kShape;
+    const int rows = a.i[0] ? q.rank - 1 : q.rank - 2, cols = a.i[0] ? q.rank - 2 : q.rank - 1;
+    if (p.dim[p.rank - 1] != q.dim[rows] || y.dim[y.rank - 2] != p.dim[p.rank - 2] || y.dim[y.rank - 1] != q.dim[cols])
+        return kShape;
+    View lead = y, in[2] = {p, q};
+    lead.rank = (uint8_t)(y.rank - 2);
+    for (View &v : in) v.rank = (uint8_t)(v.rank - 2);
+    return broadcasts(lead, in, 2) ? nullptr : kShape;
+}
+int64_t matmul_tiles(const Args &a) {
+    if (empty(a.op[0])) return 0;
+    const MatmulShape s = matmul_shape(a);
+    return s.batch * s.panel_blocks * s.row_blocks;
+}
+int64_t matmul_cost(const Args &a) {
+    if (empty(a.op[0])) return 1;
+    const MatmulShape s = matmul_shape(a);
+    return product_cost((double)s.batch * (double)s.m, (double)s.n, (double)s.k,
+                        (double)s.batch * (double)s.n * (double)s.k * 4);
+}
+int64_t matmul_scratch(const Args &a) {  // two packed panels
+    return empty(a.op[0]) ? 0 : 2 * 16 * matmul_shape(a).k * (int64_t)sizeof(float);
+}
+
+static int64_t scores_cost(const AttentionShape &s) {
+    return product_cost((double)s.batch * (double)s.t * (double)s.hq, (double)s.s, (double)(s.d + s.dv),
+                        (double)s.batch * (double)s.hkv * (double)s.s * (double)(s.d + s.dv) * 4);
+}
+
+const char *attention_cached_check(const Args &a) {
+    if (!arity(a, 4, 4, 2)) return kArity;
+    const View &y = a.op[0], &q = a.op[1], &k = a.op[2], &v = a.op[3];
+    if (!activation(y) || !activation(q) || !plain(k) || !bounded(k) || !plain(v) || !bounded(v)) return kMissing;
+    if ((k.dtype != F32 && k.dtype != F16) || v.dtype != k.dtype) return kType;
+    if (y.rank != 2 || q.rank != 2 || k.rank != 3 || v.rank != 3 || y.dim[0] != q.dim[0]) return kShape;
+    const int64_t past = a.i[0], hq = a.i[1], hkv = a.i[2];
+    if (hkv < 1 || hq < hkv || hq > kMaxTap || hq % hkv != 0) return "the query heads do not divide among the key heads";
+    if (k.dim[0] != hkv || v.dim[0] != hkv || k.dim[1] != v.dim[1]) return kShape;
+    if (q.dim[1] != hq * k.dim[2] || y.dim[1] != hq * v.dim[2]) return kShape;
+    if (past < 0 || past > k.dim[1] - q.dim[0]) return "the tokens do not fit into the cache";
+    return between(a.i[3], 0, kMaxDim) ? nullptr : kParam;
+}
+int64_t attention_cached_tiles(const Args &a) {
+    if (empty(a.op[0])) return 0;
+    const AttentionShape s = attention_shape(a, true);
+    return s.hkv * s.token_blocks;
+}
+int64_t attention_cached_cost(const Args &a) {
+    if (empty(a.op[0])) return 1;
+    AttentionShape s = attention_shape(a, true);
+    const int64_t seen = a.i[0] + s.t, window = a.i[3];
+    s.s = window ? imin(seen, window + s.t) : seen;
+    return scores_cost(s);
+}
+int64_t attention_cached_scratch(const Args &a) {
+    return empty(a.op[0]) ? 0 : attention_scratch_floats(attention_shape(a, true)) * (int64_t)sizeof(float);
+}
+
+const char *attention_check(const Args &a) {
+    if (!arity(a, 5, 4, 2)) return kArity;
+    const View &y = a.op[0], &q = a.op[1], &k = a.op[2], &v = a.op[3], &mask = a.op[4];
+    if (!activation(y) || !activation(q) || !activation(k) || !activation(v)) return kMissing;
+    if (y.rank != 3 || q.rank != 3 || k.rank != 3 || v.rank != 3) return kShape;
+    for (int d = 0; d < 2; ++d)
+        if (y.dim[d] != q.dim[d] || k.dim[d] != v.dim[d]) return kShape;
+    if (k.dim[0] != q.dim[0]) return kShape;
+    const int64_t hq = a.i[0], hkv = a.i[1];
+    if (hkv < 1 || hq < hkv || hq > kMaxTap || hq % hkv != 0) return "the query heads do not divide among the key heads";
+    if (q.dim[2] % hq != 0 || y.dim[2] % hq != 0) return kShape;
+    if (k.dim[2] != q.dim[2] / hq * hkv || v.dim[2] != y.dim[2] / hq * hkv) return kShape;
+    if (!flag(a.i[2]) || !between(a.i[3], -kMaxDim, kMaxDim)) return kParam;
+    if (!mask.data) return nullptr;
+    if (!plain(mask) || !bounded(mask) || (mask.dtype != F32 && mask.dtype != BOOL)) return kType;
+    const int64_t full[4] = {q.dim[0], hq, q.dim[1], k.dim[1]};
+    if (mask.rank != 4 || mask.dim[3] != full[3]) return "the mask does not fit";
+    for (int d = 0; d < 3; ++d)
+        if (mask.dim[d] != 1 && mask.dim[d] != full[d]) return "the mask does not fit";
+    return nullptr;
+}
+int64_t attention_tiles(const Args &a) {
+    if (empty(a.op[0])) return 0;
+    const AttentionShape s = attention_shape(a, false);
+    return s.batch * s.hkv * s.token_blocks;
+}
+int64_t attention_cost(const Args &a) { return empty(a.op[0]) ? 1 : scores_cost(attention_shape(a, false)); }
+int64_t attention_scratch(const Args &a) {
+    return empty(a.op[0]) ? 0 : attention_scratch_floats(attention_shape(a, false)) * (int64_t)sizeof(float);
+}
+
+}  // namespace edgec

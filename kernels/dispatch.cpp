@@ -1,0 +1,105 @@
+// The kernel table, built from kernels.def, and what this CPU can run.
+#include "view.h"
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
+namespace edgec {
+
+#define KERNEL(name, n_out, in_place) \
+    const char *name##_check(const Args &); \
+    int64_t name##_tiles(const Args &); \
+    int64_t name##_cost(const Args &); \
+    int64_t name##_scratch(const Args &);
+#include "kernels.def"
+#undef KERNEL
+
+#define KERNEL(name, n_out, in_place) void name(const Args &, int64_t, int64_t, void *);
+namespace scalar {
+#include "kernels.def"
+}
+#if EDGEC_HAVE_AVX2
+namespace avx2 {
+#include "kernels.def"
+}
+#define EDGEC_AVX2_RUN(name) avx2::name
+#else
+#define EDGEC_AVX2_RUN(name) nullptr
+#endif
+#if EDGEC_HAVE_AVX512
+namespace avx512 {
+#include "kernels.def"
+}
+#define EDGEC_AVX512_RUN(name) avx512::name
+#else
+#define EDGEC_AVX512_RUN(name) nullptr
+#endif
+#if EDGEC_HAVE_NEON
+namespace neon {
+#include "kernels.def"
+}
+#define EDGEC_NEON_RUN(name) neon::name
+#else
+#define EDGEC_NEON_RUN(name) nullptr
+#endif
+#undef KERNEL
+
+#define KERNEL(name, n_out, in_place) \
+    {#name, n_out, in_place, name##_check, name##_tiles, name##_cost, name##_scratch, \
+     {scalar::name, EDGEC_AVX2_RUN(name), EDGEC_AVX512_RUN(name), EDGEC_NEON_RUN(name)}},
+const Kernel kKernels[] = {
+#include "kernels.def"
+};
+#undef KERNEL
+const int kKernelCount = (int)(sizeof kKernels / sizeof kKernels[0]);
+
+const Kernel *find_kernel(const char *name) {
+    for (int i = 0; i < kKernelCount; ++i)
+        if (strcmp(kKernels[i].name, name) == 0) return &kKernels[i];
+    return nullptr;
+}
+
+static const char *const kIsaNames[ISA_COUNT] = {"scalar", "avx2", "avx512", "neon"};
+
+const char *isa_name(Isa isa) { return isa < ISA_COUNT ? kIsaNames[isa] : "unknown"; }
+
+bool parse_isa(const char *name, Isa *isa) {
+    for (int i = 0; i < ISA_COUNT; ++i)
+        if (strcmp(kIsaNames[i], name) == 0) {
+            *isa = (Isa)i;
+            return true;
+        }
+    return false;
+}
+
+#if defined(__x86_64__)
+// The vector levels need the CPU's word (cpuid) and the operating system's, which must save the wider registers (xgetbv).
+static uint32_t x86_isas() {
+    uint32_t a, b, c, d;
+    if (!__get_cpuid(1, &a, &b, &c, &d)) return 0;
+    const bool fma = c >> 12 & 1, osxsave = c >> 27 & 1, avx = c >> 28 & 1, f16c = c >> 29 & 1;
+    if (!osxsave || !avx) return 0;
+    uint32_t saved, high;
+    __asm__ volatile("xgetbv" : "=a"(saved), "=d"(high) : "c"(0));
+    if ((saved & 0x06) != 0x06) return 0;
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return 0;
+    const bool avx2 = b >> 5 & 1;
+    if (!avx2 || !fma || !f16c) return 0;
+    uint32_t found = EDGEC_HAVE_AVX2 ? 1u << AVX2 : 0;
+    const uint32_t wanted = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31;  // F, DQ, BW, VL
+    if (EDGEC_HAVE_AVX512 && (b & wanted) == wanted && (saved & 0xe6) == 0xe6) found |= 1u << AVX512;
+    return found;
+}
+#endif
+
+uint32_t available_isas() {
+    uint32_t found = 1u << SCALAR;
+#if defined(__x86_64__)
+    found |= x86_isas();
+#endif
+    if (EDGEC_HAVE_NEON) found |= 1u << NEON;
+    return found;
+}
+
+}  // namespace edgec
