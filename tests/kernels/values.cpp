@@ -40,8 +40,8 @@ uint16_t encode_half(double x, bool bf16) {
     if (isnan(x)) return (uint16_t)(sign | (exp_max << p) | (1 << (p - 1)));
     x = fabs(x);
     int e = 0;
-    if (x > 0 && !isinf(x)) frexp(x, &e);
-    e = e - 1 < 1 - bias ? 1 - bias : e - 1;
+    if (!isinf(x)) frexp(x, &e);
+    e = x == 0 || e - 1 < 1 - bias ? 1 - bias : e - 1;
     const double units = isinf(x) ? INFINITY : nearbyint(ldexp(x, p - e));  // to nearest even, carries into the exponent
     if (ldexp(units, e - p) >= ldexp(1, exp_max - bias)) return (uint16_t)(sign | (exp_max << p));
     return (uint16_t)(sign + (((e + bias - 1) << p) + (int)units));
