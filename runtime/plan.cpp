@@ -87,13 +87,13 @@ struct Parser {
         if (!out.allocate(allocator, n)) return fail(message, EDGEC_ERROR_MEMORY, "open: %u %ss cannot be allocated", n, what);
         for (uint32_t i = 0; i < n; i++) {
             Port &p = out[i];
-            p.name = r.u32(), p.dtype = r.u32(), p.rank = r.u32(), p.axis = kNoAxis;
+            p.name = r.u32(), p.dtype = r.u32(), p.rank = r.u32();
             if (edgec_status s = string(what, p.name)) return s;
             if (edgec_status s = shape(what, p.dtype, p.rank, p.dim)) return s;
             if (!state) continue;
             p.axis = r.u32();
             if (r.bad()) return cut(what);
-            if (p.rank == 0 || (p.axis >= p.rank && p.axis != kNoAxis))
+            if (p.axis >= p.rank)
                 return fail(message, EDGEC_ERROR_FORMAT, "PLAN: state %.100s: found rank %u and sequence axis %u",
                             bundle.string(p.name), p.rank, p.axis);
         }

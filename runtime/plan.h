@@ -7,7 +7,6 @@ namespace edgec {
 
 constexpr uint32_t kMaxEntries = 16, kMaxOperands = 64, kMaxInts = 64, kMaxFloats = 16, kMaxSymbols = 64;
 constexpr int64_t kMaxDim = int64_t(1) << 40;
-constexpr uint32_t kNoAxis = 0xFFFFFFFFu;
 
 enum DimOp : uint32_t {
     DIM_CONST, DIM_SYMBOL, DIM_ADD, DIM_SUB, DIM_MUL, DIM_FLOORDIV, DIM_CEILDIV, DIM_MAX, DIM_MIN, DIM_OPS
@@ -20,7 +19,7 @@ struct PlanDim {
 
 // A declared input, output or state.
 struct Port {
-    uint32_t name, dtype, rank, axis;  // axis: the sequence axis of a state, else kNoAxis
+    uint32_t name, dtype, rank, axis;  // axis: the sequence axis of a state, else 0
     uint32_t dim[kMaxRank];            // indices in the dim table
 };
 

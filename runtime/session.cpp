@@ -6,25 +6,7 @@ namespace {
 
 constexpr uint32_t kMaxThreads = 1024;
 
-void *budget_allocate(void *user, size_t bytes, size_t alignment) {
-    Budget &budget = *static_cast<Budget *>(user);
-    if (bytes > budget.limit - budget.live) {
-        budget.refused = true;
-        return nullptr;
-    }
-    void *memory = budget.inner.allocate(budget.inner.user, bytes, alignment);
-    if (memory) budget.live += bytes;
-    return memory;
-}
-
-void budget_release(void *user, void *memory, size_t bytes) {
-    Budget &budget = *static_cast<Budget *>(user);
-    budget.live -= bytes;
-    budget.inner.release(budget.inner.user, memory, bytes);
-}
-
-// The saved form of a state: this, then per state tensor the rows of the tokens so far (or all of it when it has no
-// sequence axis).
+// The saved form of a state: this, then per state tensor the rows of the tokens so far (generic models: all of it).
 struct SavedHead {
     char magic[8];
     uint8_t model[32];
@@ -43,12 +25,12 @@ Split split_state(const edgec_session &s, uint64_t index) {
     const Plan &plan = s.model->plan;
     const Port &p = plan.states[index];
     const uint64_t bytes = s.state_bytes[index];
-    if (plan.kind != 1 || p.axis == kNoAxis) return {1, 1, bytes, 1};
+    if (plan.kind != 1 || bytes == 0) return {1, 1, bytes, 1};
     const int64_t *values = s.entry[0].values.data();
     Split split = {1, uint64_t(values[p.dim[p.axis]]), 0, 0};
     for (uint32_t k = 0; k < p.axis; k++) split.outer *= uint64_t(values[p.dim[k]]);
     split.inner = bytes / (split.outer * split.rows);
-    split.used = s.position < split.rows ? s.position : split.rows;
+    split.used = s.position;  // at most `context`, which is what the loader has made sure `rows` is
     return split;
 }
 
@@ -59,14 +41,6 @@ uint64_t saved_bytes(const edgec_session &s) {
         bytes += p.outer * p.used * p.inner;
     }
     return bytes;
-}
-
-bool growing(const Port &p, const Plan &plan) { return plan.kind == 1 && p.axis != kNoAxis; }
-
-void zero_states(edgec_session *s, bool growing_too) {
-    for (uint64_t i = 0; i < s->states.size(); i++)
-        if (growing_too || !growing(s->model->plan.states[i], s->model->plan))
-            memset(s->states[i], 0, size_t(s->state_bytes[i]));
 }
 
 // What one session will take, worked out before anything of it is allocated.
@@ -142,8 +116,6 @@ edgec_status allocate_all(edgec_session *s, const Sizes &sizes, const PoolHook &
 
 }  // namespace
 
-Allocator Budget::allocator() { return {budget_allocate, budget_release, this}; }
-
 bool Block::allocate(const Allocator &allocator, uint64_t bytes) {
     if (bytes == 0) return true;
     if (bytes > SIZE_MAX) return false;
@@ -216,7 +188,8 @@ void session_destroy(edgec_session *session) {
 }
 
 edgec_status session_reset(edgec_session *session) {
-    zero_states(session, true);
+    for (uint64_t i = 0; i < session->states.size(); i++)
+        memset(session->states[i], 0, size_t(session->state_bytes[i]));
     session->position = 0;
     return EDGEC_OK;
 }
@@ -228,14 +201,7 @@ edgec_status session_seek(edgec_session *session, uint32_t position) {
     if (position > session->position)
         return fail(session->message, EDGEC_ERROR_ARGUMENT, "seek: position: found %u, wanted at most the current %u",
                     position, session->position);
-    if (position == session->position) return EDGEC_OK;
-    for (const Port &p : plan.states)
-        if (position != 0 && !growing(p, plan))
-            return fail(session->message, EDGEC_ERROR_UNSUPPORTED,
-                        "seek: state '%.100s' is not kept per token: found position %u, wanted 0 or the current %u",
-                        session->model->bundle.string(p.name), position, session->position);
-    // Rows of a growing state from `position` on are never read before they are written again.
-    if (position == 0) zero_states(session, false);
+    // Rows of the states from `position` on are never read before they are written again.
     session->position = position;
     return EDGEC_OK;
 }

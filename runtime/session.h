@@ -7,7 +7,7 @@
 
 namespace edgec {
 
-// An allocator that refuses to go beyond a limit, in front of another one. Used by one thread at a time.
+// An allocator that refuses to go beyond a limit, in front of another one. Threads may share it.
 struct Budget {
     Allocator inner;
     uint64_t live = 0, limit = 0;
@@ -112,7 +112,8 @@ RunFn kernel_run(const Kernel &kernel, uint8_t isa);  // of that instruction set
 // selftest.cpp
 edgec_status golden_check(const Bundle &bundle, const Plan &plan, Message &message);  // the section's form
 edgec_status golden_run(edgec_model *model, Message &message);
-edgec_status kernels_compare(const edgec_model &model, uint8_t isa, Message &message);
+// Every kernel that the plan uses, on small inputs, `isa` against scalar.
+edgec_status kernels_compare(const Plan &plan, uint8_t isa, const Allocator &allocator, Message &message);
 
 // session.cpp
 edgec_status session_create(edgec_model *model, const edgec_session_options &options, edgec_session **session,

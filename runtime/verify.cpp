@@ -116,6 +116,11 @@ struct Verifier {
                             "PLAN: entry '%.100s': wanted the input tokens i32 [%s] and the output logits f32 [%svocab]",
                             bundle.string(e.name), decode ? "1" : "seq", rows ? "seq, " : "");
         }
+        // Forgetting tokens, saving and failing safely all rely on states that hold one row per token.
+        for (const Port &p : plan.states)
+            if (plan.context < 0 || p.dim[p.axis] != plan.symbol[plan.context])
+                return fail(message, EDGEC_ERROR_FORMAT, "PLAN: state '%.100s': dim %u: wanted the symbol `context`",
+                            bundle.string(p.name), p.axis);
         return EDGEC_OK;
     }
     bool constant(uint32_t dim, uint32_t value) const {

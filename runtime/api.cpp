@@ -1,0 +1,287 @@
+// The C interface: checks handles, pointers and struct sizes, then calls the parts. Nothing else is decided here.
+#include "session.h"
+
+#ifndef EDGEC_VERSION
+#define EDGEC_VERSION "0.1.0"
+#endif
+
+using namespace edgec;
+
+namespace {
+
+bool good(const edgec_model *model) { return model && model->magic == edgec_model::kMagic; }
+bool good(const edgec_session *session) { return session && session->magic == edgec_session::kMagic; }
+
+// Reads the caller's struct into ours: an older caller's is shorter (the rest stays zero), a newer one's is cut.
+template <class T>
+bool read_struct(const T *theirs, T *ours) {
+    *ours = T();
+    ours->struct_size = sizeof(T);
+    if (!theirs) return true;
+    const uint32_t size = theirs->struct_size;
+    if (size < sizeof(uint32_t)) return false;
+    memcpy(ours, theirs, size < sizeof(T) ? size : sizeof(T));
+    return true;
+}
+
+// Fills as much of the caller's struct as the caller knows; struct_size stays the caller's.
+template <class T>
+edgec_status write_struct(T *theirs, T ours) {
+    if (!theirs || theirs->struct_size < sizeof(uint32_t)) return EDGEC_ERROR_ARGUMENT;
+    const uint32_t size = theirs->struct_size;
+    ours.struct_size = size;
+    memcpy(theirs, &ours, size < sizeof(T) ? size : sizeof(T));
+    return EDGEC_OK;
+}
+
+bool good(const edgec_allocator *a) {
+    return !a || (a->struct_size >= sizeof(edgec_allocator) && a->allocate && a->release);
+}
+bool good(const edgec_threadpool *p) { return !p || (p->struct_size >= sizeof(edgec_threadpool) && p->run); }
+
+// Gives the caller the words of a failure, or an empty string.
+edgec_status report(edgec_status status, const Message &message, char *buffer, size_t bytes) {
+    message.copy_to(buffer, bytes);
+    return status;
+}
+
+edgec_status open_model(const char *path, const void *data, uint64_t bytes, const edgec_open_options *options,
+                        edgec_model **model, char *buffer, size_t buffer_bytes) {
+    Message message;
+    if (!model) return report(fail(message, EDGEC_ERROR_ARGUMENT, "open: model is NULL"), message, buffer, buffer_bytes);
+    *model = nullptr;
+    edgec_open_options o;
+    edgec_status status;
+    if (!read_struct(options, &o)) status = fail(message, EDGEC_ERROR_ARGUMENT, "open: options: struct_size is not set");
+    else if (!good(o.allocator)) status = fail(message, EDGEC_ERROR_ARGUMENT, "open: allocator: a field is not set");
+    else if (!path && !data) status = fail(message, EDGEC_ERROR_ARGUMENT, "open: the path or the data is NULL");
+    else if (uintptr_t(data) % kAlignment) status = fail(message, EDGEC_ERROR_ARGUMENT, "open: data: wanted 64-byte alignment");
+    else if (bytes > SIZE_MAX) status = fail(message, EDGEC_ERROR_ARGUMENT, "open: larger than the address space");
+    else status = model_open(path, data, bytes, o, model, message);
+    return report(status, message, buffer, buffer_bytes);
+}
+
+edgec_status describe(const edgec_model *model, bool output, uint32_t index, edgec_tensor *tensor) {
+    if (!good(model)) return EDGEC_ERROR_ARGUMENT;
+    const Plan &plan = model->plan;
+    if (plan.kind != 0) return EDGEC_ERROR_UNSUPPORTED;
+    const Array<Port> &ports = output ? plan.entry[0].outputs : plan.entry[0].inputs;
+    if (index >= ports.size()) return EDGEC_ERROR_ARGUMENT;
+    const Port &p = ports[index];
+    Array<int64_t> values;
+    int64_t symbols[kMaxSymbols];
+    Message message;
+    if (!values.allocate(model->allocator, plan.dims.size())) return EDGEC_ERROR_MEMORY;
+    plan_largest(plan, 0, 0, symbols);
+    if (edgec_status s = plan_evaluate(plan, model->bundle, symbols, values.data(), message)) return s;
+    edgec_tensor t = {};
+    t.dtype = p.dtype, t.rank = p.rank, t.name = model->bundle.string(p.name);
+    for (uint32_t k = 0; k < p.rank; k++) t.shape[k] = values[p.dim[k]];
+    port_bytes(p, values.data(), &t.bytes);
+    return write_struct(tensor, t);
+}
+
+}  // namespace
+
+const char *edgec_version(void) { return EDGEC_VERSION; }
+
+const char *edgec_status_text(edgec_status status) {
+    switch (status) {
+    case EDGEC_OK: return "ok";
+    case EDGEC_ERROR_ARGUMENT: return "bad argument";
+    case EDGEC_ERROR_IO: return "the file cannot be read";
+    case EDGEC_ERROR_FORMAT: return "not a usable bundle";
+    case EDGEC_ERROR_VERSION: return "the bundle needs a newer runtime";
+    case EDGEC_ERROR_HASH: return "hash mismatch";
+    case EDGEC_ERROR_MEMORY: return "out of memory";
+    case EDGEC_ERROR_LIMIT: return "a limit would be exceeded";
+    case EDGEC_ERROR_TENSOR: return "wrong tensor or token";
+    case EDGEC_ERROR_CONTEXT: return "the context is full";
+    case EDGEC_ERROR_UNSUPPORTED: return "not supported";
+    case EDGEC_ERROR_CANCELLED: return "cancelled";
+    case EDGEC_ERROR_SELFTEST: return "self-test failed";
+    case EDGEC_ERROR_FAULT: return "an index inside the data is out of range";
+    }
+    return "unknown status";
+}
+
+edgec_status edgec_open(const char *path, const edgec_open_options *options, edgec_model **model, char *message,
+                        size_t message_bytes) {
+    return open_model(path, nullptr, 0, options, model, message, message_bytes);
+}
+
+edgec_status edgec_open_buffer(const void *data, uint64_t bytes, const edgec_open_options *options, edgec_model **model,
+                               char *message, size_t message_bytes) {
+    return open_model(nullptr, data, bytes, options, model, message, message_bytes);
+}
+
+void edgec_close(edgec_model *model) {
+    if (good(model)) model_close(model);
+}
+
+edgec_status edgec_model_get_info(const edgec_model *model, edgec_model_info *info) {
+    if (!good(model)) return EDGEC_ERROR_ARGUMENT;
+    const Plan &plan = model->plan;
+    edgec_model_info i = {};
+    i.kind = plan.kind;
+    i.max_context = plan.max_context, i.vocab_size = plan.vocab, i.prefill_chunk = plan.prefill_chunk;
+    i.n_inputs = plan.kind == 0 ? uint32_t(plan.entry[0].inputs.size()) : 0;
+    i.n_outputs = plan.kind == 0 ? uint32_t(plan.entry[0].outputs.size()) : 0;
+    i.has_tokenizer = model->tokenizer != nullptr;
+    i.bos_token = model->tokenizer ? tokenizer_bos(model->tokenizer) : -1;
+    i.eos_token = model->tokenizer ? tokenizer_eos(model->tokenizer) : -1;
+    i.weight_bytes = model->bundle.section[SECTION_WEIGHTS].bytes;
+    i.file_bytes = model->bundle.file_bytes;
+    i.isa = isa_name(Isa(model->isa));
+    i.warning = model->warning;
+    return write_struct(info, i);
+}
+
+edgec_status edgec_model_input(const edgec_model *model, uint32_t index, edgec_tensor *tensor) {
+    return describe(model, false, index, tensor);
+}
+edgec_status edgec_model_output(const edgec_model *model, uint32_t index, edgec_tensor *tensor) {
+    return describe(model, true, index, tensor);
+}
+
+edgec_status edgec_model_manifest(const edgec_model *model, const char **json, uint64_t *bytes) {
+    if (!good(model) || !json || !bytes) return EDGEC_ERROR_ARGUMENT;
+    const Section s = model->bundle.section[SECTION_MANIFEST];
+    *json = reinterpret_cast<const char *>(s.data);
+    *bytes = s.bytes;
+    return EDGEC_OK;
+}
+
+edgec_status edgec_verify(edgec_model *model) {
+    Message message;
+    return good(model) ? bundle_verify_weights(model->bundle, message) : EDGEC_ERROR_ARGUMENT;
+}
+
+edgec_status edgec_selftest(edgec_model *model, int golden, char *buffer, size_t buffer_bytes) {
+    Message message;
+    edgec_status status;
+    if (!good(model)) {
+        status = fail(message, EDGEC_ERROR_ARGUMENT, "selftest: not a model");
+    } else {
+        status = kernels_compare(model->plan, model->isa, model->allocator, message);
+        if (status == EDGEC_OK && golden) status = golden_run(model, message);
+    }
+    return report(status, message, buffer, buffer_bytes);
+}
+
+edgec_status edgec_session_create(edgec_model *model, const edgec_session_options *options, edgec_session **session,
+                                  char *buffer, size_t buffer_bytes) {
+    Message message;
+    edgec_status status;
+    edgec_session_options o;
+    if (session) *session = nullptr;
+    if (!session || !good(model)) status = fail(message, EDGEC_ERROR_ARGUMENT, "session: the model or the result is NULL");
+    else if (!read_struct(options, &o)) status = fail(message, EDGEC_ERROR_ARGUMENT, "session: options: struct_size is not set");
+    else if (!good(o.allocator)) status = fail(message, EDGEC_ERROR_ARGUMENT, "session: allocator: a field is not set");
+    else if (!good(o.threadpool)) status = fail(message, EDGEC_ERROR_ARGUMENT, "session: threadpool: a field is not set");
+    else status = session_create(model, o, session, message);
+    return report(status, message, buffer, buffer_bytes);
+}
+
+void edgec_session_destroy(edgec_session *session) {
+    if (good(session)) session_destroy(session);
+}
+
+const char *edgec_last_error(const edgec_session *session) {
+    return good(session) ? session->message.text : "not a session";
+}
+
+edgec_status edgec_session_memory(const edgec_session *session, edgec_memory *memory) {
+    return good(session) ? write_struct(memory, session->memory) : EDGEC_ERROR_ARGUMENT;
+}
+
+edgec_status edgec_session_reset(edgec_session *session) {
+    return good(session) ? session_reset(session) : EDGEC_ERROR_ARGUMENT;
+}
+
+uint32_t edgec_session_position(const edgec_session *session) { return good(session) ? session->position : 0; }
+
+edgec_status edgec_session_seek(edgec_session *session, uint32_t position) {
+    return good(session) ? session_seek(session, position) : EDGEC_ERROR_ARGUMENT;
+}
+
+edgec_status edgec_session_save(const edgec_session *session, void *data, uint64_t *bytes) {
+    return good(session) && bytes ? session_save(session, data, bytes) : EDGEC_ERROR_ARGUMENT;
+}
+
+edgec_status edgec_session_load(edgec_session *session, const void *data, uint64_t bytes) {
+    return good(session) && data ? session_load(session, data, bytes) : EDGEC_ERROR_ARGUMENT;
+}
+
+edgec_status edgec_run(edgec_session *session, const edgec_tensor *inputs, uint32_t n_inputs, edgec_tensor *outputs,
+                       uint32_t n_outputs) {
+    return good(session) ? run_tensors(session, inputs, n_inputs, outputs, n_outputs) : EDGEC_ERROR_ARGUMENT;
+}
+
+edgec_status edgec_step(edgec_session *session, const int32_t *tokens, uint32_t n, float *logits) {
+    return good(session) ? lm_step(session, tokens, n, logits) : EDGEC_ERROR_ARGUMENT;
+}
+
+edgec_status edgec_score(edgec_session *session, const int32_t *tokens, uint32_t n, float *logits) {
+    return good(session) ? lm_score(session, tokens, n, logits) : EDGEC_ERROR_ARGUMENT;
+}
+
+edgec_status edgec_generate(edgec_session *session, const int32_t *prompt, uint32_t n,
+                            const edgec_generate_options *options, uint32_t *generated) {
+    if (!good(session)) return EDGEC_ERROR_ARGUMENT;
+    edgec_generate_options o;
+    if (!options || !read_struct(options, &o))
+        return fail(session->message, EDGEC_ERROR_ARGUMENT, "generate: options: wanted them with struct_size set");
+    return lm_generate(session, prompt, n, o, generated);
+}
+
+edgec_status edgec_tokenize(const edgec_model *model, const char *text, uint64_t text_bytes, int add_special,
+                            int32_t *tokens, uint64_t *count) {
+    if (!good(model) || (!text && text_bytes) || !count) return EDGEC_ERROR_ARGUMENT;
+    if (!model->tokenizer) return EDGEC_ERROR_UNSUPPORTED;
+    Message message;
+    return tokenizer_encode(model->tokenizer, text, text_bytes, add_special != 0, tokens, count, message);
+}
+
+edgec_status edgec_detokenize(const edgec_model *model, const int32_t *tokens, uint64_t count, char *text,
+                              uint64_t *bytes) {
+    if (!good(model) || (!tokens && count) || !bytes) return EDGEC_ERROR_ARGUMENT;
+    if (!model->tokenizer) return EDGEC_ERROR_UNSUPPORTED;
+    Message message;
+    return tokenizer_decode(model->tokenizer, tokens, count, text, bytes, message);
+}
+
+uint32_t edgec_profile_count(const edgec_session *session) {
+    if (!good(session) || !session->profile) return 0;
+    uint64_t n = 0;
+    for (uint32_t i = 0; i < session->model->plan.n_entries; i++) n += session->entry[i].calls.size();
+    return uint32_t(n);
+}
+
+edgec_status edgec_profile_get(const edgec_session *session, uint32_t index, edgec_call_profile *profile) {
+    if (!good(session) || index >= edgec_profile_count(session)) return EDGEC_ERROR_ARGUMENT;
+    const edgec_model &model = *session->model;
+    uint32_t e = 0;
+    for (; index >= session->entry[e].calls.size(); e++) index -= uint32_t(session->entry[e].calls.size());
+    const Entry &entry = model.plan.entry[e];
+    const ReadyCall &call = session->entry[e].calls[index];
+    uint32_t layer;
+    memcpy(&layer, model.bundle.section[SECTION_PLAN].data + entry.calls[index].at, sizeof layer);
+    edgec_call_profile p = {};
+    p.threads = call.threads;
+    p.entry = model.bundle.string(entry.name), p.layer = model.bundle.string(layer);
+    p.kernel = kKernels[entry.calls[index].kernel].name;
+    p.count = call.count, p.nanoseconds = call.nanoseconds;
+    for (uint32_t i = 0; i < call.n_views; i++) {
+        const View &v = session->entry[e].views[call.view + i];
+        const int64_t bytes = v.data ? bytes_of(v) : 0;
+        p.bytes += bytes > 0 ? uint64_t(bytes) : 0;
+    }
+    return write_struct(profile, p);
+}
+
+void edgec_profile_reset(edgec_session *session) {
+    if (!good(session)) return;
+    for (uint32_t i = 0; i < session->model->plan.n_entries; i++)
+        for (ReadyCall &call : session->entry[i].calls) call.count = call.nanoseconds = 0;
+}

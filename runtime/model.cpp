@@ -1,0 +1,142 @@
+// Opening a bundle: everything is verified, then the instruction set is chosen and tried.
+#include "session.h"
+
+namespace edgec {
+namespace {
+
+// What opening may allocate beyond the file's own size.
+constexpr uint64_t kOpenSlack = uint64_t(1) << 20;
+
+void *budget_allocate(void *user, size_t bytes, size_t alignment) {
+    Budget &budget = *static_cast<Budget *>(user);
+    const uint64_t live = __atomic_add_fetch(&budget.live, bytes, __ATOMIC_RELAXED);
+    // `live < bytes`: the sum has wrapped.
+    if (live > budget.limit || live < bytes) {
+        __atomic_sub_fetch(&budget.live, bytes, __ATOMIC_RELAXED);
+        __atomic_store_n(&budget.refused, true, __ATOMIC_RELAXED);
+        return nullptr;
+    }
+    void *memory = budget.inner.allocate(budget.inner.user, bytes, alignment);
+    if (!memory) __atomic_sub_fetch(&budget.live, bytes, __ATOMIC_RELAXED);
+    return memory;
+}
+
+void budget_release(void *user, void *memory, size_t bytes) {
+    Budget &budget = *static_cast<Budget *>(user);
+    __atomic_sub_fetch(&budget.live, bytes, __ATOMIC_RELAXED);
+    budget.inner.release(budget.inner.user, memory, bytes);
+}
+
+uint8_t best_isa() {
+    const uint32_t available = available_isas();
+    uint8_t best = SCALAR;
+    for (uint8_t i = 0; i < ISA_COUNT; i++)
+        if (available >> i & 1) best = i;
+    return best;
+}
+
+edgec_status choose_isa(uint8_t *isa, Message &message) {
+    *isa = best_isa();
+    const char *name = environment("EDGEC_ISA");
+    if (!name) return EDGEC_OK;
+    Isa forced;
+    if (parse_isa(name, &forced) && available_isas() >> forced & 1) {
+        *isa = forced;
+        return EDGEC_OK;
+    }
+    char choices[128] = {};
+    for (uint8_t i = 0; i < ISA_COUNT; i++) {
+        if (!(available_isas() >> i & 1)) continue;
+        const size_t n = strlen(choices);
+        snprintf(choices + n, sizeof choices - n, "%s%s", n ? ", " : "", isa_name(Isa(i)));
+    }
+    return fail(message, EDGEC_ERROR_UNSUPPORTED,
+                "open: EDGEC_ISA: found '%.60s', wanted an instruction set of this machine and build: %s", name, choices);
+}
+
+edgec_status open_all(edgec_model *m, const edgec_open_options &options, Message &message) {
+    const Allocator a = m->budget.allocator();
+    Bundle &bundle = m->bundle;
+    if (edgec_status s = bundle_open(bundle.file, bundle.file_bytes, a, &bundle, message)) return s;
+    if (edgec_status s = plan_parse(bundle, a, &m->plan, message)) return s;
+    if (edgec_status s = plan_verify(&m->plan, bundle, a, message)) return s;
+    if (edgec_status s = golden_check(bundle, m->plan, message)) return s;
+    const Section text = bundle.section[SECTION_TOKENIZER];
+    // A generic model has no vocabulary of its own; its token ids are then only bounded by their type.
+    const uint32_t vocab = m->plan.kind == 1 ? m->plan.vocab : 0x7FFFFFFFu;
+    if (text.data)
+        if (edgec_status s = tokenizer_open(text.data, text.bytes, vocab, a, &m->tokenizer, message)) return s;
+    if (options.verify_weights)
+        if (edgec_status s = bundle_verify_weights(bundle, message)) return s;
+    if (edgec_status s = choose_isa(&m->isa, message)) return s;
+    if (options.skip_selftest || m->isa == SCALAR) return EDGEC_OK;
+    Message why;
+    const edgec_status s = kernels_compare(m->plan, m->isa, a, why);
+    if (s == EDGEC_OK) return EDGEC_OK;
+    if (s != EDGEC_ERROR_SELFTEST) {
+        message = why;
+        return s;
+    }
+    snprintf(m->warning, sizeof m->warning, "running the slow scalar kernels because %s failed: %.180s",
+             isa_name(Isa(m->isa)), why.text);
+    m->isa = SCALAR;
+    return EDGEC_OK;
+}
+
+}  // namespace
+
+Allocator Budget::allocator() { return {budget_allocate, budget_release, this}; }
+
+RunFn kernel_run(const Kernel &kernel, uint8_t isa) {
+    while (isa > SCALAR && !kernel.run[isa]) isa--;
+    return kernel.run[isa];
+}
+
+edgec_status model_open(const char *path, const void *data, uint64_t bytes, const edgec_open_options &options,
+                        edgec_model **model, Message &message) {
+    *model = nullptr;
+    Allocator allocator = default_allocator();
+    if (options.allocator) allocator = {options.allocator->allocate, options.allocator->release, options.allocator->user};
+    edgec_model *m = create<edgec_model>(allocator);
+    if (!m) return fail(message, EDGEC_ERROR_MEMORY, "open: cannot be allocated");
+    m->allocator = allocator;
+    m->bundle.file = static_cast<const uint8_t *>(data);
+    m->bundle.file_bytes = bytes;
+    edgec_status status = EDGEC_OK;
+    if (path) {
+        status = map_file(path, &m->mapping, message);
+        m->bundle.file = m->mapping.data;
+        m->bundle.file_bytes = m->mapping.bytes;
+    }
+    if (status == EDGEC_OK) {
+        m->budget.inner = allocator;
+        if (!add_u64(m->bundle.file_bytes, kOpenSlack, &m->budget.limit)) m->budget.limit = UINT64_MAX;
+        status = open_all(m, options, message);
+    }
+    if (status == EDGEC_ERROR_MEMORY && m->budget.refused)
+        status = fail(message, EDGEC_ERROR_LIMIT,
+                      "open: opening would allocate more than the file's %llu bytes and %llu more, which no real bundle needs",
+                      ull(m->bundle.file_bytes), ull(kOpenSlack));
+    if (status != EDGEC_OK) {
+        model_close(m);
+        return status;
+    }
+    // From here on only the host's calls decide what is allocated.
+    m->budget.limit = UINT64_MAX;
+    *model = m;
+    return EDGEC_OK;
+}
+
+void model_close(edgec_model *model) {
+    if (!model) return;
+    const Allocator allocator = model->allocator;
+    model->magic = 0;
+    destroy(allocator, model);
+}
+
+}  // namespace edgec
+
+edgec_model::~edgec_model() {
+    edgec::tokenizer_close(tokenizer);
+    edgec::unmap_file(&mapping);
+}
