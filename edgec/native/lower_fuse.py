@@ -1,0 +1,167 @@
+"""Fusions on the drafted calls: activations, biases and residuals into products, additions into norms, gates.
+
+Every arena buffer is written once, so a call may move down to the place of a later call that absorbs it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from edgec.native.dims import Dim, product
+from edgec.native.lower_values import Buf, Draft, View
+from edgec.native.plan import KERNELS, Space
+
+_PRODUCTS = ("linear", "conv2d", "dwconv2d")
+_ACTIVATIONS = range(1, 32)
+_ADD, _MUL, _SILU = 0, 2, 4
+_BIAS, _RESIDUAL = 3, 4  # operand places of a product: y, x, w, bias, residual
+
+
+class _Calls:
+    """The drafts with who writes and reads each buffer."""
+
+    def __init__(self, drafts: list[Draft]) -> None:
+        self.drafts: list[Draft | None] = list(drafts)
+        self.writer: dict[Buf, int] = {}
+        self.readers: dict[Buf, list[int]] = {}
+        for i, draft in enumerate(drafts):
+            for place, view in enumerate(draft.operands):
+                if view is not None and place < KERNELS[draft.kernel].n_out:
+                    self.writer[view.buf] = i
+                elif view is not None:
+                    self.readers.setdefault(view.buf, []).append(i)
+
+    def maker(self, view: View | None) -> int | None:
+        """The call that writes `view`, when the only reading of it is one operand of one call and it is in the
+        arena."""
+        if view is None or view.buf.space is not Space.ARENA or len(self.readers.get(view.buf, [])) != 1:
+            return None
+        return self.writer.get(view.buf)
+
+    def put(self, at: int, draft: Draft, gone: int) -> None:
+        """`draft` replaces the call at `at`; the call at `gone` is absorbed."""
+        self.drafts[gone] = None
+        self.drafts[at] = draft
+        for place, view in enumerate(draft.operands):
+            if view is None:
+                continue
+            if place < KERNELS[draft.kernel].n_out:
+                self.writer[view.buf] = at
+            elif view.buf in self.readers:
+                self.readers[view.buf] = [at if i == gone else i for i in self.readers[view.buf]]
+
+
+def fuse(drafts: list[Draft]) -> list[Draft]:
+    """The drafts with every fusion applied; gates first, because a gate's activation must not join its product."""
+    calls = _Calls(drafts)
+    steps: tuple[Callable[[_Calls, int, Draft], None], ...] = (_gate, _epilogue, _sum_into_norm)
+    for step in steps:
+        for at in range(len(calls.drafts)):
+            draft = calls.drafts[at]
+            if draft is not None:
+                step(calls, at, draft)
+    return [d for d in calls.drafts if d is not None]
+
+
+def _gate(calls: _Calls, at: int, draft: Draft) -> None:
+    """act(a) * b -> glu."""
+    if draft.kernel != "binary" or draft.ints[0] != _MUL:
+        return
+    out, left, right = draft.operands
+    assert out is not None
+    assert left is not None
+    assert right is not None
+    if left.dims != right.dims or left.dims != out.dims:
+        return
+    for gate, other in ((left, right), (right, left)):
+        made = calls.maker(gate)
+        act = None if made is None else calls.drafts[made]
+        if made is None or act is None or act.kernel != "unary" or act.ints[0] not in _ACTIVATIONS:
+            continue
+        source = act.operands[1]
+        assert source is not None
+        ins: list[View | None] = [out, replace(source, dims=out.dims), other]
+        calls.put(at, Draft("glu", draft.layer, ins, [act.ints[0]], list(act.floats)), made)
+        return
+
+
+def _epilogue(calls: _Calls, at: int, draft: Draft) -> None:
+    """A following activation, constant bias or addition joins linear, conv2d or dwconv2d."""
+    if draft.kernel == "unary" and draft.ints[0] in _ACTIVATIONS:
+        made = calls.maker(draft.operands[1])
+        product_call = None if made is None else calls.drafts[made]
+        if made is None or product_call is None or product_call.kernel not in _PRODUCTS or product_call.ints[-2]:
+            return
+        # The activation comes after whatever was added before.
+        first = int(product_call.operands[_RESIDUAL] is not None)
+        calls.put(at, _extended(product_call, draft, act=draft.ints[0], first=first, floats=draft.floats), made)
+    elif draft.kernel == "binary" and draft.ints[0] == _ADD:
+        out, left, right = draft.operands
+        assert out is not None
+        assert left is not None
+        assert right is not None
+        for mine, other in ((left, right), (right, left)):
+            made = calls.maker(mine)
+            product_call = None if made is None else calls.drafts[made]
+            if made is None or product_call is None or product_call.kernel not in _PRODUCTS or mine.dims != out.dims:
+                continue
+            if product_call.operands[_RESIDUAL] is not None:
+                continue
+            y = product_call.operands[0]
+            assert y is not None
+            channels = y.dims[-1]
+            is_row = product(other.dims) == channels and other.dims[-1:] == (channels,) and mine.dims[-1] == channels
+            if is_row and other.dims != out.dims and not product_call.ints[-2]:
+                if product_call.operands[_BIAS] is None:
+                    bias = replace(other, dims=(channels,))
+                    calls.put(at, _extended(product_call, draft, bias=bias), made)
+                    return
+                continue
+            if other.dims == out.dims and other.buf is not mine.buf:
+                calls.put(at, _extended(product_call, draft, residual=replace(other, dims=y.dims)), made)
+                return
+
+
+def _extended(
+    call: Draft, last: Draft, *, act: int | Dim | None = None, first: int = 0, floats: list[float] | None = None,
+    bias: View | None = None, residual: View | None = None,
+) -> Draft:
+    """`call` with one more epilogue part, writing what `last` wrote."""
+    operands = list(call.operands)
+    y, out = operands[0], last.operands[0]
+    assert y is not None
+    assert out is not None
+    operands[0] = replace(y, buf=out.buf)
+    operands[_BIAS] = operands[_BIAS] if bias is None else bias
+    operands[_RESIDUAL] = operands[_RESIDUAL] if residual is None else residual
+    ints = list(call.ints)
+    if act is not None:
+        ints[-2:] = [act, first]
+    return Draft(call.kernel, call.layer, operands, ints, list(call.floats if floats is None else floats))
+
+
+def _sum_into_norm(calls: _Calls, at: int, draft: Draft) -> None:
+    """norm(a + b) adds on the way; the sum stays available for its other readers."""
+    if draft.kernel not in ("rmsnorm", "layernorm") or draft.operands[3] is not None:
+        return
+    x = draft.operands[2]
+    assert x is not None
+    made = calls.writer.get(x.buf)
+    add = None if made is None else calls.drafts[made]
+    if made is None or add is None or add.kernel != "binary" or add.ints[0] != _ADD:
+        return
+    total, left, right = add.operands
+    assert total is not None
+    assert left is not None
+    assert right is not None
+    readers = calls.readers.get(x.buf, [])
+    if left.dims != total.dims or right.dims != total.dims or min(readers) != at:
+        return
+    operands = list(draft.operands)
+    # Somebody else reads the sum, or it is an output of the entry: then the norm writes it too.
+    if len(readers) > 1 or x.buf.space is not Space.ARENA:
+        operands[1] = x
+    operands[2], operands[3] = replace(left, dims=x.dims), replace(right, dims=x.dims)
+    calls.readers[x.buf] = [i for i in readers if i != at]
+    calls.put(at, Draft(draft.kernel, draft.layer, operands, draft.ints, draft.floats), made)

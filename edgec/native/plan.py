@@ -1,0 +1,260 @@
+"""The plan: a flat list of kernel calls per entry, with every byte placed before the first run.
+
+A `Plan` is immutable data without pointers; `edgec/native/bundle.py` writes and reads it, `Plan.text()` shows it, and
+docs/format.md states its rules. Weights carry a loader instead of values, so a plan of a large model is small.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Any
+
+from edgec.compress.formats import Array, Dtype, Format, storage_bytes
+from edgec.native.dims import Dim, product
+
+ALIGN = 64
+
+
+class Space(IntEnum):
+    """Where an operand lies, numbered as in docs/format.md."""
+
+    NONE = 0
+    ARENA = 1
+    WEIGHT = 2
+    INPUT = 3
+    OUTPUT = 4
+    STATE = 5
+
+
+@dataclass(frozen=True)
+class KernelRow:
+    """n_out: leading operands that are written. in_place: (output, input) operand pairs that may share all bytes."""
+
+    n_out: int = 1
+    in_place: tuple[tuple[int, int], ...] = ()
+
+
+_NORM = ((0, 2), (0, 3), (1, 2), (1, 3))
+# One row per kernel of docs/kernels.md; kernels/kernels.def holds the same names and counts.
+KERNELS: dict[str, KernelRow] = {
+    "linear": KernelRow(), "conv2d": KernelRow(), "dwconv2d": KernelRow(), "pool2d": KernelRow(),
+    "matmul": KernelRow(), "attention_cached": KernelRow(), "attention": KernelRow(), "kv_write": KernelRow(),
+    "rmsnorm": KernelRow(2, _NORM), "layernorm": KernelRow(2, _NORM), "rope": KernelRow(1, ((0, 1),)),
+    "unary": KernelRow(1, ((0, 1),)), "binary": KernelRow(1, ((0, 1), (0, 2))), "glu": KernelRow(1, ((0, 1), (0, 2))),
+    "where": KernelRow(), "softmax": KernelRow(1, ((0, 1),)), "reduce": KernelRow(), "argmax": KernelRow(),
+    "gather": KernelRow(), "transpose": KernelRow(), "slice": KernelRow(), "concat": KernelRow(), "pad": KernelRow(),
+    "expand": KernelRow(), "cast": KernelRow(), "copy": KernelRow(), "iota": KernelRow(),
+}
+
+
+@dataclass(frozen=True)
+class Operand:
+    """A view of `dims` values in a space. offset: bytes, arena only. index: which tensor, input, output or state."""
+
+    space: Space
+    index: int = 0
+    offset: int = 0
+    dtype: Dtype = Dtype.F32
+    format: Format = Format.PLAIN
+    dims: tuple[Dim, ...] = ()
+
+    @property
+    def bytes(self) -> Dim:
+        """Stored bytes as an expression."""
+        if self.format is Format.PANEL16:
+            *lead, n, k = self.dims
+            return product([*lead, n.ceildiv(16), 16, k]) * self.dtype.size
+        return product(self.dims) * self.dtype.size
+
+
+ABSENT = Operand(Space.NONE)
+
+
+@dataclass(frozen=True)
+class Call:
+    """One kernel run. layer: the module path it came from. ints: values or dims."""
+
+    kernel: str
+    layer: str
+    operands: tuple[Operand, ...]
+    ints: tuple[int | Dim, ...] = ()
+    floats: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.kernel not in KERNELS:
+            raise ValueError(f"no kernel {self.kernel!r}")
+
+    @property
+    def outputs(self) -> tuple[Operand, ...]:
+        return self.operands[: KERNELS[self.kernel].n_out]
+
+    @property
+    def inputs(self) -> tuple[Operand, ...]:
+        return self.operands[KERNELS[self.kernel].n_out :]
+
+
+@dataclass(frozen=True)
+class Port:
+    """A named input or output of an entry."""
+
+    name: str
+    dtype: Dtype
+    dims: tuple[Dim, ...]
+
+
+@dataclass(frozen=True)
+class State:
+    """Memory kept between runs, zero at session creation; dims are constant or use the symbol `context` only."""
+
+    name: str
+    dtype: Dtype
+    dims: tuple[Dim, ...]
+    sequence_axis: int
+
+    @property
+    def bytes(self) -> Dim:
+        return product(self.dims) * self.dtype.size
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A constant tensor. load: its logical values (float32 for float types), read anew at every call."""
+
+    name: str
+    dtype: Dtype
+    format: Format
+    dims: tuple[int, ...]
+    load: Callable[[], Array] = field(compare=False, repr=False)
+
+    @property
+    def bytes(self) -> int:
+        return storage_bytes(self.dtype, self.format, self.dims)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One callable of the model. arena_bytes, scratch_bytes (per thread): with every symbol at its maximum."""
+
+    name: str
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+    calls: tuple[Call, ...]
+    arena_bytes: int
+    scratch_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class MemoryTable:
+    """Bytes a process needs: the mapped weights, one arena (the largest entry's), scratch per thread, and the state.
+
+    state: context length -> bytes; the key is 0 for models without state.
+    """
+
+    weights: int
+    arena: dict[str, int]
+    scratch_per_thread: int
+    state: dict[int, int]
+
+    @property
+    def peak(self) -> dict[int, int]:
+        """Context length -> total bytes with one thread."""
+        fixed = self.weights + max(self.arena.values()) + self.scratch_per_thread
+        return {context: fixed + state for context, state in self.state.items()}
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "weights": self.weights, "arena": dict(self.arena), "scratch_per_thread": self.scratch_per_thread,
+            "state": {str(k): v for k, v in self.state.items()}, "peak": {str(k): v for k, v in self.peak.items()},
+        }
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A compiled model. model_kind: 0 generic (then the three fields after it are 0), 1 causal language model."""
+
+    model_kind: int
+    max_context: int
+    vocab_size: int
+    prefill_chunk: int
+    weights: tuple[Weight, ...]
+    states: tuple[State, ...]
+    entries: tuple[Entry, ...]
+
+    def __post_init__(self) -> None:
+        if self.model_kind not in (0, 1):
+            raise ValueError(f"model kind {self.model_kind} does not exist")
+        wanted = {"main"} if self.model_kind == 0 else {"prefill", "decode", "score"}
+        if {e.name for e in self.entries} != wanted:
+            raise ValueError(f"entries {[e.name for e in self.entries]}, wanted {sorted(wanted)}")
+
+    def entry(self, name: str) -> Entry:
+        """The entry `name`; KeyError when there is none."""
+        return {e.name: e for e in self.entries}[name]
+
+    def dims(self) -> Iterator[Dim]:
+        """Every dim the plan uses, in file order, with repetition."""
+        for state in self.states:
+            yield from state.dims
+        for entry in self.entries:
+            for port in (*entry.inputs, *entry.outputs):
+                yield from port.dims
+            for call in entry.calls:
+                for operand in call.operands:
+                    yield from operand.dims
+                yield from (i for i in call.ints if isinstance(i, Dim))
+
+    def memory_table(self, contexts: Sequence[int] = ()) -> MemoryTable:
+        """Memory at the given context lengths (default: the maximum)."""
+        chosen = (tuple(contexts) or (self.max_context,)) if self.states else (0,)
+        state = {c: sum(s.bytes.at({"context": c}) for s in self.states) for c in chosen}
+        return MemoryTable(
+            weights=sum(w.bytes for w in self.weights), arena={e.name: e.arena_bytes for e in self.entries},
+            scratch_per_thread=max(e.scratch_bytes for e in self.entries), state=state,
+        )
+
+    def text(self) -> str:
+        """The whole plan, one line per weight, state and call; stable between runs."""
+        lines = [f"kind {('generic', 'causal-lm')[self.model_kind]}"]
+        if self.model_kind:
+            lines[0] += f"  context {self.max_context}  vocab {self.vocab_size}  chunk {self.prefill_chunk}"
+        for symbol in sorted({s for d in self.dims() for s in d.symbols}, key=lambda s: s.name):
+            lines.append(f"symbol {symbol.name} in {symbol.min}..{symbol.max}")
+        for i, weight in enumerate(self.weights):
+            lines.append(f"w{i} {weight.name}: {_type(weight.dtype, weight.format, weight.dims)}")
+        for i, state in enumerate(self.states):
+            shape = _type(state.dtype, Format.PLAIN, state.dims)
+            lines.append(f"s{i} {state.name}: {shape} axis {state.sequence_axis}")
+        for entry in self.entries:
+            lines.append(f"entry {entry.name}  arena {entry.arena_bytes}  scratch {entry.scratch_bytes}")
+            for tag, ports in (("in", entry.inputs), ("out", entry.outputs)):
+                for i, port in enumerate(ports):
+                    lines.append(f"  {tag}{i} {port.name}: {_type(port.dtype, Format.PLAIN, port.dims)}")
+            lines.extend("  " + call_text(call) for call in entry.calls)
+        return "\n".join(lines) + "\n"
+
+
+def call_text(call: Call) -> str:
+    """One line: `y, sum = kernel(x, w; ints | floats)  # layer`."""
+    outs = ", ".join(map(_operand, call.outputs))
+    ins = ", ".join(map(_operand, call.inputs))
+    params = " ".join(map(str, call.ints))
+    if call.floats:
+        params += " | " + " ".join(f"{f:.9g}" for f in call.floats)
+    return f"{outs} = {call.kernel}({ins}{'; ' + params.strip() if params else ''})  # {call.layer}"
+
+
+_PREFIX: Mapping[Space, str] = {Space.WEIGHT: "w", Space.INPUT: "in", Space.OUTPUT: "out", Space.STATE: "s"}
+
+
+def _type(dtype: Dtype, fmt: Format, dims: Sequence[Dim | int]) -> str:
+    shape = ", ".join(map(str, dims))
+    return f"{dtype.name.lower()}{'/p16' if fmt is Format.PANEL16 else ''}[{shape}]"
+
+
+def _operand(operand: Operand) -> str:
+    if operand.space is Space.NONE:
+        return "-"
+    place = f"@{operand.offset}" if operand.space is Space.ARENA else f"{_PREFIX[operand.space]}{operand.index}"
+    return f"{place}:{_type(operand.dtype, operand.format, operand.dims)}"
