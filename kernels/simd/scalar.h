@@ -77,9 +77,10 @@ EDGEC_INLINE float vhmax(vf a) {
     return x > y ? x : y;
 }
 
-EDGEC_INLINE vi viadd(vi a, vi b) { return a + b; }
-EDGEC_INLINE vi visub(vi a, vi b) { return a - b; }
-template <int S> EDGEC_INLINE vi vishl(vi a) { return a << S; }
+typedef uint32_t vu_ __attribute__((vector_size(16)));  // integer lanes wrap around, which signed ones may not
+EDGEC_INLINE vi viadd(vi a, vi b) { return (vi)((vu_)a + (vu_)b); }
+EDGEC_INLINE vi visub(vi a, vi b) { return (vi)((vu_)a - (vu_)b); }
+template <int S> EDGEC_INLINE vi vishl(vi a) { return (vi)((vu_)a << S); }
 template <int S> EDGEC_INLINE vi vishr(vi a) { return a >> S; }
 EDGEC_INLINE vi vtoi(vf a) {
     vf r = vround(a);
