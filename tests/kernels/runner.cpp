@@ -154,7 +154,7 @@ static Result run_variant(Case &c, const std::vector<Operand> &want, Isa isa, Rn
         if (c.op[o].absent) continue;
         if (!b.own[o]->intact()) return {false, INFINITY, text("wrote outside operand %zu", o)};
         const bool overwritten = ((int)o < k.n_out && (int)o != alias.first) || (int)o == alias.second;
-        if (!overwritten && memcmp(b.own[o]->data(), bytes[o].data(), bytes[o].size()) != 0)
+        if (!overwritten && !bytes[o].empty() && memcmp(b.own[o]->data(), bytes[o].data(), bytes[o].size()) != 0)
             return {false, INFINITY, text("changed operand %zu", o)};
     }
     Result r;
