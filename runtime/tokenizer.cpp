@@ -42,9 +42,9 @@ uint64_t section_bytes(const SectionHeader &h) {
     return words * 4 + h.piece_bytes + h.pattern_bytes;
 }
 
-void set_pointers(Tokenizer *t) {
+void set_pointers(Tokenizer *t, const uint8_t *arrays) {
     const SectionHeader &h = t->header;
-    const uint32_t *word = reinterpret_cast<const uint32_t *>(t->memory.data() + sizeof h);
+    const uint32_t *word = reinterpret_cast<const uint32_t *>(arrays);
     const auto take = [&word](uint64_t n) {
         const uint32_t *begin = word;
         word += n;
@@ -254,17 +254,11 @@ edgec_status tokenizer_open(const uint8_t *data, uint64_t n, uint32_t vocab_size
                     ull(section_bytes(header)));
     }
     Tokenizer *t = create<Tokenizer>(allocator);
-    if (!t || !t->memory.allocate(allocator, n)) {
-        destroy(allocator, t);
-        return fail(message, EDGEC_ERROR_MEMORY, "tokenizer: cannot allocate %llu bytes", ull(n));
-    }
+    if (!t) return fail(message, EDGEC_ERROR_MEMORY, "tokenizer: cannot be allocated");
     t->allocator = allocator;
     t->header = header;
     t->vocab_size = vocab_size;
-    memcpy(t->memory.data(), data, static_cast<size_t>(n));
-    // The header is taken from the first reading: the file under a mapping may have changed since.
-    memcpy(t->memory.data(), &header, sizeof header);
-    set_pointers(t);
+    set_pointers(t, data + sizeof header);
     if (const edgec_status status = verify(t, message)) {
         destroy(allocator, t);
         return status;

@@ -11,7 +11,8 @@ struct Allocator;
 struct Message;
 struct Tokenizer;
 
-// Verifies the whole section and copies it. Every id of the section is below vocab_size afterwards.
+// Verifies the whole section; every id of it is below vocab_size afterwards. `data` is 4-byte aligned, and the caller
+// sees to it that nothing changes it before tokenizer_close.
 edgec_status tokenizer_open(const uint8_t *data, uint64_t n, uint32_t vocab_size, const Allocator &allocator,
                             Tokenizer **out, Message &message);
 void tokenizer_close(Tokenizer *tokenizer);  // nullptr allowed

@@ -1,4 +1,4 @@
-// The TOKENIZER section once opened: pointers into the tokenizer's own copy of it (docs/tokenizer.md).
+// The TOKENIZER section once opened (docs/tokenizer.md): pointers into the bundle's own copy of it.
 #pragma once
 #include <stdint.h>
 
@@ -45,7 +45,6 @@ struct Added {
 
 struct Tokenizer {
     Allocator allocator;
-    Array<uint8_t> memory;
     SectionHeader header;
     const uint32_t *byte_piece;  // [256], kNoToken where there is none
     const uint32_t *prefix, *suffix, *stop;

@@ -13,7 +13,7 @@ from edgec.errors import EdgecError
 MAX_RANK = 8
 MESSAGE_BYTES = 1024
 _SUFFIX = {"darwin": "dylib", "win32": "dll"}.get(sys.platform, "so")
-_NAME = f"{'' if sys.platform == 'win32' else 'lib'}edgec.{_SUFFIX}"
+_NAME = f"libedgec.{_SUFFIX}"
 
 
 class Status(IntEnum):
