@@ -371,7 +371,8 @@ def mean_variance_normalization(op: Builder, node: ir.Node) -> Decomposed:
 TABLE: Mapping[str, Entry] = {
     "Gelu": gelu, "Swish": swish, "HardSwish": hard_swish, "HardSigmoid": hard_sigmoid, "Mish": mish,
     "Softplus": softplus, "Softsign": softsign, "Sigmoid": sigmoid, "Relu": relu, "Elu": elu, "Celu": celu,
-    "Selu": selu, "LeakyRelu": leaky_relu, "PRelu": prelu, "ThresholdedRelu": thresholded_relu, "Shrink": shrink, "Clip": clip,
+    "Selu": selu, "LeakyRelu": leaky_relu, "PRelu": prelu, "ThresholdedRelu": thresholded_relu, "Shrink": shrink,
+    "Clip": clip,
     "Softmax": softmax, "LogSoftmax": log_softmax, "Sum": variadic, "Mean": mean, "ReduceLogSum": reduce_log_sum,
     "ReduceLogSumExp": reduce_log_sum_exp, "ReduceL1": reduce_l1, "ReduceL2": reduce_l2,
     "ReduceSumSquare": reduce_sum_square, "Reciprocal": reciprocal, "Neg": negative, "Abs": absolute,
