@@ -65,7 +65,7 @@ def _sources() -> Finding:
 
 
 def _compiler() -> Finding:
-    found = [path for name in ("c++", "g++", "clang++") if (path := shutil.which(name))]
+    found = [path for name in ("cc", "gcc", "clang") if (path := shutil.which(name))]
     if not found:
         return Finding("C++ compiler", "missing", "only needed for --target generic-c and to build from source")
     return Finding("C++ compiler", "ok", ", ".join(found))

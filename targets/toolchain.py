@@ -17,6 +17,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import edgec
 from edgec.env import CACHE
 from edgec.errors import EdgecError, missing_extra
 from edgec.targets.binary import read_binary
@@ -25,11 +26,13 @@ from edgec.targets.devices import Device, host_arch, host_os
 # The code generation flags of CMakeLists.txt; tests/targets/test_toolchain.py compares the two lists.
 COMPILE_FLAGS = (
     "-std=c++17", "-O3", "-DNDEBUG", "-fno-exceptions", "-fno-rtti", "-fvisibility=hidden", "-fno-threadsafe-statics",
-    "-ffunction-sections", "-fdata-sections", "-fno-math-errno", "-ffp-contract=off", "-fPIC",
+    "-ffunction-sections", "-fdata-sections", "-fno-math-errno", "-fPIC",
 )
+INCLUDES = ("runtime", "runtime/include", "kernels")
 LINK_FLAGS = {
-    "linux": ("-shared", "-nostdlib++", "-Wl,--gc-sections", "-Wl,-z,max-page-size=16384", "-lm", "-lpthread", "-s"),
-    "macos": ("-dynamiclib", "-nostdlib++", "-Wl,-dead_strip", "-Wl,-install_name,@rpath/libedgec.dylib"),
+    "linux": ("-shared", "-Wl,--gc-sections", "-Wl,-z,max-page-size=16384", "-Wl,-z,relro", "-Wl,-z,now",
+              "-Wl,--no-undefined", "-lm", "-lpthread", "-s"),
+    "macos": ("-dynamiclib", "-Wl,-dead_strip", "-Wl,-install_name,@rpath/libedgec.dylib"),
 }
 _FORMAT = {"linux": "elf", "macos": "mach-o"}
 _TIMEOUT_S = 1800
@@ -37,7 +40,7 @@ _TIMEOUT_S = 1800
 
 def source_root() -> Path:
     """The folder that holds kernels/ and runtime/: the checkout, or the copy inside the installed package."""
-    package = Path(importlib.import_module("edgec").__file__ or "").resolve().parent
+    package = Path(edgec.__file__).resolve().parent
     for root in (package.parent, package / "_native" / "src"):
         if (root / "kernels" / "kernel.h").is_file() and (root / "runtime" / "include" / "edgec.h").is_file():
             return root
@@ -78,14 +81,15 @@ def _compiler(device: Device) -> tuple[list[str], str]:
     A device of this very system takes the system's compiler, if there is one; everything else takes ziglang.
     """
     if device.arch == host_arch() and device.os == host_os():
-        for name in (os.environ.get("CXX", ""), "c++", "g++", "clang++"):
+        # The C driver compiles .cpp files as C++ and links no C++ library, which every compiler spells otherwise.
+        for name in (os.environ.get("CC", ""), "cc", "gcc", "clang"):
             found = shutil.which(name) if name else None
             if found:
                 asked = subprocess.run([found, "--version"], capture_output=True, text=True, timeout=60, check=False)
                 return [found], asked.stdout.partition("\n")[0]
     if importlib.util.find_spec("ziglang") is None:
         raise missing_extra("cross", "ziglang", "toolchain")
-    return [sys.executable, "-m", "ziglang", "c++", "-target", device.triple], importlib.metadata.version("ziglang")
+    return [sys.executable, "-m", "ziglang", "c++", "-nostdlib++", "-target", device.triple], importlib.metadata.version("ziglang")
 
 
 def build_command(device: Device, root: Path, output: Path) -> list[str]:
@@ -102,8 +106,8 @@ def build_command(device: Device, root: Path, output: Path) -> list[str]:
     # kernels/view.h leaves an instruction set out for each of these.
     only = [f"-DEDGEC_NO_{isa}" for isa in ("AVX2", "AVX512", "NEON")] if device.isa == ("scalar",) else []
     return [
-        *_compiler(device)[0], *COMPILE_FLAGS, *only, f"-I{root}", f"-I{root / 'runtime' / 'include'}",
-        *map(str, units), *LINK_FLAGS[device.os], "-o", str(output),
+        *_compiler(device)[0], *COMPILE_FLAGS, f'-DEDGEC_VERSION="{edgec.__version__}"', *only,
+        *(f"-I{root / folder}" for folder in INCLUDES), *map(str, units), *LINK_FLAGS[device.os], "-o", str(output),
     ]
 
 
