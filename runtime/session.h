@@ -109,7 +109,7 @@ edgec_status model_open(const char *path, const void *data, uint64_t bytes, cons
 void model_close(edgec_model *model);
 RunFn kernel_run(const Kernel &kernel, uint8_t isa);  // of that instruction set or the next plainer one
 
-// selftest.cpp
+// golden.cpp and selftest.cpp
 edgec_status golden_check(const Bundle &bundle, const Plan &plan, Message &message);  // the section's form
 edgec_status golden_run(edgec_model *model, Message &message);
 // Every kernel that the plan uses, on small inputs, `isa` against scalar.
