@@ -6,6 +6,7 @@ One pass, one file, one class. A new pass is a file, a test, and its place here.
 from __future__ import annotations
 
 from edgec.ir.passes import Pass
+from edgec.passes.lower.decompose import Decompose
 from edgec.passes.normalize.eliminate_dead import EliminateDead
 from edgec.passes.normalize.fold_bn import FoldBN
 from edgec.passes.normalize.fold_constants import FoldConstants
@@ -13,6 +14,7 @@ from edgec.passes.normalize.fuse_activations import FuseActivations
 from edgec.passes.normalize.fuse_norms import FuseNorms
 from edgec.passes.normalize.inline_functions import InlineFunctions
 from edgec.passes.normalize.normalize_linear import NormalizeLinear
+from edgec.passes.normalize.static_kv import StaticKV
 
 NORMALIZE: tuple[Pass, ...] = (
     InlineFunctions(),
@@ -21,8 +23,14 @@ NORMALIZE: tuple[Pass, ...] = (
     FoldBN(),
     FuseActivations(),
     FuseNorms(),
+    StaticKV(),
+    FoldConstants(),
     NormalizeLinear(),
     EliminateDead(),
 )
 COMPRESS: tuple[Pass, ...] = ()
-LOWER: tuple[Pass, ...] = ()
+LOWER: tuple[Pass, ...] = (
+    Decompose(),
+    FoldConstants(),
+    EliminateDead(),
+)
