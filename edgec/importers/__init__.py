@@ -69,8 +69,8 @@ def classify(source: object) -> tuple[str, str]:
         if not (path / "config.json").is_file():
             listed = sorted(p.name for p in path.iterdir())
             shown = ", ".join(listed[:8]) + (", ..." if len(listed) > 8 else "")
-            raise EdgecError("E0101", stage=STAGE, where=text, found=f"a folder without config.json ({shown or 'empty'})",
-                             wanted=SOURCES)
+            raise EdgecError("E0101", stage=STAGE, where=text, wanted=SOURCES,
+                             found=f"a folder without config.json ({shown or 'empty'})")
         return "hf", text
     if path.is_file():
         hint = f"name the function that builds the model: {text}:FACTORY" if path.suffix == ".py" else ""

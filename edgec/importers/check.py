@@ -2,57 +2,30 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
 from edgec.errors import EdgecError
-
-Array = npt.NDArray[Any]
-# A protobuf message ends at 2 GiB; above this the weights go to a file of their own.
-_INLINE_BYTES = 1 << 30
+from edgec.ir.execute import Runner
+from edgec.ir.model import Array
 
 
-class OrtModel:
-    """An imported graph inside ONNX Runtime, for the length of one comparison."""
-
-    def __init__(self, model: ir.Model) -> None:
-        import onnxruntime
-
-        def session(source: bytes | str) -> Any:
-            try:
-                return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-            except Exception as e:  # its exception classes are private
-                raise EdgecError("E0102", stage="import", where=model.graph.name or "graph",
-                                 found=f"ONNX Runtime cannot run it: {str(e).splitlines()[0][:300]}",
-                                 wanted="a graph that can be compared with the original") from e
-
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        size = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
-        if size < _INLINE_BYTES:
-            self._session = session(ir.to_proto(model).SerializeToString())
-        else:
-            with tempfile.TemporaryDirectory() as folder:
-                path = Path(folder) / "model.onnx"
-                held = {k: v.const_value for k, v in model.graph.initializers.items()}
-                ir.save(model, path, external_data="weights")
-                for key, tensor in held.items():  # saving may repoint them into the temporary folder
-                    model.graph.initializers[key].const_value = tensor
-                self._session = session(str(path))
-        self.inputs: dict[str, tuple[str, list[Any]]] = {
-            i.name: (i.type, list(i.shape)) for i in self._session.get_inputs()
-        }
-        self._outputs = [o.name for o in self._session.get_outputs()]
-
-    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        return dict(zip(self._outputs, self._session.run(None, dict(feeds)), strict=True))
+@contextmanager
+def runner(model: ir.Model) -> Iterator[Runner]:
+    """The graph in ONNX Runtime for the length of a `with` block; E0102 when it cannot be loaded or run there."""
+    try:
+        with Runner(model, "import") as session:
+            yield session
+    except EdgecError as e:
+        if e.code != "E0202":
+            raise
+        raise EdgecError("E0102", stage="import", where=model.graph.name or "graph",
+                         found=f"ONNX Runtime: {e.found.splitlines()[0][:300]}",
+                         wanted="a graph that can be compared with the original") from e
 
 
 @dataclass(frozen=True)
@@ -71,7 +44,7 @@ class Difference:
 
 
 def difference(found: Array, wanted: Array) -> Difference:
-    """Compares two arrays of equal shape; equal infinities and NaNs in the same places count as equal.
+    """Compares two arrays; equal infinities and NaNs in the same places count as equal.
 
     Raises EdgecError E0104 when shape or dtype differ.
     """

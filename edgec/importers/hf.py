@@ -2,7 +2,7 @@
 
 Two routes lead to the graph: mobius builds it from the configuration, and torch.export traces the transformers
 module. Whatever a route builds is compared with transformers (edgec.importers.hf_check); the first that agrees wins,
-and when none does the import fails with the figures of both. Nothing here opens the network or runs code from the folder.
+and when none does the import fails with the figures of both. Nothing here opens the network or runs the folder's code.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from edgec.ir.weights import sha256_of
 
 STAGE = "import"
 ROUTE_KEY = "edgec.import_route"
+_OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack")
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 # Tensors that old checkpoints store and every implementation computes.
 _DERIVED = ("rotary_emb.inv_freq", "attn.bias", "attn.masked_bias")
@@ -39,22 +40,24 @@ class Folder:
 
     @classmethod
     def read(cls, path: Path) -> Folder:
-        """Raises EdgecError: E0101 for what cannot be read or is not plain data, E0103 for what is no language model."""
-        config = _json(path / "config.json")
+        """Raises EdgecError: E0101 for what cannot be read or is not plain data, E0103 for no causal language model."""
+        config, where = _json(path / "config.json"), str(path / "config.json")
         if not isinstance(config.get("model_type"), str):
-            raise EdgecError("E0101", stage=STAGE, where=str(path / "config.json"), found="no model_type",
+            raise EdgecError("E0101", stage=STAGE, where=where, found="no model_type",
                              wanted="the config.json of a Hugging Face model")
         if "auto_map" in config:
-            raise EdgecError("E0101", stage=STAGE, where=str(path / "config.json"), found="auto_map: the model is code in the folder",
-                             wanted="an architecture that transformers has built in", hint="code from model folders is never run")
+            raise EdgecError("E0101", stage=STAGE, where=where, found="auto_map: the model is code in the folder",
+                             wanted="an architecture that transformers has built in",
+                             hint="code from model folders is never run")
         if "quantization_config" in config:
             method = config["quantization_config"]
             method = method.get("quant_method", "?") if isinstance(method, dict) else "?"
-            raise EdgecError("E0103", stage=STAGE, where=str(path / "config.json"), found=f"weights quantized with {method}",
+            raise EdgecError("E0103", stage=STAGE, where=where, found=f"weights quantized with {method}",
                              wanted="float weights", hint="use the original model and let edgec compress it")
         architectures = config.get("architectures") or []
-        if config.get("is_encoder_decoder") or (architectures and not any("CausalLM" in str(a) for a in architectures)):
-            raise EdgecError("E0103", stage=STAGE, where=str(path), found=f"{config['model_type']}: {', '.join(map(str, architectures))}",
+        named = ", ".join(map(str, architectures)) if isinstance(architectures, list) else str(architectures)
+        if config.get("is_encoder_decoder") or (named and "CausalLM" not in named):
+            raise EdgecError("E0103", stage=STAGE, where=where, found=f"{config['model_type']}: {named}",
                              wanted="a causal language model (architectures: ...ForCausalLM)",
                              hint="other modules can be imported as FILE.py:FACTORY")
         return cls(path, config, tuple(_weight_files(path)))
@@ -76,7 +79,8 @@ class Folder:
         for file in self.weights:
             try:
                 with safetensors.safe_open(file, framework="pt") as opened:
-                    tensors.update({key: opened.get_tensor(key) for key in opened.keys()})
+                    names: list[str] = opened.keys()
+                    tensors.update({key: opened.get_tensor(key) for key in names})
             except Exception as e:
                 raise _unreadable(file, e) from e
         return tensors
@@ -152,7 +156,9 @@ def build_with_mobius(folder: Folder, config: Any) -> ir.Model:
         if list(package) != ["model"]:
             raise ValueError(f"it consists of {', '.join(package)}")
         model: ir.Model = package["model"]
-        state = built[0].preprocess_weights(folder.state()) if hasattr(built[0], "preprocess_weights") else folder.state()
+        state = folder.state()
+        if hasattr(built[0], "preprocess_weights"):
+            state = built[0].preprocess_weights(state)
     except EdgecError:
         raise
     except Exception as e:
@@ -187,7 +193,7 @@ def mapped(tensor: Any, name: str) -> ir.TensorProtocol:
     if tensor.dtype == torch.float32 and tensor.is_contiguous():
         return ir.Tensor(tensor.numpy(), name=name)
 
-    def convert() -> ir.Tensor:
+    def convert() -> ir.TensorProtocol:
         return ir.Tensor(tensor.to(torch.float32).contiguous().numpy(), name=name)
 
     return ir.LazyTensor(convert, dtype=ir.DataType.FLOAT, shape=ir.Shape(tensor.shape), name=name, cache=False)
@@ -258,7 +264,8 @@ def _weight_files(path: Path) -> list[Path]:
         index = _json(path / _INDEX).get("weight_map")
         names = sorted({str(v) for v in index.values()}) if isinstance(index, dict) else []
         if not names:
-            raise EdgecError("E0101", stage=STAGE, where=str(path / _INDEX), found="no weight_map", wanted="names of shards")
+            raise EdgecError("E0101", stage=STAGE, where=str(path / _INDEX), found="no weight_map",
+                             wanted="a map from tensors to files")
         for name in names:
             if name != Path(name).name or name in ("", ".", ".."):
                 raise EdgecError("E0101", stage=STAGE, where=str(path / _INDEX), found=f"shard {name!r}",
@@ -266,10 +273,10 @@ def _weight_files(path: Path) -> list[Path]:
     elif (path / _SINGLE).is_file():
         names = [_SINGLE]
     else:
-        others = sorted(p.name for p in path.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack"))
+        others = sorted(p.name for p in path.iterdir() if p.suffix in _OTHER_WEIGHTS)
         raise EdgecError(
-            "E0101", stage=STAGE, where=str(path), found=f"weights only as {', '.join(others[:4])}" if others else "no weights",
-            wanted=f"{_SINGLE} or {_INDEX}",
+            "E0101", stage=STAGE, where=str(path), wanted=f"{_SINGLE} or {_INDEX}",
+            found=f"weights only as {', '.join(others[:4])}" if others else "no weights",
             hint="convert them with transformers: save_pretrained(..., safe_serialization=True)" if others else "",
         )
     files = [path / name for name in names]
@@ -294,8 +301,8 @@ def _check_header(file: Path) -> None:
 
 
 def _unreadable(file: Path, error: Exception) -> EdgecError:
-    return EdgecError("E0101", stage=STAGE, where=str(file), found=str(error)[:300], wanted="a complete safetensors file",
-                      hint="copy or download the file again")
+    return EdgecError("E0101", stage=STAGE, where=str(file), found=str(error)[:300],
+                      wanted="a complete safetensors file", hint="copy or download the file again")
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -306,7 +313,8 @@ def _json(path: Path) -> dict[str, Any]:
     except ValueError as e:
         raise EdgecError("E0101", stage=STAGE, where=str(path), found=f"not JSON: {e}", wanted="a JSON object") from e
     if not isinstance(data, dict):
-        raise EdgecError("E0101", stage=STAGE, where=str(path), found=f"a JSON {type(data).__name__}", wanted="a JSON object")
+        raise EdgecError("E0101", stage=STAGE, where=str(path), found=f"a JSON {type(data).__name__}",
+                         wanted="a JSON object")
     return data
 
 

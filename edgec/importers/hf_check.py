@@ -18,7 +18,9 @@ import numpy as np
 import onnx_ir as ir
 
 from edgec.errors import EdgecError
-from edgec.importers.check import Array, OrtModel, difference
+from edgec.importers.check import difference, runner
+from edgec.ir.execute import Runner
+from edgec.ir.model import Array, dims_of
 
 STAGE = "import"
 # Two float32 implementations with other orders of addition stay far below this, a wrong mask or weight far above.
@@ -27,6 +29,8 @@ _BIG = 1_000_000_000  # parameters
 _PROMPT = 24
 _TINY_WINDOW = 8
 _TINY_VOCAB, _TINY_INNER = 160, 128
+
+_EMPTY = (1, 1, 0, 1)  # sizes of a past of no tokens where its shape has symbols
 
 Builder = Callable[[Any, Any], ir.Model]
 
@@ -49,20 +53,22 @@ def verify(model: ir.Model, folder: Any, config: Any, build: Builder) -> None:
                      f"as a tiny random model with a window of {_TINY_WINDOW}" if windows else "as a tiny random model")
 
 
-def run_graph(session: OrtModel, tokens: Array, cuts: tuple[int, ...] = ()) -> Array:
+def run_graph(session: Runner, model: ir.Model, tokens: Array, cuts: tuple[int, ...] = ()) -> Array:
     """Logits [T, vocab] of `tokens` [T] through an imported graph, cut into calls at `cuts`."""
-    past = {
-        name: np.zeros([1, *(d if isinstance(d, int) else 0 for d in shape[1:])], np.float32)
-        for name, (_, shape) in session.inputs.items() if name.startswith("past_key_values.")
+    inputs = {v.name: v for v in model.graph.inputs}
+    past: dict[str, Array] = {
+        str(name): np.zeros([d if isinstance(d, int) else n for d, n in zip(dims_of(v) or (), _EMPTY, strict=True)],
+                            np.float32)
+        for name, v in inputs.items() if name is not None and name.startswith("past_key_values.")
     }
     pieces = []
     for start, end in zip((0, *cuts), (*cuts, len(tokens)), strict=True):
-        feeds = {
+        feeds: dict[str, Array] = {
             "input_ids": tokens[None, start:end].astype(np.int64),
             "position_ids": np.arange(start, end, dtype=np.int64)[None],
             "attention_mask": np.ones((1, end), np.int64),
         }
-        out = session.run({k: v for k, v in feeds.items() if k in session.inputs} | past)
+        out = session.run({k: v for k, v in feeds.items() if k in inputs} | past)
         pieces.append(out["logits"][0])
         past = {name: out[name.replace("past_key_values", "present")] for name in past}
     return np.concatenate(pieces)
@@ -77,13 +83,14 @@ def _compare(model: ir.Model, module: Any, how: str) -> None:
     tokens = np.random.default_rng(1).integers(0, vocab, length)
     with torch.no_grad():
         wanted = module(input_ids=torch.from_numpy(tokens)[None], use_cache=False).logits[0].numpy()
-    session = OrtModel(model)
-    for cuts in ((), (length - 9, length - 1)):
-        gap = difference(run_graph(session, tokens, cuts), wanted)
-        if not gap.within(RTOL):
-            pieces = f"in {len(cuts) + 1} pieces" if cuts else "in one piece"
-            raise EdgecError("E0104", stage=STAGE, where=str(module.config.model_type), found=f"{gap} ({length} tokens {pieces}, {how})",
-                             wanted=f"logits within {RTOL:g} of the largest")
+    with runner(model) as session:
+        for cuts in ((), (length - 9, length - 1)):
+            gap = difference(run_graph(session, model, tokens, cuts), wanted)
+            if not gap.within(RTOL):
+                pieces = f"in {len(cuts) + 1} pieces" if cuts else "in one piece"
+                raise EdgecError("E0104", stage=STAGE, where=str(module.config.model_type),
+                                 found=f"{gap} ({length} tokens {pieces}, {how})",
+                                 wanted=f"logits within {RTOL:g} of the largest")
 
 
 def _windows(config: Any) -> list[int]:
@@ -114,7 +121,8 @@ class _tiny_folder:  # noqa: N801  (a context manager used like a function)
         config = tiny_config(self._config)
         with torch.random.fork_rng():
             torch.manual_seed(7)
-            module = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+            make: Any = transformers.AutoModelForCausalLM.from_config
+            module = make(config, dtype=torch.float32)
             with torch.no_grad():
                 for parameter in module.parameters():
                     # The usual initialization is so small that attention hardly moves the logits.

@@ -48,7 +48,7 @@ def trace(module: Any) -> ir.Model:
 
         def forward(self, input_ids: Any, position_ids: Any, past: Any) -> Any:
             pairs = [(past[i], past[i + 1]) for i in range(0, len(past), 2)]
-            cache = DynamicCache(ddp_cache_data=pairs)
+            cache: Any = DynamicCache(ddp_cache_data=pairs)
             out = self.model(input_ids=input_ids, position_ids=position_ids, past_key_values=cache, use_cache=True)
             states = [t for layer in cache.layers for t in (layer.keys, layer.values)]
             return (out.logits, *states)
@@ -82,7 +82,8 @@ def _cache_shapes(module: Any, ids: Any) -> list[tuple[tuple[int, int], tuple[in
     with torch.no_grad():
         cache = module(input_ids=ids, use_cache=True).past_key_values
     try:
-        return [tuple((t.shape[1], t.shape[3]) for t in (layer.keys, layer.values)) for layer in cache.layers]
+        return [((k.shape[1], k.shape[3]), (v.shape[1], v.shape[3]))
+                for k, v in ((layer.keys, layer.values) for layer in cache.layers)]
     except (AttributeError, IndexError, TypeError) as e:
         raise EdgecError("E0103", stage=STAGE, where=module.config.model_type,
                          found=f"a cache of type {type(cache).__name__} that is not keys and values per layer") from e
@@ -123,7 +124,8 @@ def _name_symbols(model: ir.Model) -> None:
         axis, name = (2, "past_sequence_len") if value.name and value.name.startswith("past") else (1, "sequence_len")
         size = value.shape[axis] if value.shape is not None else None
         if not isinstance(size, ir.SymbolicDim) or size.value is None:
-            raise EdgecError("E0102", stage=STAGE, where=str(value.name), found=f"a graph in which axis {axis} is {size}")
+            raise EdgecError("E0102", stage=STAGE, where=str(value.name),
+                             found=f"a graph in which axis {axis} is {size}")
         names[str(size.value)] = name
     rename_symbols(model, names)
 

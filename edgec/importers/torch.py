@@ -21,8 +21,9 @@ import numpy as np
 import onnx_ir as ir
 
 from edgec.errors import EdgecError, did_you_mean, missing_extra
-from edgec.importers.check import OrtModel, difference
+from edgec.importers.check import difference, runner
 from edgec.ir.info import ModelInfo, attach_info
+from edgec.ir.model import Array, describe, op_of, walk
 
 STAGE = "import"
 EXPORT_OPSET, OPSET = 23, 24
@@ -33,6 +34,8 @@ _RAISED_AT = re.compile(r'The following call raised this error:\s+File "([^"]+)"
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 # Lines of torch's messages that speak to its developers.
 _BOILERPLATE = ("For ", "The error above", "C++", "If you", "consider", "Caused by", "The following call", "File ")
+
+_TALKERS = ("torch", "torch.onnx", "torch.fx", "onnxscript", "mobius", "transformers")
 
 DimRange = tuple[int, int] | tuple[str, int, int]
 Dynamic = Mapping[str, Mapping[int, DimRange]]
@@ -103,12 +106,12 @@ def load(module: Any, example_inputs: Any = None, *, dynamic: Dynamic | None = N
     """
     torch = _torch()
     name = name or type(module).__name__
-    call = _Call.bind(module, example_inputs, dynamic or {})
+    call = Call.bind(module, example_inputs, dynamic or {})
     modes = [(m, m.training) for m in module.modules()]
     module.eval()
     try:
         with quiet(), torch.no_grad():
-            outputs = _output_names(_run_pure(module, call), set(call.tensors))
+            outputs = output_names(_run_pure(module, call), set(call.tensors))
             model = to_ir(_export(module, call), list(call.tensors), outputs)
             _name_dims(model, call)
             model.graph.name = name
@@ -133,7 +136,7 @@ class _Dim:
 
 
 @dataclass
-class _Call:
+class Call:
     """How forward is called: every argument by its parameter's name, the tensors among them, and what varies."""
 
     constants: dict[str, Any]
@@ -142,7 +145,7 @@ class _Call:
     axes: dict[str, dict[int, str]] = field(default_factory=dict)  # input -> axis -> name of the dim
 
     @classmethod
-    def bind(cls, module: Any, example_inputs: Any, dynamic: Dynamic) -> _Call:
+    def bind(cls, module: Any, example_inputs: Any, dynamic: Dynamic) -> Call:
         torch = _torch()
         forward = f"{type(module).__name__}.forward"
         if example_inputs is None:
@@ -173,7 +176,8 @@ class _Call:
         for key, value in named.items():
             if isinstance(value, (tuple, list, dict)) and _holds_tensor(value):
                 raise EdgecError("E0002", stage=STAGE, where=f"{forward}, input {key!r}",
-                                 found=f"tensors inside a {type(value).__name__}", wanted="tensors as direct parameters",
+                                 found=f"tensors inside a {type(value).__name__}",
+                                 wanted="tensors as direct parameters",
                                  hint="wrap the module in one that takes them flat")
         tensors = {k: v.detach() for k, v in named.items() if isinstance(v, torch.Tensor)}
         if not tensors:
@@ -230,7 +234,7 @@ def _holds_tensor(value: Any) -> bool:
     return any(isinstance(v, torch.Tensor) or (isinstance(v, (tuple, list, dict)) and _holds_tensor(v)) for v in value)
 
 
-def _run_pure(module: Any, call: _Call) -> Any:
+def _run_pure(module: Any, call: Call) -> Any:
     """The eager result; E0102 when forward changed a buffer, which a graph without memory cannot repeat."""
     torch = _torch()
     before = {k: b.detach().clone() for k, b in module.named_buffers()}
@@ -249,11 +253,11 @@ def _run_pure(module: Any, call: _Call) -> Any:
     return result
 
 
-def _export(module: Any, call: _Call) -> Any:
+def _export(module: Any, call: Call) -> Any:
     """torch.export first and by itself: its errors name the user's line, those of later stages do not."""
     torch = _torch()
     dims = {d.name: torch.export.Dim(d.name, min=d.low, max=d.high) for d in call.dims.values()}
-    shapes = {key: None for key in call.constants} | {
+    shapes: dict[str, Any] = dict.fromkeys(call.constants) | {
         key: {axis: dims[name] for axis, name in call.axes.get(key, {}).items()} for key in call.tensors
     }
     arguments = {**call.constants, **call.tensors}
@@ -308,31 +312,31 @@ def lift_opset(model: ir.Model) -> None:
     """
     import onnx.defs
 
-    for function_or_graph in (model.graph, *model.functions.values()):
-        for node in function_or_graph.all_nodes():
-            if node.domain not in ("", "ai.onnx"):
-                continue
-            old = onnx.defs.get_schema(node.op_type, EXPORT_OPSET, "")
-            new = onnx.defs.get_schema(node.op_type, OPSET, "")
-            same = (
-                [i.name for i in new.inputs][: len(old.inputs)] == [i.name for i in old.inputs]
-                and [o.name for o in new.outputs] == [o.name for o in old.outputs]
-                and all(
-                    key in new.attributes
-                    and new.attributes[key].default_value.SerializeToString() == a.default_value.SerializeToString()
-                    for key, a in old.attributes.items()
-                )
+    for node in walk(model, functions=True):
+        if op_of(node)[0] != "":
+            continue
+        old = onnx.defs.get_schema(node.op_type, EXPORT_OPSET, "")
+        new = onnx.defs.get_schema(node.op_type, OPSET, "")
+        same = (
+            [i.name for i in new.inputs][: len(old.inputs)] == [i.name for i in old.inputs]
+            and [o.name for o in new.outputs] == [o.name for o in old.outputs]
+            and all(
+                key in new.attributes
+                and new.attributes[key].default_value.SerializeToString() == a.default_value.SerializeToString()
+                for key, a in old.attributes.items()
             )
-            if not same:
-                raise EdgecError("E0102", stage=STAGE, where=node.name or node.op_type,
-                                 found=f"{node.op_type} changed its meaning in opset {OPSET}",
-                                 wanted=f"an operator of opset {EXPORT_OPSET} that opset {OPSET} only extends")
-            node.version = OPSET
-        function_or_graph.opset_imports[""] = OPSET
+        )
+        if not same:
+            raise EdgecError("E0102", stage=STAGE, where=describe(node),
+                             found=f"{node.op_type} changed its meaning in opset {OPSET}",
+                             wanted=f"an operator of opset {EXPORT_OPSET} that opset {OPSET} only extends")
+        node.version = OPSET
+    for function in model.functions.values():
+        function.opset_imports[""] = OPSET
     model.opset_imports[""] = OPSET
 
 
-def _name_dims(model: ir.Model, call: _Call) -> None:
+def _name_dims(model: ir.Model, call: Call) -> None:
     """Gives torch's symbols (s77) the names the user knows; expressions (2*s77) follow."""
     names: dict[str, str | int] = {}
     inputs = {v.name: v for v in model.graph.inputs}
@@ -359,19 +363,12 @@ def rename_symbols(model: ir.Model, names: Mapping[str, str | int]) -> None:
         text = pattern.sub(lambda m: str(names[m.group(0)]), str(size.value))
         return int(text) if text.isdigit() else ir.SymbolicDim(text)
 
-    for value in graph_values(model):
+    for value in (*model.graph.inputs, *(v for node in walk(model) for v in node.outputs)):
         if value.shape is not None:
             value.shape = ir.Shape([renamed(s) for s in value.shape])
 
 
-def graph_values(model: ir.Model) -> Iterator[ir.Value]:
-    """Inputs, initializers and node outputs of the main graph and its subgraphs, each once."""
-    yield from model.graph.inputs
-    for node in model.graph.all_nodes():
-        yield from node.outputs
-
-
-def _output_names(result: Any, taken: set[str]) -> list[str]:
+def output_names(result: Any, taken: set[str]) -> list[str]:
     """Names for what forward returned: the keys of a mapping, `output` for a tensor, `output_0`, ... for a tuple."""
     torch = _torch()
     if isinstance(result, torch.Tensor):
@@ -389,36 +386,43 @@ def _output_names(result: Any, taken: set[str]) -> list[str]:
     return [f"{n}_out" if n in taken else n for n in names]
 
 
-def _compare(model: ir.Model, module: Any, call: _Call, where: str) -> None:
+def _compare(model: ir.Model, module: Any, call: Call, where: str) -> None:
     """E0104 unless ONNX Runtime and the eager module agree, at the example's size and at the ends of the ranges."""
     torch = _torch()
-    session = OrtModel(model)
-    rng = np.random.default_rng(0)
+    names = {v.name for v in model.graph.inputs}
     sizes = [{d.name: d.traced for d in call.dims.values()}]
     if call.dims:
         sizes.append({d.name: d.low for d in call.dims.values()})
         # The upper end can be far away; four times the example already shows a size that became a constant.
         sizes.append({d.name: min(d.high, 4 * d.traced) for d in call.dims.values()})
-    for size in sizes:
-        for random in (False, True):
-            tensors = call.sized(size)
-            if random:
-                tensors = {k: torch.from_numpy(np.asarray(rng.standard_normal(tuple(t.shape)))).to(t.dtype)
-                           if t.is_floating_point() else t for k, t in tensors.items()}
+    with runner(model) as session:
+        for tensors in (t for size in sizes for t in (call.sized(size), _randomized(call.sized(size)))):
             wanted = torch.utils._pytree.tree_leaves(module(**call.constants, **tensors))
-            found = session.run({k: t.detach().numpy() for k, t in tensors.items() if k in session.inputs})
+            found = session.run({k: t.numpy() for k, t in tensors.items() if k in names})
             for (key, ours), theirs in zip(found.items(), wanted, strict=True):
-                try:
-                    gap = difference(ours, theirs.detach().numpy())
-                except EdgecError as e:
-                    raise EdgecError("E0104", stage=STAGE, where=f"{where}, output {key}", found=e.found, wanted=e.wanted) from e
-                exact = not theirs.is_floating_point()
-                if not (gap.absolute == 0 if exact else gap.within(RTOL)):
-                    raise EdgecError(
-                        "E0104", stage=STAGE, where=f"{where}, output {key}", found=str(gap),
-                        wanted="equality" if exact else f"a difference of at most {RTOL:g} of that",
-                        hint="please report the module: its export is wrong or depends on chance",
-                    )
+                _judge(ours, theirs, f"{where}, output {key}")
+
+
+def _randomized(tensors: dict[str, Any]) -> dict[str, Any]:
+    """Normal numbers for the float tensors. Integers stay: what they may be (ids, indices) only the example knows."""
+    torch = _torch()
+    rng = np.random.default_rng(0)
+    return {
+        k: torch.from_numpy(np.asarray(rng.standard_normal(tuple(t.shape)))).to(t.dtype) if t.is_floating_point() else t
+        for k, t in tensors.items()
+    }
+
+
+def _judge(ours: Array, theirs: Any, where: str) -> None:
+    try:
+        gap = difference(ours, theirs.numpy())
+    except EdgecError as e:
+        raise EdgecError(e.code, stage=STAGE, where=where, found=e.found, wanted=e.wanted) from e
+    exact = not theirs.is_floating_point()
+    if not (gap.absolute == 0 if exact else gap.within(RTOL)):
+        raise EdgecError("E0104", stage=STAGE, where=where, found=str(gap),
+                         wanted="equality" if exact else f"a difference of at most {RTOL:g} of that",
+                         hint="please report the module: its export is wrong or depends on chance")
 
 
 def _untraceable(module: Any, error: Exception) -> EdgecError:
@@ -441,7 +445,8 @@ def _untraceable(module: Any, error: Exception) -> EdgecError:
     hint = "make branches and sizes independent of the input's values (torch.where, torch.cond), or export a part"
     if any(word in str(error) for word in ("Constraints violated", "specialized")):
         hint = "narrow or drop the dynamic range, or use sizes from the input's shape instead of constants"
-    return EdgecError("E0102", stage=STAGE, where=where or (type(module).__name__ if module is not None else "torch.onnx"),
+    where = where or (type(module).__name__ if module is not None else "torch.onnx")
+    return EdgecError("E0102", stage=STAGE, where=where,
                       found=f"{type(root).__name__}: {' '.join(shown)[:400]}", wanted="one graph", hint=hint)
 
 
@@ -464,8 +469,8 @@ def _state_sha256(module: Any) -> str:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keeps the exporter's remarks away: stdout belongs to our data, and its warnings are not about the user's model."""
-    loggers = [logging.getLogger(n) for n in ("torch", "torch.onnx", "torch.fx", "onnxscript", "mobius", "transformers")]
+    """Keeps the exporter's remarks away: stdout belongs to our data, and they are not about the user's model."""
+    loggers = [logging.getLogger(n) for n in _TALKERS]
     levels = [x.level for x in loggers]
     try:
         for logger in loggers:

@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 import onnx_ir as ir
 
 from edgec.ir.model import (
-    dims_of,
     describe,
+    dims_of,
     float_attr,
     input_of,
     int_attr,
@@ -30,7 +30,7 @@ from edgec.ir.model import (
 HIDDEN = -1e4
 
 
-class Refused(Exception):
+class RefusedError(Exception):
     """An attention that cannot become CachedAttention; the text says why."""
 
 
@@ -38,9 +38,9 @@ class Refused(Exception):
 class Site:
     """One attention layer.
 
-    anchor makes `output`: [1, T, Hq*Dv], or [1, Hq, T, Dv] when `heads_first`. q, k, v are of this call's tokens, 3-D or
-    [1, H, T, D]; past_* are graph inputs, present_* the values that follow them out. mask: BOOL, or FLOAT to be added,
-    over [.., T, past + T]; `inverted` when true hides. causal: on top of the mask, with the offset of the past.
+    anchor makes `output`: [1, T, Hq*Dv], or [1, Hq, T, Dv] when `heads_first`. q, k, v are of this call's tokens,
+    3-D or [1, H, T, D]; past_* are graph inputs, present_* the values that follow them out. mask: BOOL, or FLOAT to
+    be added, over [.., T, past + T]; `inverted` when true hides. causal: on top of the mask, offset by the past.
     """
 
     anchor: ir.Node
@@ -67,7 +67,7 @@ def find_sites(graph: ir.Graph) -> tuple[list[Site], list[str]]:
     for node in graph:
         try:
             site = _fused(node) if is_op(node, "Attention") else _decomposed(node) if is_op(node, "MatMul") else None
-        except Refused as e:
+        except RefusedError as e:
             refused.append(f"{describe(node)}: {e}")
             continue
         if site is not None:
@@ -76,12 +76,13 @@ def find_sites(graph: ir.Graph) -> tuple[list[Site], list[str]]:
 
 
 def cache_dims(past: ir.Value) -> tuple[int, int]:
-    """(heads, size) of a past [batch, heads, length, size]. Raises Refused."""
+    """(heads, size) of a past [batch, heads, length, size]. Raises RefusedError."""
     dims = dims_of(past)
     if dims is None or len(dims) != 4 or not isinstance(dims[1], int) or not isinstance(dims[3], int):
-        raise Refused(f"the cache {past.name!r} has shape {dims}, not [batch, heads, length, size] with known heads and size")
+        raise RefusedError(f"the cache {past.name!r} has shape {dims}, not [batch, heads, length, size] with known "
+                           "heads and size")
     if past.dtype != ir.DataType.FLOAT:
-        raise Refused(f"the cache {past.name!r} is {past.dtype}, not FLOAT")
+        raise RefusedError(f"the cache {past.name!r} is {past.dtype}, not FLOAT")
     return dims[1], dims[3]
 
 
@@ -91,9 +92,9 @@ def _fused(node: ir.Node) -> Site | None:
     causal = bool(int_attr(node, "is_causal", 0))
     if past_key is not None and past_value is not None:
         if not (past_key.is_graph_input() and past_value.is_graph_input()):
-            raise Refused("its past is not an input of the model")
+            raise RefusedError("its past is not an input of the model")
         if len(node.outputs) < 3:
-            raise Refused("it does not return its present keys and values")
+            raise RefusedError("it does not return its present keys and values")
         present_key, present_value = node.outputs[1], node.outputs[2]
         repeated = 1
     else:
@@ -101,25 +102,25 @@ def _fused(node: ir.Node) -> Site | None:
         if keys is None and values is None:
             return None  # attention without a cache, as in an encoder
         if keys is None or values is None:
-            raise Refused("only one of keys and values comes from a cache")
+            raise RefusedError("only one of keys and values comes from a cache")
         if causal:
-            raise Refused("is_causal over Concat(past, new) counts tokens from the start of the cache")
+            raise RefusedError("is_causal over Concat(past, new) counts tokens from the start of the cache")
         k, v, past_key, past_value = keys.new, values.new, keys.past, values.past
         present_key, present_value = keys.present, values.present
         if keys.repeat != values.repeat:
-            raise Refused("keys and values are repeated differently")
+            raise RefusedError("keys and values are repeated differently")
         repeated = keys.repeat
     if input_of(node, 6) is not None:
-        raise Refused("it has a length per sequence (nonpad_kv_seqlen)")
+        raise RefusedError("it has a length per sequence (nonpad_kv_seqlen)")
     if len(node.outputs) > 3 and (node.outputs[3].uses() or node.outputs[3].is_graph_output()):
-        raise Refused("its scores are read")
+        raise RefusedError("its scores are read")
     heads_first = rank_of(q) == 4
     kv_heads, size = cache_dims(past_key)
     q_heads = _heads(q) if heads_first else int_attr(node, "q_num_heads", 0)
     if q_heads <= 0 or q_heads % kv_heads:
-        raise Refused(f"{q_heads} query heads over {kv_heads} cached heads")
+        raise RefusedError(f"{q_heads} query heads over {kv_heads} cached heads")
     if repeated not in (1, q_heads // kv_heads):
-        raise Refused(f"{kv_heads} cached heads repeated {repeated} times for {q_heads} query heads")
+        raise RefusedError(f"{kv_heads} cached heads repeated {repeated} times for {q_heads} query heads")
     return Site(node, node.outputs[0], heads_first, q, k, v, past_key, past_value, present_key, present_value, q_heads,
                 float_attr(node, "scale", size**-0.5), float_attr(node, "softcap", 0.0), mask, causal=causal)
 
@@ -146,16 +147,17 @@ def _cached(value: ir.Value) -> _Cached | None:
 
 
 def _unrepeated(value: ir.Value) -> tuple[int, ir.Value]:
-    """(n, x) when value is x [B, H, S, D] with every head n times in a row (Unsqueeze, Expand, Reshape), else (1, value)."""
+    """(n, x) when value is x [B, H, S, D] with every head n times in a row, else (1, value)."""
     reshape = producer(value, "Reshape")
     expand = producer(input_of(reshape, 0), "Expand") if reshape is not None else None
     lift = producer(input_of(expand, 0), "Unsqueeze") if expand is not None else None
     if lift is None:
         return 1, value
-    inner, wide = required(lift, 0), dims_of(required(lift, 0) if expand is None else expand.outputs[0])
+    inner, wide = required(lift, 0), dims_of(expand.outputs[0] if expand is not None else None)
     narrow, result = dims_of(inner), dims_of(value)
-    axes = None if input_of(lift, 1) is None else scalar_of(lift.inputs[1])
-    if narrow is None or result is None or wide is None or len(narrow) != 4 or len(result) != 4 or axes not in (2.0, -3.0):
+    if narrow is None or result is None or wide is None or len(narrow) != 4 or len(result) != 4:
+        return 1, value
+    if scalar_of(input_of(lift, 1)) not in (2.0, -3.0):
         return 1, value
     heads, more = narrow[1], result[1]
     if not isinstance(heads, int) or not isinstance(more, int) or more % heads or wide[1:3] != (heads, more // heads):
@@ -166,7 +168,7 @@ def _unrepeated(value: ir.Value) -> tuple[int, ir.Value]:
 def _heads(value: ir.Value) -> int:
     dims = dims_of(value)
     if dims is None or len(dims) != 4 or not isinstance(dims[1], int):
-        raise Refused(f"the number of heads of {value.name!r} {dims} is not known")
+        raise RefusedError(f"the number of heads of {value.name!r} {dims} is not known")
     return dims[1]
 
 
@@ -177,20 +179,20 @@ def _decomposed(node: ir.Node) -> Site | None:
     if softmax is None or values is None:
         return None
     if int_attr(softmax, "axis", -1) not in (-1, 3):
-        raise Refused("its softmax is not over the last axis")
+        raise RefusedError("its softmax is not over the last axis")
     for scores in _scores(required(softmax, 0)):
         keys = _cached(scores.keys)
         if keys is None:
             continue
         if keys.repeat != values.repeat:
-            raise Refused("keys and values are repeated differently")
+            raise RefusedError("keys and values are repeated differently")
         kv_heads, _ = cache_dims(keys.past)
         q_heads = _heads(scores.q)
         if q_heads != kv_heads * keys.repeat:
-            raise Refused(f"{q_heads} query heads over {kv_heads} cached heads repeated {keys.repeat} times")
+            raise RefusedError(f"{q_heads} query heads over {kv_heads} cached heads repeated {keys.repeat} times")
         return Site(node, node.outputs[0], True, scores.q, keys.new, values.new, keys.past, values.past, keys.present,
                     values.present, q_heads, scores.scale, scores.softcap, scores.mask, scores.inverted)
-    raise Refused("the way from its softmax to q and the cached keys is not scale, softcap, mask")
+    raise RefusedError("the way from its softmax to q and the cached keys is not scale, softcap, mask")
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 from edgec.errors import EdgecError
@@ -35,11 +36,16 @@ from edgec.ir.model import (
 from edgec.ir.ops import DOMAIN
 from edgec.ir.passes import Context, Pass
 from edgec.ir.shapes import infer_shapes
-from edgec.passes.normalize.kv_sites import HIDDEN, Refused, Site, cache_dims, find_sites
+from edgec.passes.normalize.kv_sites import HIDDEN, RefusedError, Site, cache_dims, find_sites
+
+Bools = npt.NDArray[np.bool_]
 
 _STAGE = "pass static_kv"
 # (tokens, past) at which masks are looked at, besides those around a window.
 _PROBES = ((1, 0), (1, 1), (1, 6), (7, 0), (5, 9), (3, 40), (40, 0), (33, 17))
+# What stands between a cache and the attention that reads it.
+_ON_THE_WAY = ("Unsqueeze", "Expand", "Reshape", "Transpose", "Mul", "Div", "MatMul", "Add", "Where", "Softmax", "Tanh",
+               "Cast")
 _SYMBOL = re.compile(r"[A-Za-z_]\w*")
 
 
@@ -63,7 +69,7 @@ class StaticKV(Pass):
             raise _refusal(refused or ["no attention layer reads a cache that is an input of the model"])
         try:
             _Conversion(work, sites, ctx).run()
-        except Refused as e:
+        except RefusedError as e:
             raise _refusal([str(e)]) from e
         return work, True
 
@@ -83,10 +89,10 @@ class _Conversion:
         self.windows: dict[tuple[ir.Value | None, bool, bool], int] = {}
         by_name = {v.name: v for v in self.graph.inputs}
         if "input_ids" not in by_name:
-            raise Refused("the model has no input input_ids")
+            raise RefusedError("the model has no input input_ids")
         self.tokens = by_name["input_ids"]
         if rank_of(self.tokens) != 2:
-            raise Refused(f"input_ids has rank {rank_of(self.tokens)}, not 2")
+            raise RefusedError(f"input_ids has rank {rank_of(self.tokens)}, not 2")
         self.past_len = ir.Value(name="past_len", type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape([]))
 
     def run(self) -> None:
@@ -113,7 +119,7 @@ class _Conversion:
         if isinstance(batch, str):
             names[batch] = "1"
         elif batch != 1:
-            raise Refused(f"input_ids has batch {batch}, not one that can be 1")
+            raise RefusedError(f"input_ids has batch {batch}, not one that can be 1")
         for value in _values(self.graph):
             if value.shape is not None:
                 value.shape = ir.Shape([_renamed(d, names) for d in value.shape])
@@ -143,7 +149,7 @@ class _Conversion:
         for value in list(self.graph.inputs):
             if value.name in new:
                 if rank_of(value) != 2 or (value.name == "position_ids" and value.dtype != ir.DataType.INT64):
-                    raise Refused(f"{value.name} is {value.dtype} of rank {rank_of(value)}")
+                    raise RefusedError(f"{value.name} is {value.dtype} of rank {rank_of(value)}")
                 value.replace_all_uses_with(new[value.name], replace_graph_outputs=True)
                 self.graph.inputs.remove(value)
 
@@ -159,14 +165,13 @@ class _Conversion:
                     if is_op(node, "Shape"):
                         self._replace_shape(node, value, length)
                     elif node not in anchors and node not in writers and not self._leads_to_site(node, anchors):
-                        raise Refused(f"{describe(node)} reads the cache {value.name!r}")
+                        raise RefusedError(f"{describe(node)} reads the cache {value.name!r}")
 
     def _leads_to_site(self, node: ir.Node, anchors: set[ir.Node]) -> bool:
         """Whether everything that reads the node ends in an attention layer: repetition, transposition, scores."""
         if node in anchors:
             return True
-        if not is_op(node, "Unsqueeze", "Expand", "Reshape", "Transpose", "Mul", "Div", "MatMul", "Add", "Where", "Softmax",
-                     "Tanh", "Cast"):
+        if not is_op(node, *_ON_THE_WAY):
             return False
         return all(
             not out.is_graph_output() and all(self._leads_to_site(use.node, anchors) for use in out.uses())
@@ -187,7 +192,7 @@ class _Conversion:
         self.graph.remove(node, safe=True)
 
     def _window(self, site: Site) -> int:
-        """The sliding window of a layer, 0 for none. Raises Refused when the mask hides anything else."""
+        """The sliding window of a layer, 0 for none. Raises RefusedError when the mask hides anything else."""
         key = (site.mask, site.inverted, site.causal)
         if key not in self.windows:
             self.windows[key] = self._measure(site)
@@ -197,7 +202,7 @@ class _Conversion:
         where = describe(site.anchor)
         if site.mask is None:
             if not site.causal:
-                raise Refused(f"{where} is not causal: it has no mask")
+                raise RefusedError(f"{where} is not causal: it has no mask")
             return 0
         probe = _MaskProbe(self.graph, site.mask, self.tokens, self.past_len, where)
         with probe:
@@ -220,15 +225,15 @@ class _Conversion:
                     wanted &= column > row - window
                 if not np.array_equal(found, wanted):
                     kind = f"causal with a window of {window}" if window else "causal"
-                    raise Refused(f"the mask of {where} is not {kind}: for {tokens} tokens after {past} it differs at "
-                                  f"{int((found != wanted).sum())} places")
+                    raise RefusedError(f"the mask of {where} is not {kind}: for {tokens} tokens after {past} it "
+                                       f"differs at {int((found != wanted).sum())} places")
         return window
 
     def _convert(self, index: int, site: Site, window: int) -> None:
         kv_heads, key_size = cache_dims(site.past_key)
         value_heads, value_size = cache_dims(site.past_value)
         if value_heads != kv_heads:
-            raise Refused(f"{describe(site.anchor)}: {kv_heads} key heads and {value_heads} value heads")
+            raise RefusedError(f"{describe(site.anchor)}: {kv_heads} key heads and {value_heads} value heads")
         for value, part, size in ((site.past_key, "key", key_size), (site.past_value, "value", value_size)):
             value.name = f"{part}_cache.{index}"
             value.shape = ir.Shape([1, kv_heads, "context", size])
@@ -262,7 +267,7 @@ class _Conversion:
         for old, new in ((site.present_key, keys), (site.present_value, values)):
             places = [i for i, v in enumerate(self.graph.outputs) if v is old]
             if len(places) != 1:
-                raise Refused(f"{old.name!r} is {len(places)} outputs of the model, not one")
+                raise RefusedError(f"{old.name!r} is {len(places)} outputs of the model, not one")
             self.graph.outputs[places[0]] = new
             old.name = None
 
@@ -273,12 +278,12 @@ class _Conversion:
         wanted = ["input_ids", "past_len", *caches]
         spare = sorted(str(n) for n in by_name if n not in wanted)
         if spare:
-            raise Refused(f"the model has other inputs: {', '.join(spare)}")
+            raise RefusedError(f"the model has other inputs: {', '.join(spare)}")
         self.graph.inputs[:] = [by_name[n] for n in wanted]
         states = {f"{part}_cache_out.{i}" for i in range(count) for part in ("key", "value")}
         others = [v for v in self.graph.outputs if v.name not in states]
         if len(others) != 1 or rank_of(others[0]) != 3:
-            raise Refused(f"the model returns {len(others)} values besides its cache, not logits alone")
+            raise RefusedError(f"the model returns {len(others)} values besides its cache, not logits alone")
         logits, out = others[0], {v.name: v for v in self.graph.outputs}
         logits.name = "logits"
         self.graph.outputs[:] = [logits, *(out[n.replace("_cache.", "_cache_out.")] for n in caches)]
@@ -303,7 +308,7 @@ class _MaskProbe:
         _only_lengths(mask, {tokens, past_len}, where)
         used = _inputs_of(mask, {tokens, past_len})
         if not used:
-            raise Refused(f"the mask of {where} does not depend on the number of tokens")
+            raise RefusedError(f"the mask of {where} does not depend on the number of tokens")
         part = ir.convenience.extract(graph, used, [mask])
         self._output = part.outputs[0].name or "mask"
         self._inputs = {v.name for v in part.inputs}
@@ -316,26 +321,28 @@ class _MaskProbe:
     def __exit__(self, *error: object) -> None:
         self._runner.close()
 
-    def visible(self, tokens: int, past: int, inverted: bool) -> Array:
+    def visible(self, tokens: int, past: int, inverted: bool) -> Bools:
         """BOOL [tokens, past + tokens]: what token t sees."""
         feeds: dict[str, Array] = {
             self._tokens: np.zeros((1, tokens), np.int64), self._past: np.array(past, np.int64),
         }
         mask = self._runner.run({k: v for k, v in feeds.items() if k in self._inputs})[self._output]
-        if mask.dtype != np.bool_:
-            hidden = mask <= HIDDEN
-            if not np.all(hidden | (mask == 0)):
-                raise Refused(f"the mask of {self._where} has values besides 0 and minus infinity")
-            mask = hidden if inverted else ~hidden
-        elif inverted:
-            mask = ~mask
+        if mask.dtype == np.bool_:
+            sees = mask.astype(np.bool_) != inverted
+        else:
+            added = mask.astype(np.float64)
+            sees = added > HIDDEN
+            if np.any(added[sees] != 0):
+                raise RefusedError(f"the mask of {self._where} has values besides 0 and minus infinity")
         try:
-            wide = np.broadcast_to(mask, (*mask.shape[:-2], tokens, past + tokens)).reshape(-1, tokens, past + tokens)
+            wide = np.broadcast_to(sees, (*sees.shape[:-2], tokens, past + tokens)).reshape(-1, tokens, past + tokens)
         except ValueError:
-            raise Refused(f"the mask of {self._where} has shape {mask.shape} for {tokens} tokens after {past}") from None
+            raise RefusedError(f"the mask of {self._where} has shape {sees.shape} for {tokens} tokens after {past}"
+                               ) from None
         if not (wide == wide[:1]).all():
-            raise Refused(f"the mask of {self._where} differs between heads")
-        return wide[0]
+            raise RefusedError(f"the mask of {self._where} differs between heads")
+        first: Bools = wide[0]
+        return first
 
 
 def _ancestors(value: ir.Value, ends: set[ir.Value]) -> Iterator[ir.Value]:
@@ -355,10 +362,10 @@ def _ancestors(value: ir.Value, ends: set[ir.Value]) -> Iterator[ir.Value]:
 def _only_lengths(mask: ir.Value, lengths: set[ir.Value], where: str) -> None:
     for value in _ancestors(mask, lengths):
         if value.is_graph_input() and value not in lengths:
-            raise Refused(f"the mask of {where} depends on the input {value.name!r}")
+            raise RefusedError(f"the mask of {where} depends on the input {value.name!r}")
         for use in value.uses() if value.name == "input_ids" else ():
             if not is_op(use.node, "Shape") and any(out in set(_ancestors(mask, lengths)) for out in use.node.outputs):
-                raise Refused(f"the mask of {where} depends on which tokens are read, not only on how many")
+                raise RefusedError(f"the mask of {where} depends on which tokens are read, not only on how many")
 
 
 def _inputs_of(mask: ir.Value, lengths: set[ir.Value]) -> list[ir.Value]:
@@ -373,8 +380,10 @@ def _flat(op: Builder, value: ir.Value, width: int, heads: int) -> ir.Value:
     rotary, transpose = producer(value, "RotaryEmbedding"), producer(value, "Transpose")
     if rotary is not None:
         inner = _flat(op, required(rotary, 0), width, heads)
-        attributes = {k: int_attr(rotary, k, 0) for k in ("interleaved", "rotary_embedding_dim")}
-        new = op.RotaryEmbedding(inner, *rotary.inputs[1:], num_heads=heads, **attributes)
+        new = op.RotaryEmbedding(
+            inner, *rotary.inputs[1:], num_heads=heads, interleaved=int_attr(rotary, "interleaved", 0),
+            rotary_embedding_dim=int_attr(rotary, "rotary_embedding_dim", 0),
+        )
     elif transpose is not None and ints_attr(transpose, "perm") == (0, 2, 1, 3):
         split = required(transpose, 0)
         reshape = producer(split, "Reshape")
@@ -396,7 +405,8 @@ def _merge_heads(output: ir.Value, y: ir.Value) -> None:
         for inner in list(use.node.outputs[0].uses()):
             result = inner.node.outputs[0]
             dims = dims_of(result)
-            if is_op(inner.node, "Reshape") and dims is not None and dims[1:] == (dims_of(y) or ())[1:] and len(dims) == 3:
+            wanted = dims_of(y)
+            if is_op(inner.node, "Reshape") and dims is not None and wanted is not None and dims == wanted:
                 replace_value(result, y)
 
 
