@@ -294,7 +294,8 @@ class Interpreter:
         before = [read(o) for o in call.operands[:n_out]]
         with np.errstate(all="ignore"):
             results = RUN[call.kernel](before, ins, ints, list(call.floats))
-        for o, result in zip(call.operands[:n_out], results if isinstance(results, tuple) else (results,), strict=False):
+        results = results if isinstance(results, tuple) else (results,)
+        for o, result in zip(call.operands[:n_out], results, strict=False):
             if o.space is Space.NONE:
                 continue
             raw, dims = memory(o)
