@@ -8,7 +8,7 @@ from harness import WORK, Report, arguments, asset, compiled, ort_session
 from edgec import Model, importers
 from edgec.ir.execute import save
 
-SOURCE = "examples/mobilenet_v2.py:model"
+SOURCE = "examples/mobilenet_v2.py:create"
 
 
 def main() -> None:

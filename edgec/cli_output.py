@@ -20,10 +20,14 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 1
 
 
+# A table that is piped somewhere must not be folded at the 80 columns rich assumes there.
+_PIPE_WIDTH = 240
+
+
 def stdout() -> Console:
     from rich.console import Console
 
-    return Console(highlight=False, soft_wrap=True)
+    return Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else _PIPE_WIDTH)
 
 
 def stderr() -> Console:

@@ -79,7 +79,6 @@ def _extra(name: str) -> Finding:
 
 
 def _selftest() -> Finding:
-    """Compiles a tiny model in memory-sized steps and lets the runtime check its kernels and the golden vectors."""
     from edgec.judge.selftest import run_selftest
 
     return Finding("self-test", "ok", run_selftest())

@@ -28,7 +28,7 @@ ALLOWED: dict[str, set[str]] = {
     "zoo": BASE,
     "train": BASE,
     "pipeline": BASE | {"ir", "compress", "importers", "passes", "native", "targets"},
-    "judge": BASE | {"ir", "compress", "importers", "native", "targets"},
+    "judge": BASE | {"compress", "importers", "native", "targets"},
     "api": BASE | {"ir", "compress", "importers", "native", "passes", "targets", "pipeline", "judge"},
     "doctor": BASE | {"native", "targets", "judge"},
     "cli_values": BASE | {"judge"},
