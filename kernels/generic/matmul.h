@@ -8,7 +8,7 @@ EDGEC_NOINLINE void matmul_pack(const float *b, int64_t k, int64_t n, int64_t st
             for (int j = 0; j < 16; j += L) vstore(to + i * 16 + j, vmul(vset(alpha), vload(b + i * step_k + j)));
         return;
     }
-    if (n < 16) memset(to, 0, (size_t)k * 16 * sizeof(float));
+    if (n < 16) zero_floats(to, k * 16);
     for (int64_t j = 0; j < n; ++j)
         for (int64_t i = 0; i < k; ++i) to[i * 16 + j] = alpha * b[i * step_k + j * step_n];
 }
