@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -90,12 +90,10 @@ class Rule(ABC):
 class PatternRule(Rule):
     """A rule whose picture is drawn with onnxscript's pattern language; the drawn inputs are the parts.
 
-    `pattern(op, x, y)` returns the root. Both orders of the operands of Add and Mul are tried.
+    pattern(op, x, y, ...) returns the root. Both orders of the operands of Add and Mul are tried.
     """
 
-    @abstractmethod
-    def pattern(self, op: Any, *inputs: Any) -> Any:
-        """The picture."""
+    pattern: Callable[..., Any]
 
     def __init__(self) -> None:
         from onnxscript.rewriter import pattern

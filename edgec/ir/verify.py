@@ -31,13 +31,13 @@ Spec = Callable[[ir.Model], list[str]]
 _SHOWN = 20
 
 
-def check(model: ir.Model, spec: Spec, stage: str) -> None:
-    """Raises EdgecError (EDGEC-E0201) with every violation of `spec`, the first 20 spelled out."""
+def check(model: ir.Model, spec: Spec, stage: str, code: str = "E0201", hint: str = "") -> None:
+    """Raises EdgecError (EDGEC-E0201 or `code`) with every violation of `spec`, the first 20 spelled out."""
     found = spec(model)
     if found:
         more = [f"and {len(found) - _SHOWN} more"] if len(found) > _SHOWN else []
-        raise EdgecError("E0201", stage=stage, where=f"{len(found)} violation(s)",
-                         found="; ".join([*found[:_SHOWN], *more]), wanted="the stage of docs/ir.md")
+        raise EdgecError(code, stage=stage, where=f"{len(found)} place(s)", found="; ".join([*found[:_SHOWN], *more]),
+                         wanted="what docs/ir.md says of this stage", hint=hint)
 
 
 def well_formed(model: ir.Model) -> list[str]:

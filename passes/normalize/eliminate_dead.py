@@ -26,6 +26,9 @@ from edgec.ir.passes import Context, Pass
 from edgec.ir.rules import Bindings, Rule, apply_rules
 
 
+_RESHAPES = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
+
+
 class DropIdentity(Rule):
     """Identity, Dropout of inference, Concat, Sum, Max, Min and Mean of one input."""
 
@@ -73,7 +76,7 @@ class DropCast(Rule):
 
 
 class DropReshape(Rule):
-    """Reshape, Expand, Flatten, Squeeze, Unsqueeze, Tile or Slice to the shape the value has."""
+    """Reshape, Expand, Flatten, Squeeze or Unsqueeze to the shape the value has, or had before others like it."""
 
     roots = ("Reshape", "Expand", "Flatten", "Squeeze", "Unsqueeze")
 
@@ -81,6 +84,11 @@ class DropReshape(Rule):
         x = required(node, 0)
         if same_shape(x, node.outputs[0]):
             return {"x": x}
+        before = producer(x, *_RESHAPES) if node.op_type != "Expand" else None
+        while before is not None:
+            if same_shape(before.inputs[0], node.outputs[0]):
+                return {"x": required(before, 0)}
+            before = producer(before.inputs[0], *_RESHAPES)
         # One unknown dim on both sides: equal element counts make it equal, too.
         a, b = dims_of(x), dims_of(node.outputs[0])
         target = ints_of(input_of(node, 1)) if node.op_type == "Reshape" else None
@@ -103,7 +111,7 @@ class MergeReshapes(Rule):
     roots = ("Reshape",)
 
     def match(self, node: ir.Node) -> Bindings | None:
-        inner = producer(node.inputs[0], "Reshape", "Flatten", "Squeeze", "Unsqueeze")
+        inner = producer(node.inputs[0], *_RESHAPES)
         target = ints_of(input_of(node, 1))
         if inner is None or target is None:
             return None

@@ -36,7 +36,7 @@ _LARGEST_BYTES = 64 << 20
 # Not a function of the inputs alone, or cheaper left as it is (a quantized weight is smaller than its dense form).
 _NEVER = frozenset({
     "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial",
-    "DequantizeLinear", "QuantizeLinear", "DynamicQuantizeLinear", "Dropout", "Constant",
+    "DequantizeLinear", "QuantizeLinear", "DynamicQuantizeLinear", "Dropout", "Constant", "Identity",
 })
 
 
@@ -183,4 +183,7 @@ class FoldConstants(Pass):
             report = apply_rules(model, (FoldShape(), CastLikeToCast(), ExpandShape(), FoldNode(roots)))
             ctx.rules.extend(report)
             if not report.modified:
-                return model, modified or ctx.rules.modified
+                break
+        # What was folded inside a nested graph is an initializer there: one place for all of them is simpler.
+        modified |= common.LiftSubgraphInitializersToMainGraphPass()(model).modified
+        return model, modified or ctx.rules.modified

@@ -178,7 +178,7 @@ class FuseSoftplus(PatternRule):
 
     roots = ("Log",)
 
-    def pattern(self, op: Any, *inputs: Any, x: Any = None, one: Any = None) -> Any:
+    def pattern(self, op: Any, x: Any, one: Any) -> Any:
         return op.Log(op.Add(op.Exp(x), one))
 
     def check(self, node: ir.Node, **parts: Any) -> str | None:

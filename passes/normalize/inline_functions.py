@@ -110,7 +110,7 @@ class InlineFunctions(Pass):
         modified = ctx.rules.modified
         try:
             result = common.InlinePass(criteria=lambda function: function.domain != DOMAIN)(model)
-        except (ValueError, ir.passes.PassError) as e:
+        except (ValueError, ir.passes.PassError, ir.passes.PreconditionError) as e:
             raise EdgecError("E0101", stage=f"pass {self.name}", where="functions of the model", found=str(e),
                              wanted="functions of the model's own opset, not calling each other in a circle") from e
         modified |= result.modified

@@ -12,7 +12,7 @@ import onnx.parser
 import onnx.reference
 import onnx_ir as ir
 
-from edgec.ir.execute import random_inputs, runnable
+from edgec.ir.execute import Runner, random_inputs, runnable
 from edgec.ir.info import ModelInfo, attach_info
 from edgec.ir.model import walk
 from edgec.ir.passes import Capabilities, Context, Pass
@@ -40,7 +40,10 @@ def model(text: str, *, functions: str = "", domains: Mapping[str, int] | None =
     return attach_info(made, ModelInfo())
 
 
-def evaluate(graph: ir.Model, feeds: Mapping[str, Array]) -> dict[str, Array]:
+def evaluate(graph: ir.Model, feeds: Mapping[str, Array], engine: str = "reference") -> dict[str, Array]:
+    if engine == "onnxruntime":
+        with Runner(graph, "test") as runner:
+            return runner.run(feeds)
     proto = ir.to_proto(runnable(graph))
     values = onnx.reference.ReferenceEvaluator(proto).run(None, dict(feeds))
     return dict(zip([v.name or "" for v in graph.graph.outputs], values, strict=True))
@@ -54,13 +57,15 @@ def close(found: Mapping[str, Array], wanted: Mapping[str, Array], tolerance: fl
         np.testing.assert_allclose(found[name], expected, rtol=tolerance, atol=tolerance, err_msg=name)
 
 
-def run(step: Pass, graph: ir.Model, *, capabilities: Capabilities = frozenset(),
-        feeds: Mapping[str, Array] | None = None, tolerance: float = 2e-5) -> tuple[ir.Model, bool, RuleReport]:
+def run(
+    step: Pass, graph: ir.Model, *, capabilities: Capabilities = frozenset(), feeds: Mapping[str, Array] | None = None,
+    tolerance: float = 2e-5, engine: str = "reference",
+) -> tuple[ir.Model, bool, RuleReport]:
     """Runs one pass under the runner; the numbers must stay, and a second run must find nothing more to do."""
     feeds = random_inputs(graph, seed=1) if feeds is None else feeds
-    before = evaluate(graph, feeds)
+    before = evaluate(graph, feeds, engine)
     report = run_passes(graph, [step], Context(capabilities=capabilities))
-    close(evaluate(report.model, feeds), before, tolerance)
+    close(evaluate(report.model, feeds, engine), before, tolerance)
     onnx.checker.check_model(ir.to_proto(runnable(report.model)))
     first = report.records[0]
     again = run_passes(report.model, [step], Context(capabilities=capabilities))
