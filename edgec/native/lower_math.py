@@ -22,6 +22,7 @@ from edgec.native.lower_values import (
     of_const,
     of_data,
     of_run,
+    settled,
 )
 
 # docs/kernels.md: `act` codes, then the codes of `unary` alone.
@@ -303,7 +304,7 @@ def dropped(x: Value, axes: Sequence[int], kept: Sequence[int], keepdims: bool) 
     """Dims and order after reducing `axes`; `kept` are the other axes in memory order."""
     if keepdims:
         dims = tuple(dim(1) if a in axes else d for a, d in enumerate(x.dims))
-        return dims, (*kept, *sorted(axes))
+        return dims, settled(dims, (*kept, *axes))
     rest = [a for a in range(x.rank) if a not in axes]
     return tuple(x.dims[a] for a in rest), tuple(rest.index(a) for a in kept)
 

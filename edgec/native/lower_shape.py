@@ -23,6 +23,7 @@ from edgec.native.lower_values import (
     of_const,
     of_data,
     of_run,
+    settled,
 )
 
 _FAR = 1 << 31  # ONNX writes "to the end" as any large number
@@ -88,7 +89,7 @@ def _carry(value: Value, dims: Dims) -> tuple[int, ...] | None:
     if i < len(old) or j < len(new):
         return None
     moved = [a for m in memory if m in starts for a in starts[m]]
-    return (*moved, *(a for a, d in enumerate(dims) if d == 1))
+    return settled(dims, moved)
 
 
 def _target_dims(ctx: Lowering, value: Value, what: str) -> list[Dim]:

@@ -176,6 +176,16 @@ def same_order(dims: Sequence[Dim], a: Sequence[int], b: Sequence[int]) -> bool:
     return [x for x in a if dims[x] != 1] == [x for x in b if dims[x] != 1]
 
 
+def settled(dims: Sequence[Dim], order: Sequence[int]) -> tuple[int, ...]:
+    """`order` with each axis of size 1 right behind the axis before it: the same bytes, and identity where possible,
+    so that a size of 1 that is expanded later grows where it reads best."""
+    result = [a for a in order if dims[a] != 1]
+    for a, d in enumerate(dims):
+        if d == 1:
+            result.insert(result.index(a - 1) + 1 if a else 0, a)
+    return tuple(result)
+
+
 @dataclass
 class Weights:
     """The bundle's tensors, shared by all entries; a request for the same packing of the same constant is the same

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any
 
+import numpy as np
+
 from edgec.compress.formats import Array, Dtype, Format, storage_bytes
 from edgec.native.dims import Dim, product
 
@@ -85,6 +87,8 @@ class Call:
     def __post_init__(self) -> None:
         if self.kernel not in KERNELS:
             raise ValueError(f"no kernel {self.kernel!r}")
+        # As the file holds them, so that a plan that was read equals the one that was written.
+        object.__setattr__(self, "floats", tuple(float(np.float32(f)) for f in self.floats))
 
     @property
     def outputs(self) -> tuple[Operand, ...]:
