@@ -56,6 +56,11 @@ EDGEC_INLINE Window window_of(const View &y, const View &x, const int64_t *i) {
 EDGEC_INLINE void tap_range(int64_t o, int64_t stride, int64_t pad, int64_t dilation, int64_t taps, int64_t size,
                             int64_t *first, int64_t *last) {
     int64_t at = o * stride - pad;
+    if (at >= 0 && at + (taps - 1) * dilation < size) {  // by far the most common, and without a division
+        *first = 0;
+        *last = taps;
+        return;
+    }
     *first = at >= 0 ? 0 : imin(taps, ceil_div(-at, dilation));
     *last = at >= size ? *first : imax(*first, imin(taps, ceil_div(size - at, dilation)));
 }

@@ -17,7 +17,7 @@ template <class T> struct AttentionTile {
     float softcap;
     bool causal;
     int64_t offset, window; // token t sees positions (t + offset - window, t + offset], window 0: all from 0 on
-    float *q, *score, *sum, *top, *total, *k_wide, *v_panel;  // scratch
+    float *q, *score, *sum, *top, *total, *k_copy, *v_panel;  // scratch
 
     // Positions [lo, hi) that token t sees.
     inline __attribute__((always_inline)) void range(int64_t t, int64_t *lo, int64_t *hi) const {
@@ -153,6 +153,36 @@ EDGEC_NOINLINE void attention_mix(const float *p, int64_t n, const T *v, int64_t
     }
 }
 
+// The scores of all rows as a matrix product: keys p0.. are turned into panels of 16 positions by d.
+template <class T>
+EDGEC_NOINLINE void attention_score_rows(const AttentionTile<T> &a, int64_t rows, const T *k, int64_t n) {
+    const int64_t d = a.s->d, pad = a.s->d_pad, panel = d * 16, panels = ceil_div(n, 16);
+    for (int64_t i = 0; i < panels * 16; i += L)
+        for (int64_t c = 0; c < d; c += L) {
+            vf t[L];
+            for (int j = 0; j < L; ++j) {  // positions beyond n repeat the last one; their scores are not looked at
+                const T *from = k + imin(i + j, n - 1) * a.k_step + c;
+                t[j] = c + L <= d ? kload(from) : kload_n(from, d - c);
+            }
+            vtranspose(t);
+            float *to = a.k_copy + i / 16 * panel + c * 16 + i % 16;
+            for (int j = 0; j < L && c + j < d; ++j) vstore(to + j * 16, t[j]);
+        }
+    for (int64_t r = 0; r < rows;) {
+        const int height = gemm_height(rows - r);
+        const float *q = a.q + r * pad;
+        float *score = a.score + r * kAttentionSpan;
+        int64_t p = 0;
+        for (; p + kTilePanels <= panels; p += kTilePanels)
+            gemm_rows<kTilePanels, float>(height, q, pad, a.k_copy + p * panel, panel, d, nullptr, false, score + p * 16,
+                                          kAttentionSpan, Clamp{false, 0, 0});
+        for (; p < panels; ++p)
+            gemm_rows<1, float>(height, q, pad, a.k_copy + p * panel, panel, d, nullptr, false, score + p * 16,
+                                kAttentionSpan, Clamp{false, 0, 0});
+        r += height;
+    }
+}
+
 // sum += p v for all rows as a matrix product, v packed into panels.
 template <class T>
 EDGEC_NOINLINE void attention_mix_rows(const AttentionTile<T> &a, int64_t rows, const T *v, int64_t n) {
@@ -178,7 +208,26 @@ EDGEC_NOINLINE void attention_mix_rows(const AttentionTile<T> &a, int64_t rows, 
     }
 }
 
-constexpr int64_t kMixRows = 6;  // from this many rows on packing v pays
+constexpr int64_t kPackRows = 6;  // from this many rows on packing keys and values pays
+
+// A step for few rows: keys and values are read where they are. Only keys that need widening or end within a vector
+// are copied, once for all rows.
+template <class T>
+EDGEC_NOINLINE void attention_few_rows(const AttentionTile<T> &a, int64_t rows, const T *k, const T *v, int64_t p0,
+                                       int64_t n) {
+    const AttentionShape &s = *a.s;
+    const bool copy = sizeof(T) != sizeof(float) || s.d % L != 0;
+    const float *keys = (const float *)(const void *)k;
+    if (copy) {
+        attention_widen<T>(k, a.k_step, n, s.d, s.d_pad, a.k_copy);
+        keys = a.k_copy;
+    }
+    for (int64_t r = 0; r < rows; ++r) {
+        float *score = a.score + r * kAttentionSpan;
+        attention_scores(a.q + r * s.d_pad, copy ? s.d_pad : s.d, keys, copy ? s.d_pad : a.k_step, n, score);
+        if (attention_softmax<T>(a, r, p0, n)) attention_mix<T>(score, n, v, a.v_step, s.dv, a.sum + r * s.dv_pad);
+    }
+}
 
 template <class T>
 EDGEC_NOINLINE void attention_tile(const AttentionTile<T> &a, const float *q, float *y, float scale) {
@@ -196,23 +245,16 @@ EDGEC_NOINLINE void attention_tile(const AttentionTile<T> &a, const float *q, fl
     int64_t lo, hi, unused;
     a.range(a.t0, &lo, &unused);
     a.range(a.t1 - 1, &unused, &hi);
-    // Keys that need widening, or end within a vector, are copied once per step.
-    const bool copy = sizeof(T) != sizeof(float) || s.d % L != 0;
     for (int64_t p0 = lo; p0 < hi; p0 += kAttentionSpan) {
         const int64_t n = imin(kAttentionSpan, hi - p0);
-        const float *keys = (const float *)(const void *)(a.k + p0 * a.k_step);
-        int64_t step = a.k_step;
-        if (copy) {
-            attention_widen<T>(a.k + p0 * a.k_step, a.k_step, n, s.d, s.d_pad, a.k_wide);
-            keys = a.k_wide;
-            step = s.d_pad;
+        const T *k = a.k + p0 * a.k_step, *v = a.v + p0 * a.v_step;
+        if (rows >= kPackRows) {
+            attention_score_rows<T>(a, rows, k, n);
+            for (int64_t r = 0; r < rows; ++r) attention_softmax<T>(a, r, p0, n);
+            attention_mix_rows<T>(a, rows, v, n);
+            continue;
         }
-        for (int64_t r = 0; r < rows; ++r) {
-            attention_scores(a.q + r * s.d_pad, copy ? s.d_pad : s.d, keys, step, n, a.score + r * kAttentionSpan);
-            if (attention_softmax<T>(a, r, p0, n) && rows < kMixRows)
-                attention_mix<T>(a.score + r * kAttentionSpan, n, a.v + p0 * a.v_step, a.v_step, s.dv, a.sum + r * s.dv_pad);
-        }
-        if (rows >= kMixRows) attention_mix_rows<T>(a, rows, a.v + p0 * a.v_step, n);
+        attention_few_rows<T>(a, rows, k, v, p0, n);
     }
     for (int64_t r = 0; r < rows; ++r) {
         float *to = y + ((a.t0 + r / s.group) * s.hq + r % s.group) * s.dv;
@@ -229,8 +271,8 @@ EDGEC_NOINLINE void attention_run(const AttentionShape &s, AttentionTile<T> a, c
     a.q = scratch;
     a.score = a.q + s.rows * s.d_pad;
     a.sum = a.score + s.rows * kAttentionSpan;
-    a.k_wide = a.sum + s.rows * s.dv_pad;
-    a.v_panel = a.k_wide + kAttentionSpan * s.d_pad;
+    a.k_copy = a.sum + s.rows * s.dv_pad;
+    a.v_panel = a.k_copy + kAttentionSpan * s.d_pad;
     a.top = a.v_panel + kAttentionSpan * s.dv_pad;
     a.total = a.top + s.rows;
     const T *k = (const T *)g.op[2].data, *v = (const T *)g.op[3].data;

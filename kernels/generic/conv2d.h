@@ -15,8 +15,9 @@ EDGEC_NOINLINE void conv_gather(const ConvShape &s, const float *x, int64_t p0, 
     const int64_t ci = g.ci / s.groups, row = g.kw * ci;
     // Without groups or dilation the taps of one kernel row lie side by side in memory.
     const bool runs = s.groups == 1 && g.dw == 1;
+    int64_t ox = p0 % g.ow, oy = p0 / g.ow % g.oh, b = p0 / g.ow / g.oh;
     for (int64_t p = p0; p < p1; ++p) {
-        int64_t ox = p % g.ow, oy = p / g.ow % g.oh, b = p / g.ow / g.oh, y0, y1, x0, x1;
+        int64_t y0, y1, x0, x1;
         tap_range(oy, g.sh, g.pt, g.dh, g.kh, g.h, &y0, &y1);
         tap_range(ox, g.sw, g.pl, g.dw, g.kw, g.w, &x0, &x1);
         if (x0 == x1) y0 = y1 = 0;
@@ -34,6 +35,10 @@ EDGEC_NOINLINE void conv_gather(const ConvShape &s, const float *x, int64_t p0, 
         }
         zero_floats(to + y1 * row, (g.kh - y1) * row);
         to += s.k;
+        if (++ox == g.ow) {
+            ox = 0;
+            if (++oy == g.oh) oy = 0, ++b;
+        }
     }
 }
 

@@ -8,6 +8,7 @@ struct DwRow {
     Epilogue e;
     Clamp clamp;
     int64_t iy, k0, k1; // input row under kernel row 0 (may lie outside), kernel rows inside
+    int64_t c0, c1;     // channels to do
 };
 
 EDGEC_INLINE vf load_part(const float *p, int64_t n) { return n >= L ? vload(p) : vload_n(p, n); }
@@ -57,9 +58,9 @@ EDGEC_NOINLINE int64_t dw_span(const DwRow &r, int64_t ox, int64_t end) {
     const int64_t c_all = r.g.co;
     for (; ox + 4 <= end; ox += 4) {
         const float *x = r.x + ((r.iy + r.k0) * r.g.w + ox * S - r.g.pl) * c_all;
-        int64_t c = 0;
-        for (; c + L <= c_all; c += L) dw_vector<KW, S, 4, false>(r, x, ox * c_all, c, L);
-        if (c < c_all) dw_vector<KW, S, 4, true>(r, x, ox * c_all, c, c_all - c);
+        int64_t c = r.c0;
+        for (; c + L <= r.c1; c += L) dw_vector<KW, S, 4, false>(r, x, ox * c_all, c, L);
+        if (c < r.c1) dw_vector<KW, S, 4, true>(r, x, ox * c_all, c, r.c1 - c);
     }
     return ox;
 }
@@ -71,8 +72,8 @@ EDGEC_NOINLINE void dw_pixel(const DwRow &r, int64_t ox) {
     int64_t x0, x1;
     tap_range(ox, g.sw, g.pl, g.dw, g.kw, g.w, &x0, &x1);
     const int64_t ix = ox * g.sw - g.pl;
-    int64_t c = 0;
-    for (; c + 4 * L <= c_all; c += 4 * L) {
+    int64_t c = r.c0;
+    for (; c + 4 * L <= r.c1; c += 4 * L) {
         vf acc[4];
 #pragma GCC unroll 4
         for (int j = 0; j < 4; ++j) acc[j] = r.bias ? vload(r.bias + c + j * L) : vset(0.0f);
@@ -86,8 +87,8 @@ EDGEC_NOINLINE void dw_pixel(const DwRow &r, int64_t ox) {
 #pragma GCC unroll 4
         for (int j = 0; j < 4; ++j) dw_finish(r, ox * c_all + c + j * L, acc[j], L);
     }
-    for (; c < c_all; c += L) {
-        const int64_t n = c_all - c;
+    for (; c < r.c1; c += L) {
+        const int64_t n = r.c1 - c;
         vf acc = r.bias ? load_part(r.bias + c, n) : vset(0.0f);
         for (int64_t ky = r.k0; ky < r.k1; ++ky)
             for (int64_t kx = x0; kx < x1; ++kx)
@@ -95,6 +96,28 @@ EDGEC_NOINLINE void dw_pixel(const DwRow &r, int64_t ox) {
                            load_part(r.w + (ky * g.kw + kx) * c_all + c, n), acc);
         dw_finish(r, ox * c_all + c, acc, n);
     }
+}
+
+// Channels [c0, c1) of output row t; columns [in0, in1) have their whole window inside x.
+EDGEC_NOINLINE void dw_row(const Args &a, DwRow r, int64_t t, int64_t in0, int64_t in1) {
+    const Window &g = r.g;
+    const int64_t b = t / g.oh, oy = t % g.oh, at = t * g.ow * g.co;
+    r.x = (const float *)a.op[1].data + b * g.h * g.w * g.co;
+    r.y = (float *)a.op[0].data + at;
+    if (r.residual) r.residual += at;
+    r.iy = oy * g.sh - g.pt;
+    tap_range(oy, g.sh, g.pt, g.dh, g.kh, g.h, &r.k0, &r.k1);
+    if (r.k0 == r.k1) r.iy = r.k0 = r.k1 = 0;  // nothing is read: keep the addresses small
+    int64_t ox = 0;
+    for (; ox < in0; ++ox) dw_pixel(r, ox);
+    if (g.dh == 1 && g.dw == 1) {
+        if (g.kw == 3 && g.sw == 1) ox = dw_span<3, 1>(r, ox, in1);
+        else if (g.kw == 3 && g.sw == 2) ox = dw_span<3, 2>(r, ox, in1);
+        else if (g.kw == 5 && g.sw == 1) ox = dw_span<5, 1>(r, ox, in1);
+        else if (g.kw == 5 && g.sw == 2) ox = dw_span<5, 2>(r, ox, in1);
+        else if (g.kw == 7 && g.sw == 1) ox = dw_span<7, 1>(r, ox, in1);
+    }
+    for (; ox < g.ow; ++ox) dw_pixel(r, ox);
 }
 
 void dwconv2d(const Args &a, int64_t t0, int64_t t1, void *) {
@@ -105,27 +128,15 @@ void dwconv2d(const Args &a, int64_t t0, int64_t t1, void *) {
     r.g = g;
     r.e = Epilogue{nullptr, nullptr, (int)a.i[8], (int)a.i[9], a.f[0], a.f[1]};
     r.clamp = clamp_of(r.e);
-    const float *residual = (const float *)a.op[4].data;
+    r.residual = (const float *)a.op[4].data;
     // Columns whose window lies inside x.
     const int64_t reach = (g.kw - 1) * g.dw, room = g.w - 1 - reach + g.pl;
     const int64_t in0 = imin(g.ow, ceil_div(g.pl, g.sw)), in1 = room < 0 ? in0 : imax(in0, imin(g.ow, room / g.sw + 1));
-    for (int64_t t = t0; t < t1; ++t) {
-        const int64_t b = t / g.oh, oy = t % g.oh, at = t * g.ow * g.co;
-        r.x = (const float *)a.op[1].data + b * g.h * g.w * g.co;
-        r.y = (float *)a.op[0].data + at;
-        r.residual = residual ? residual + at : nullptr;
-        r.iy = oy * g.sh - g.pt;
-        tap_range(oy, g.sh, g.pt, g.dh, g.kh, g.h, &r.k0, &r.k1);
-        if (r.k0 == r.k1) r.iy = r.k0 = r.k1 = 0;  // nothing is read: keep the addresses small
-        int64_t ox = 0;
-        for (; ox < in0; ++ox) dw_pixel(r, ox);
-        if (g.dh == 1 && g.dw == 1) {
-            if (g.kw == 3 && g.sw == 1) ox = dw_span<3, 1>(r, ox, in1);
-            else if (g.kw == 3 && g.sw == 2) ox = dw_span<3, 2>(r, ox, in1);
-            else if (g.kw == 5 && g.sw == 1) ox = dw_span<5, 1>(r, ox, in1);
-            else if (g.kw == 5 && g.sw == 2) ox = dw_span<5, 2>(r, ox, in1);
-            else if (g.kw == 7 && g.sw == 1) ox = dw_span<7, 1>(r, ox, in1);
-        }
-        for (; ox < g.ow; ++ox) dw_pixel(r, ox);
+    // Blocks of channels whose input rows stay in the L1 cache from one output row to the next. Wide images would need
+    // blocks so narrow that reading them costs more than it saves.
+    const int64_t fit = 6144 / (g.w * (g.kh + 1)), block = fit < 32 ? g.co : imax(1, fit / 64) * 64;
+    for (r.c0 = 0; r.c0 < g.co; r.c0 = r.c1) {
+        r.c1 = imin(g.co, r.c0 + block);
+        for (int64_t t = t0; t < t1; ++t) dw_row(a, r, t, in0, in1);
     }
 }

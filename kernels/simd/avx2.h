@@ -84,3 +84,23 @@ EDGEC_INLINE vf vsums(const vf *a) {
     vf hi = _mm256_hadd_ps(_mm256_hadd_ps(a[4], a[5]), _mm256_hadd_ps(a[6], a[7]));
     return _mm256_add_ps(_mm256_permute2f128_ps(lo, hi, 0x20), _mm256_permute2f128_ps(lo, hi, 0x31));
 }
+
+// Rows 0..3 of columns j and j + 4 of the four rows, for j = 0..3.
+EDGEC_INLINE void vcolumns_(const vf *a, vf *to) {
+    vf p = _mm256_unpacklo_ps(a[0], a[2]), q = _mm256_unpackhi_ps(a[0], a[2]);
+    vf r = _mm256_unpacklo_ps(a[1], a[3]), s = _mm256_unpackhi_ps(a[1], a[3]);
+    to[0] = _mm256_unpacklo_ps(p, r);
+    to[1] = _mm256_unpackhi_ps(p, r);
+    to[2] = _mm256_unpacklo_ps(q, s);
+    to[3] = _mm256_unpackhi_ps(q, s);
+}
+// Transposes the L x L matrix whose rows are a.
+EDGEC_INLINE void vtranspose(vf *a) {
+    vf lo[4], hi[4];
+    vcolumns_(a, lo);
+    vcolumns_(a + 4, hi);
+    for (int j = 0; j < 4; ++j) {
+        a[j] = _mm256_permute2f128_ps(lo[j], hi[j], 0x20);
+        a[j + 4] = _mm256_permute2f128_ps(lo[j], hi[j], 0x31);
+    }
+}

@@ -78,3 +78,26 @@ EDGEC_INLINE vf vquad_(const vf *a) { return vpair_(vpair_(a[0], a[1]), vpair_(a
 EDGEC_INLINE vf vsums(const vf *a) {
     return vparts_(vparts_(vquad_(a), vquad_(a + 4)), vparts_(vquad_(a + 8), vquad_(a + 12)));
 }
+
+// Rows 0..3 of columns j, j + 4, j + 8 and j + 12 of the four rows, for j = 0..3.
+EDGEC_INLINE void vcolumns_(const vf *a, vf *to) {
+    vf p = _mm512_unpacklo_ps(a[0], a[2]), q = _mm512_unpackhi_ps(a[0], a[2]);
+    vf r = _mm512_unpacklo_ps(a[1], a[3]), s = _mm512_unpackhi_ps(a[1], a[3]);
+    to[0] = _mm512_unpacklo_ps(p, r);
+    to[1] = _mm512_unpackhi_ps(p, r);
+    to[2] = _mm512_unpacklo_ps(q, s);
+    to[3] = _mm512_unpackhi_ps(q, s);
+}
+// Transposes the L x L matrix whose rows are a: 4 x 4 blocks within 128-bit parts, then the parts.
+EDGEC_INLINE void vtranspose(vf *a) {
+    vf t[16];
+    for (int i = 0; i < 4; ++i) vcolumns_(a + 4 * i, t + 4 * i);
+    for (int j = 0; j < 4; ++j) {
+        vf p = _mm512_shuffle_f32x4(t[j], t[4 + j], 0x88), q = _mm512_shuffle_f32x4(t[8 + j], t[12 + j], 0x88);
+        vf r = _mm512_shuffle_f32x4(t[j], t[4 + j], 0xdd), s = _mm512_shuffle_f32x4(t[8 + j], t[12 + j], 0xdd);
+        a[j] = _mm512_shuffle_f32x4(p, q, 0x88);
+        a[8 + j] = _mm512_shuffle_f32x4(p, q, 0xdd);
+        a[4 + j] = _mm512_shuffle_f32x4(r, s, 0x88);
+        a[12 + j] = _mm512_shuffle_f32x4(r, s, 0xdd);
+    }
+}

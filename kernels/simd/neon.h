@@ -75,3 +75,12 @@ EDGEC_INLINE vf vsel(vm m, vf a, vf b) { return vbslq_f32(m, a, b); }
 
 // Lane i of the result is the sum of a[i]; a holds L vectors.
 EDGEC_INLINE vf vsums(const vf *a) { return vpaddq_f32(vpaddq_f32(a[0], a[1]), vpaddq_f32(a[2], a[3])); }
+
+// Transposes the L x L matrix whose rows are a.
+EDGEC_INLINE void vtranspose(vf *a) {
+    vf p = vzip1q_f32(a[0], a[2]), q = vzip2q_f32(a[0], a[2]), r = vzip1q_f32(a[1], a[3]), s = vzip2q_f32(a[1], a[3]);
+    a[0] = vzip1q_f32(p, r);
+    a[1] = vzip2q_f32(p, r);
+    a[2] = vzip1q_f32(q, s);
+    a[3] = vzip2q_f32(q, s);
+}

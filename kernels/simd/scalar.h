@@ -90,3 +90,13 @@ EDGEC_INLINE vf vtof(vi a) { return vf{(float)a[0], (float)a[1], (float)a[2], (f
 
 // Lane i of the result is the sum of a[i]; a holds L vectors.
 EDGEC_INLINE vf vsums(const vf *a) { return vf{vsum(a[0]), vsum(a[1]), vsum(a[2]), vsum(a[3])}; }
+
+// Transposes the L x L matrix whose rows are a.
+EDGEC_INLINE void vtranspose(vf *a) {
+    for (int i = 0; i < L; ++i)
+        for (int j = 0; j < i; ++j) {
+            float t = a[i][j];
+            a[i][j] = a[j][i];
+            a[j][i] = t;
+        }
+}
