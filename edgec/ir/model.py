@@ -292,7 +292,9 @@ def splice(node: ir.Node, op: Builder, new_values: Sequence[ir.Value]) -> None:
             add_initializer(graph, value)
     graph.insert_before(node, op.nodes)
     for old, new in zip(node.outputs, new_values, strict=False):
-        replace_value(old, new)
+        # An output nobody reads must not lend its shape to the value that stands in for it.
+        if old.uses() or old.is_graph_output():
+            replace_value(old, new)
     graph.remove(node, safe=True)
 
 
