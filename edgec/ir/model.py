@@ -38,9 +38,8 @@ def subgraphs(node: ir.Node) -> Iterator[ir.Graph]:
 
 def graphs(model: ir.Model, *, functions: bool = False) -> Iterator[ir.Graph]:
     """The main graph and every nested graph, outer before inner; with `functions` those of the functions too."""
-    stack = [model.graph]
-    if functions:
-        stack.extend(function.graph for function in reversed(list(model.functions.values())))
+    stack = [function.graph for function in reversed(list(model.functions.values()))] if functions else []
+    stack.append(model.graph)
     while stack:
         graph = stack.pop()
         yield graph

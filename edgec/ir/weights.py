@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +26,7 @@ _TRANSPOSE_OF = "edgec.transpose_of"
 def opened(value: ir.Value) -> Iterator[Array]:
     """The constant of `value` as a numpy array (bfloat16 and smaller as ml_dtypes) for the length of a `with` block.
 
-    A mapped file is unmapped afterwards; the array must not be kept. Raises EdgecError (EDGEC-E0101) when the value is
+    A mapped file is unmapped afterwards, so the array should not be kept. Raises EdgecError (EDGEC-E0101) when the value is
     no constant or its bytes cannot be read.
     """
     tensor = const_tensor(value)
@@ -44,7 +44,9 @@ def opened(value: ir.Value) -> Iterator[Array]:
 def release(tensor: ir.TensorProtocol) -> None:
     """Unmaps an external tensor's file; the next read maps it again. Tensors in RAM stay."""
     if isinstance(tensor, ir.ExternalTensor):
-        tensor.release()
+        # A view somebody still holds keeps the mapping alive; its pages are clean and the system may drop them.
+        with suppress(BufferError):
+            tensor.release()
 
 
 def lazy(source: ir.TensorProtocol, change: Callable[[Array], Array], shape: tuple[int, ...], name: str
