@@ -18,7 +18,7 @@ from typing import Any
 import onnx_ir as ir
 
 from edgec.errors import EdgecError, missing_extra
-from edgec.importers.torch import quiet
+from edgec.importers.torch import keep_module_paths, quiet
 from edgec.ir.info import ModelInfo, attach_info
 from edgec.ir.weights import sha256_of
 
@@ -165,6 +165,7 @@ def build_with_mobius(folder: Folder, config: Any) -> ir.Model:
         raise EdgecError("E0103", stage=STAGE, where=str(folder.path),
                          found=f"mobius cannot build {kind}: {type(e).__name__}: {str(e)[:300]}") from e
     _assign(model, state, folder)
+    keep_module_paths(model)
     return model
 
 
@@ -200,18 +201,28 @@ def mapped(tensor: Any, name: str) -> ir.TensorProtocol:
 
 
 def load_transformers(folder: Folder, config: Any, attention: str) -> Any:
-    """The transformers module in float32 and eval mode; `attention` names its attention implementation."""
+    """The transformers module in float32 and eval mode; `attention` names its attention implementation.
+
+    Raises EdgecError E0103 when transformers cannot load it, E0101 when the files lack tensors of the model.
+    """
     transformers = _transformers()
     import torch
 
     try:
-        return transformers.AutoModelForCausalLM.from_pretrained(
+        module, report = transformers.AutoModelForCausalLM.from_pretrained(
             folder.path, config=config, dtype=torch.float32, attn_implementation=attention, local_files_only=True,
-            trust_remote_code=False, use_safetensors=True,
-        ).eval()
+            trust_remote_code=False, use_safetensors=True, output_loading_info=True,
+        )
     except Exception as e:
         raise EdgecError("E0103", stage=STAGE, where=str(folder.path),
                          found=f"transformers cannot load it: {type(e).__name__}: {str(e)[:300]}") from e
+    # transformers fills what is missing with random numbers and only warns.
+    absent = sorted(map(str, (*report["missing_keys"], *report["mismatched_keys"])))
+    if absent:
+        raise EdgecError("E0101", stage=STAGE, where=str(folder.path),
+                         found=f"tensors missing or of another shape: {', '.join(absent[:5])}",
+                         wanted=f"all weights of {config.model_type}")
+    return module.eval()
 
 
 @contextlib.contextmanager

@@ -40,16 +40,14 @@ def verify(model: ir.Model, folder: Any, config: Any, build: Builder) -> None:
 
     folder: edgec.importers.hf.Folder. build(folder, config) is the route that made `model`.
     """
-    from edgec.importers import hf
-
     windows = [w for w in _windows(config) if w > 0]
     parameters = sum(v.const_value.size for v in model.graph.initializers.values() if v.const_value is not None)
     big = parameters > _BIG
     if not big:
-        _compare(model, hf.load_transformers(folder, config, "eager"), "with its own weights")
+        _compare(model, folder, config, "with its own weights")
     if big or any(w >= _PROMPT for w in windows):
         with _tiny_folder(folder, config) as (tiny, tiny_config):
-            _compare(build(tiny, tiny_config), hf.load_transformers(tiny, tiny_config, "eager"),
+            _compare(build(tiny, tiny_config), tiny, tiny_config,
                      f"as a tiny random model with a window of {_TINY_WINDOW}" if windows else "as a tiny random model")
 
 
@@ -74,23 +72,31 @@ def run_graph(session: Runner, model: ir.Model, tokens: Array, cuts: tuple[int, 
     return np.concatenate(pieces)
 
 
-def _compare(model: ir.Model, module: Any, how: str) -> None:
-    import torch
-
-    vocab = module.config.vocab_size
+def _compare(model: ir.Model, folder: Any, config: Any, how: str) -> None:
     # Longer than a short window, so that the window matters.
     length = _PROMPT + 8
-    tokens = np.random.default_rng(1).integers(0, vocab, length)
-    with torch.no_grad():
-        wanted = module(input_ids=torch.from_numpy(tokens)[None], use_cache=False).logits[0].numpy()
+    tokens = np.random.default_rng(1).integers(0, config.vocab_size, length)
+    wanted = _original(folder, config, tokens)
     with runner(model) as session:
         for cuts in ((), (length - 9, length - 1)):
             gap = difference(run_graph(session, model, tokens, cuts), wanted)
             if not gap.within(RTOL):
                 pieces = f"in {len(cuts) + 1} pieces" if cuts else "in one piece"
-                raise EdgecError("E0104", stage=STAGE, where=str(module.config.model_type),
+                raise EdgecError("E0104", stage=STAGE, where=str(config.model_type),
                                  found=f"{gap} ({length} tokens {pieces}, {how})",
                                  wanted=f"logits within {RTOL:g} of the largest")
+
+
+def _original(folder: Any, config: Any, tokens: Array) -> Array:
+    """The logits of transformers. Its copy of the weights is gone again before the graph gets one of its own."""
+    import torch
+
+    from edgec.importers import hf
+
+    module = hf.load_transformers(folder, config, "eager")
+    with torch.no_grad():
+        logits: Array = module(input_ids=torch.from_numpy(tokens)[None], use_cache=False).logits[0].numpy()
+    return logits
 
 
 def _windows(config: Any) -> list[int]:

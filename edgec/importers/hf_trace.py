@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from edgec.errors import EdgecError
 from edgec.importers.torch import rename_symbols, to_ir
+from edgec.ir.model import walk
 
 STAGE = "import"
 _ATTENTION = "edgec_export"
@@ -131,7 +132,10 @@ def _name_symbols(model: ir.Model) -> None:
 
 
 def _drop_wrapper_scope(model: ir.Model) -> None:
-    """Initializer names without the `model.` of Flat, so that they are the checkpoint's."""
+    """Names and module paths without the `model.` of Flat, so that they are the checkpoint's."""
+    for node in walk(model):
+        if "namespace" in node.metadata_props:
+            node.metadata_props["namespace"] = node.metadata_props["namespace"].removeprefix("model.")
     for key, value in list(model.graph.initializers.items()):
         short = key.removeprefix("model.")
         if short != key and short not in model.graph.initializers:
