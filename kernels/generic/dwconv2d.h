@@ -134,7 +134,7 @@ void dwconv2d(const Args &a, int64_t t0, int64_t t1, void *) {
     const int64_t in0 = imin(g.ow, ceil_div(g.pl, g.sw)), in1 = room < 0 ? in0 : imax(in0, imin(g.ow, room / g.sw + 1));
     // Blocks of channels whose input rows stay in the L1 cache from one output row to the next. Wide images would need
     // blocks so narrow that reading them costs more than it saves.
-    const int64_t fit = 6144 / (g.w * (g.kh + 1)), block = fit < 32 ? g.co : imax(1, fit / 64) * 64;
+    const int64_t fit = 6144 / (imax(1, g.w) * (g.kh + 1)), block = fit < 32 ? g.co : imax(1, fit / 64) * 64;
     for (r.c0 = 0; r.c0 < g.co; r.c0 = r.c1) {
         r.c1 = imin(g.co, r.c0 + block);
         for (int64_t t = t0; t < t1; ++t) dw_row(a, r, t, in0, in1);
