@@ -258,8 +258,8 @@ def prepare_model(source: str | object, options: CompileOptions) -> PassReport:
         if report.stopped_after:
             return report
         if env.SPEC.get():
-            declined = [f"{e.where}: {e.reason}" for r in report.records for e in r.rules.declined if e.rule == "Decompose"]
-            verify.check(report.model, spec, stage, code, "; ".join(declined[:20]))
+            events = [e for r in report.records for e in r.rules.declined if e.rule == "Decompose"]
+            verify.check(report.model, spec, stage, code, "; ".join(f"{e.where}: {e.reason}" for e in events[:20]))
     return report
 
 

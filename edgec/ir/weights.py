@@ -26,8 +26,8 @@ _TRANSPOSE_OF = "edgec.transpose_of"
 def opened(value: ir.Value) -> Iterator[Array]:
     """The constant of `value` as a numpy array (bfloat16 and smaller as ml_dtypes) for the length of a `with` block.
 
-    A mapped file is unmapped afterwards, so the array should not be kept. Raises EdgecError (EDGEC-E0101) when the value is
-    no constant or its bytes cannot be read.
+    A mapped file is unmapped afterwards, so the array should not be kept. Raises EdgecError (EDGEC-E0101) when the
+    value is no constant or its bytes cannot be read.
     """
     tensor = const_tensor(value)
     if tensor is None:

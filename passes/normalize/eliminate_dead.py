@@ -25,7 +25,6 @@ from edgec.ir.model import (
 from edgec.ir.passes import Context, Pass
 from edgec.ir.rules import Bindings, Rule, apply_rules
 
-
 _RESHAPES = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
 
 

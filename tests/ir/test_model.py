@@ -50,7 +50,8 @@ def test_standard_domain_has_one_spelling() -> None:
 
 def test_constants() -> None:
     graph = model("g (float[2] x, float[3] w, float s) => (float[2] y) {"
-                  " k = Constant<value_ints = [1, 2]>() y = Relu(x) z = Add(w, s) u = Reshape(x, k) }", w=[1, 2, 3], s=0.5)
+                  " k = Constant<value_ints = [1, 2]>() y = Relu(x) z = Add(w, s) u = Reshape(x, k)"
+                  " }", w=[1, 2, 3], s=0.5)
     weight, scalar = graph.graph.initializers["w"], graph.graph.initializers["s"]
     ints = next(n for n in walk(graph) if n.op_type == "Constant").outputs[0]
     assert np.array_equal(const_of(weight), [1, 2, 3])  # type: ignore[arg-type]

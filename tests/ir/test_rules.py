@@ -98,7 +98,8 @@ def test_new_names_are_unique() -> None:
     graph = model("g (float[2] x) => (float[2] y) { y = Exp(x) }")
     for _ in range(3):
         apply_rules(graph, [Restless()], until_stable=False)
-    graph = model("g (float[2] x) => (float[2] y) { a = Abs(x) b = Cos(a) c = Sin(b) d = Abs(c) e = Cos(d) y = Sin(e) }")
+    graph = model("g (float[2] x) => (float[2] y) { a = Abs(x) b = Cos(a) c = Sin(b) d = Abs(c) e = Cos(d) y ="
+                  " Sin(e) }")
     apply_rules(graph, [SinOfCos()])
     names = [v.name for n in graph.graph for v in n.outputs]
     assert len(names) == len(set(names))

@@ -52,7 +52,8 @@ def test_same_name_twice() -> None:
 
 def test_nested_graphs_see_outer_values_but_not_the_reverse() -> None:
     graph = model("g (bool c, float[2] x) => (float[2] y) { a = Exp(x) y = If (c) <"
-                  " then_branch = t () => (float[2] u) { u = Neg(a) }, else_branch = e () => (float[2] v) { v = Abs(x) } > }")
+                  " then_branch = t () => (float[2] u) { u = Neg(a) }, else_branch = e () => (float[2] v) { v ="
+                  " Abs(x) } > }")
     assert verify.well_formed(graph) == []
     branch = next(n for n in graph.graph if n.op_type == "If")
     inner = next(iter(branch.attributes["then_branch"].as_graph()))
@@ -84,8 +85,8 @@ def test_imported_wants_bodies_and_input_types() -> None:
      {"w": np.ones((3, 4))}, "not x Wᵀ"),
     ("g (float[N] x) => (float[N] y) { c = Constant<value_float = 2.0>() y = Mul(x, c) }", {}, "not an initializer"),
     ("g (float[N] x) => (float[N] y) { c = Identity(x) y = Exp(c) }", {}, "does nothing"),
-    ("g (float[N,3,8,8] x, float[3,3,1,1] w, float[3] s) => (float[N,3,8,8] y) {"
-     " t = Conv(x, w) y = BatchNormalization(t, s, s, s, s) }", {"w": np.ones((3, 3, 1, 1)), "s": np.ones(3)}, "not folded"),
+    ("g (float[N,3,8,8] x, float[3,3,1,1] w, float[3] s) => (float[N,3,8,8] y) { t = Conv(x, w)"
+      " y = BatchNormalization(t, s, s, s, s) }", {"w": np.ones((3, 3, 1, 1)), "s": np.ones(3)}, "not folded"),
 ])
 def test_normalized(text: str, weights: dict[str, np.ndarray], part: str) -> None:
     found = verify.normalized(model(text, **weights))

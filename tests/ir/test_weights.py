@@ -15,7 +15,8 @@ BIG = np.arange(1024 * 512, dtype=np.float32).reshape(1024, 512)
 
 def mapped(folder: Path) -> ir.ExternalTensor:
     (folder / "w.bin").write_bytes(BIG.tobytes())
-    return ir.ExternalTensor("w.bin", 0, BIG.nbytes, ir.DataType.FLOAT, shape=ir.Shape(BIG.shape), name="w", base_dir=str(folder))
+    return ir.ExternalTensor("w.bin", 0, BIG.nbytes, ir.DataType.FLOAT, shape=ir.Shape(BIG.shape), name="w",
+                             base_dir=str(folder))
 
 
 def test_mapped_weights_are_read_and_released(tmp_path: Path) -> None:
@@ -81,7 +82,8 @@ def test_transposed_twice_is_the_first(array: np.ndarray) -> None:
 
 
 def test_total_bytes_counts_shared_tensors_once() -> None:
-    graph = model("g (float[2] x, float[4] v, float[4] w) => (float[4] y) { y = Add(v, w) }", v=np.ones(4), w=np.ones(4))
+    graph = model("g (float[2] x, float[4] v, float[4] w) => (float[4] y) { y = Add(v, w)"
+                  " }", v=np.ones(4), w=np.ones(4))
     assert total_bytes(graph) == 32
     graph.graph.initializers["w"].const_value = graph.graph.initializers["v"].const_value
     assert total_bytes(graph) == 16

@@ -10,8 +10,8 @@ from edgec.passes.lower.decompose import TABLE, Decompose
 from tests.passes.harness import model, ops, reasons, run
 
 _BASE = {
-    "Add", "Sub", "Mul", "Div", "Exp", "Log", "Sqrt", "Tanh", "Erf", "Sin", "Cos", "Max", "Min", "Greater", "Less", "Equal",
-    "And", "Or", "Not", "Where", "MatMul", "ReduceSum", "ReduceMean", "ReduceMax", "ReduceProd", "Reshape", "Transpose",
+    "Add", "Sub", "Mul", "Div", "Exp", "Log", "Sqrt", "Tanh", "Erf", "Sin", "Cos", "Max", "Min", "Greater", "Less",
+    "Equal", "And", "Or", "Not", "Where", "MatMul", "ReduceSum", "ReduceMean", "ReduceMax", "ReduceProd", "Reshape", "Transpose",
     "Slice", "Concat", "Gather", "Unsqueeze", "Squeeze", "Shape", "Range", "Cast", "Expand",
 }
 BASE = frozenset(("", name) for name in _BASE)
@@ -23,7 +23,8 @@ UNARY = {
     "Elu": ("Elu", "Elu<alpha = 0.7>"), "Celu": ("Celu<alpha = 1.5>",), "Selu": ("Selu",),
     "LeakyRelu": ("LeakyRelu<alpha = 0.2>",), "ThresholdedRelu": ("ThresholdedRelu<alpha = 0.5>",),
     "Shrink": ("Shrink<bias = 0.2, lambd = 0.4>",), "Softmax": ("Softmax", "Softmax<axis = 1>"),
-    "LogSoftmax": ("LogSoftmax", "LogSoftmax<axis = 0>"), "Reciprocal": ("Reciprocal",), "Neg": ("Neg",), "Abs": ("Abs",),
+    "LogSoftmax": ("LogSoftmax", "LogSoftmax<axis = 0>"), "Reciprocal": ("Reciprocal",), "Neg": ("Neg",),
+    "Abs": ("Abs",),
     "Tan": ("Tan",), "LpNormalization": ("LpNormalization",),
     "MeanVarianceNormalization": ("MeanVarianceNormalization<axes = [0, 2]>",),
     "Flatten": ("Flatten", "Flatten<axis = 0>", "Flatten<axis = -1>"),
@@ -52,9 +53,11 @@ CASES = {
     "Size": "g (float[N,3] x) => (int64 y) { y = Size(x) }",
     "ConstantOfShape": "g (int64[2] x) => (float[M,K] y) { y = ConstantOfShape<value = float[1] {2.5}>(x) }",
     "DepthToSpace": "g (float[N,8,2,3] x) => (float[N,2,4,6] y) { y = DepthToSpace<blocksize = 2>(x) }",
-    "DepthToSpace CRD": 'g (float[N,8,2,3] x) => (float[N,2,4,6] y) { y = DepthToSpace<blocksize = 2, mode = "CRD">(x) }',
+    "DepthToSpace CRD": "g (float[N,8,2,3] x) => (float[N,2,4,6] y) {"
+                        ' y = DepthToSpace<blocksize = 2, mode = "CRD">(x) }',
     "SpaceToDepth": "g (float[N,2,4,6] x) => (float[N,8,2,3] y) { y = SpaceToDepth<blocksize = 2>(x) }",
-    "Split": "g (float[2,7] x) => (float[2,3] a, float[2,3] b, float[2,1] c) { a, b, c = Split<axis=1, num_outputs=3>(x) }",
+    "Split": "g (float[2,7] x) => (float[2,3] a, float[2,3] b, float[2,1] c) { a, b, c = Split<axis=1,"
+             " num_outputs=3>(x) }",
     "Gemm": "g (float[3,2] a, float[3,4] b, float[4] c) => (float[2,4] y) {"
             " y = Gemm<transA = 1, alpha = 0.5, beta = 2.0>(a, b, c) }",
     "Gemm no bias": "g (float[2,3] a, float[4,3] b) => (float[2,4] y) { y = Gemm<transB = 1>(a, b) }",
@@ -74,7 +77,8 @@ CASES = {
     "ReduceL2": "g (float[2,3,4] x) => (float[1,1,1] y) { y = ReduceL2(x) }",
     "ReduceSumSquare": "g (float[2,3,4] x) => (float y) { y = ReduceSumSquare<keepdims = 0>(x) }",
     "Trilu": "g (float[2,3,4] x) => (float[2,3,4] y) { y = Trilu(x) }",
-    "Trilu lower": "g (float[2,3,4] x) => (float[2,3,4] y) { k = Constant<value = int64 {1}>() y = Trilu<upper = 0>(x, k) }",
+    "Trilu lower": "g (float[2,3,4] x) => (float[2,3,4] y) { k = Constant<value = int64 {1}>() y = Trilu<upper"
+                   " = 0>(x, k) }",
     "Einsum": 'g (float[2,3,4] a, float[2,4,5] b) => (float[2,5,3] y) { y = Einsum<equation = "bij,bjk->bki">(a, b) }',
     "Einsum heads": 'g (float[2,3,4,5] a, float[4,5,6] b) => (float[2,3,6] y) {'
                     ' y = Einsum<equation = "bthd,hdo->bto">(a, b) }',
@@ -178,7 +182,8 @@ def test_edgec_operator_is_replaced_by_its_body() -> None:
     graph = model(
         "g (float[1,T,16] q, float[1,T,8] k, float[1,T,8] v, float[1,2,9,4] kc, float[1,2,9,4] vc, int64 past_len) =>"
         " (float[1,T,16] y, float[1,2,9,4] ok, float[1,2,9,4] ov) {"
-        " y, ok, ov = edgec.CachedAttention<q_num_heads = 4, kv_num_heads = 2, window = 3>(q, k, v, kc, vc, past_len) }",
+        " y, ok, ov = edgec.CachedAttention<q_num_heads = 4, kv_num_heads = 2, window = 3>(q, k, v, kc, vc,"
+        " past_len) }",
         domains={"edgec": 1})
     after, modified, _ = run(Decompose(), graph, capabilities=BASE)
     assert modified
@@ -213,7 +218,8 @@ def test_forms_no_target_takes_are_decomposed_although_the_operator_is_known() -
 def test_nested_graphs_are_decomposed() -> None:
     graph = model(
         "g (bool c, float[2,3] x) => (float[2,3] y) { y = If (c) <"
-        " then_branch = a () => (float[2,3] t) { t = Swish(x) }, else_branch = b () => (float[2,3] e) { e = Relu(x) } > }")
+        " then_branch = a () => (float[2,3] t) { t = Swish(x) }, else_branch = b () => (float[2,3] e) { e ="
+        " Relu(x) } > }")
     for flag in (True, False):
         feeds = {"c": np.array(flag), "x": np.random.default_rng(0).standard_normal((2, 3)).astype(np.float32)}
         after, _, _ = run(Decompose(), graph.clone(), capabilities=BASE | {("", "If")}, feeds=feeds)

@@ -55,7 +55,8 @@ def test_into_gemm(attributes: str) -> None:
 
 
 def test_into_matmul_with_bias() -> None:
-    before = graph("float[N,4] x", "float[N,6] y", "p = MatMul(x, w) t = Add(c, p) y = BatchNormalization(t, g, b, m, v)",
+    before = graph("float[N,4] x", "float[N,6] y", "p = MatMul(x, w) t = Add(c, p) y = BatchNormalization(t, g,"
+                                                   " b, m, v)",
                    6, w=normal(4, 6), c=normal(6))
     after, _, _ = run(FoldBN(), before)
     assert ops(after) == {"MatMul": 1, "Add": 1}

@@ -14,7 +14,8 @@ RNG = np.random.default_rng(0)
 
 def test_constant_nodes_become_initializers_and_arithmetic_is_done() -> None:
     graph = model("g (float[N,3] x) => (float[N,3] y) {"
-                  " a = Constant<value = float[3] {1, 2, 3}>() b = Constant<value_float = 2.0>() c = Mul(a, b) y = Add(x, c) }")
+                  " a = Constant<value = float[3] {1, 2, 3}>() b = Constant<value_float = 2.0>() c = Mul(a, b)"
+                  " y = Add(x, c) }")
     after, modified, _ = run(FoldConstants(), graph)
     assert modified
     assert ops(after) == {"Add": 1}
@@ -39,7 +40,8 @@ def test_unknown_dims_stay() -> None:
 
 def test_size_and_cast_like_and_constant_of_shape() -> None:
     graph = model("g (float[2,3] x, int64[2] s) => (int64 n, float[2,3] y) {"
-                  " n = Size(x) z = ConstantOfShape<value = float[1] {2}>(s) c = CastLike(z, x) y = Add(x, c) }", s=[2, 3])
+                  " n = Size(x) z = ConstantOfShape<value = float[1] {2}>(s) c = CastLike(z, x) y = Add(x, c)"
+                  " }", s=[2, 3])
     after, _, _ = run(FoldConstants(), graph)
     assert set(ops(after)) == {"Add", "Identity"}
 
@@ -66,7 +68,8 @@ def test_large_constants_are_folded_only_when_their_source_goes() -> None:
 
 
 def test_transposed_weight_of_a_linear_stays_lazy() -> None:
-    graph = model("g (float[N,4] x, float[5,4] w) => (float[N,5] y) { t = Transpose<perm = [1, 0]>(w) y = MatMul(x, t) }",
+    graph = model("g (float[N,4] x, float[5,4] w) => (float[N,5] y) { t = Transpose<perm = [1, 0]>(w) y ="
+                  " MatMul(x, t) }",
                   w=RNG.standard_normal((5, 4)))
     _, modified, _ = run(FoldConstants(), graph)
     assert not modified
@@ -102,7 +105,8 @@ def test_constants_of_nested_graphs() -> None:
 
 
 def test_constant_graph_output_keeps_its_name() -> None:
-    graph = model("g (float[2] x) => (float[2] y, float[2] k) { y = Relu(x) a = Constant<value = float[2] {1, 2}>() k = Neg(a) }")
+    graph = model("g (float[2] x) => (float[2] y, float[2] k) { y = Relu(x) a = Constant<value = float[2] {1,"
+                  " 2}>() k = Neg(a) }")
     after, _, _ = run(FoldConstants(), graph)
     assert [v.name for v in after.graph.outputs] == ["y", "k"]
     assert "Neg" not in ops(after)

@@ -20,12 +20,12 @@ SPELLINGS = [
     ("Mish", {}, "s = Softplus(x) t = Tanh(s) y = Mul(x, t)"),
     ("Gelu", {"h": 0.5, "o": 1, "q": 2**0.5}, "a = Mul(x, h) d = Div(x, q) e = Erf(d) f = Add(e, o) y = Mul(a, f)"),
     ("Gelu", {"h": 0.5, "o": 1, "q": 0.5**0.5}, "d = Mul(q, x) e = Erf(d) f = Add(o, e) a = Mul(f, x) y = Mul(h, a)"),
-    ("Gelu", {"h": 0.5, "o": 1, "q": 0.5**0.5, "w": 2}, "d = Mul(q, x) e = Erf(d) f = Add(o, e) a = Mul(f, x) y = Div(a, w)"),
+    ("Gelu", {"o": 1, "q": 0.5**0.5, "w": 2}, "d = Mul(q, x) e = Erf(d) f = Add(o, e) a = Mul(f, x) y = Div(a, w)"),
     ("Gelu", {"h": 0.5, "o": 1, "q": 0.7978845608, "c": 0.044715, "t": 3},
      "p = Pow(x, t) i = Mul(p, c) j = Add(x, i) k = Mul(j, q) e = Tanh(k) f = Add(e, o) a = Mul(x, h) y = Mul(a, f)"),
     ("Gelu", {"h": 0.5, "o": 1, "q": 0.7978845608, "c": 0.044715},
-     "s = Mul(x, x) i = Mul(s, c) j = Add(i, o) k = Mul(j, x) l = Mul(q, k) e = Tanh(l) f = Add(e, o) a = Mul(h, f)"
-     " y = Mul(x, a)"),
+     "s = Mul(x, x) i = Mul(s, c) j = Add(i, o) k = Mul(j, x) l = Mul(q, k) e = Tanh(l) f = Add(e, o) a = Mul(h, f) "
+      "y = Mul(x, a)"),
     ("Relu", {"z": 0}, "y = Max(x, z)"),
     ("Relu", {"z": 0}, "y = Max(z, x)"),
     ("Relu", {"z": 0}, "y = Clip(x, z)"),

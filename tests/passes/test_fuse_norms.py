@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
 from edgec.ir.model import walk
@@ -11,13 +12,14 @@ RNG = np.random.default_rng(0)
 CONSTANTS = {"two": 2, "e": 1e-2, "o": 1, "h": -0.5, "r": 0.5}
 MEANS = ["q = Pow(x, two) n = ReduceMean(q, ax)", "q = Mul(x, x) n = ReduceMean(q, ax)"]
 EPSILONS = ["p = Add(n, e)", "p = Add(e, n)"]
-ROOTS = ["s = Sqrt(p) t = Div(x, s)", "s = Sqrt(p) i = Reciprocal(s) t = Mul(x, i)", "s = Sqrt(p) i = Div(o, s) t = Mul(i, x)",
+ROOTS = ["s = Sqrt(p) t = Div(x, s)", "s = Sqrt(p) i = Reciprocal(s) t = Mul(x, i)",
+         "s = Sqrt(p) i = Div(o, s) t = Mul(i, x)",
          "i = Pow(p, h) t = Mul(x, i)", "s = Pow(p, r) t = Div(x, s)", "c = Reciprocal(p) i = Sqrt(c) t = Mul(x, i)"]
 
 
-def spelled(body: str, axis: int = -1, width: int = 4, weight: tuple[int, ...] = (4,), extra: str = ""):  # type: ignore[no-untyped-def]
+def spelled(body: str, axis: int = -1, weight: tuple[int, ...] = (4,)) -> ir.Model:
     listed = "".join(f", float {k}" for k in CONSTANTS)
-    return model(f"g (float[N,3,4] x{listed}, int64[1] ax, float{list(weight)} w, float[4] b{extra}) =>"
+    return model(f"g (float[N,3,4] x{listed}, int64[1] ax, float{list(weight)} w, float[4] b) =>"
                  f" (float[N,3,4] y) {{ {body} }}",
                  **CONSTANTS, ax=[axis], w=RNG.standard_normal(weight), b=RNG.standard_normal(4))
 
@@ -39,10 +41,11 @@ def test_rms_without_scale() -> None:
 
 
 @pytest.mark.parametrize("square", ["q = Pow(d, two)", "q = Mul(d, d)"])
-@pytest.mark.parametrize("end", ["y = Identity(t)", "y = Mul(t, w)", "u = Mul(w, t) y = Add(u, b)", "u = Mul(t, w) y = Add(b, u)"])
+@pytest.mark.parametrize("end", ["y = Identity(t)", "y = Mul(t, w)", "u = Mul(w, t) y = Add(u, b)",
+                                 "u = Mul(t, w) y = Add(b, u)"])
 def test_layer_norm(square: str, end: str) -> None:
-    body = f"m = ReduceMean(x, ax) d = Sub(x, m) {square} n = ReduceMean(q, ax) p = Add(n, e) s = Sqrt(p) t = Div(d, s) {end}"
-    after, modified, _ = run(FuseNorms(), spelled(body, axis=2))
+    body = f"m = ReduceMean(x, ax) d = Sub(x, m) {square} n = ReduceMean(q, ax) p = Add(n, e) s = Sqrt(p) t = Div(d, s)"
+    after, modified, _ = run(FuseNorms(), spelled(f"{body} {end}", axis=2))
     assert modified
     assert ops(after)["LayerNormalization"] == 1
     assert set(ops(after)) <= {"LayerNormalization", "Identity"}
@@ -56,7 +59,7 @@ def test_weight_with_leading_ones_is_flattened() -> None:
 @pytest.mark.parametrize("body", [
     f"{MEANS[0]} {EPSILONS[0]} s = Sqrt(p) t = Div(b, s) y = Mul(x, t)",
     f"q = Pow(x, o) n = ReduceMean(q, ax) {EPSILONS[0]} s = Sqrt(p) y = Div(x, s)",
-    f"q = Mul(x, x) n = ReduceMean<keepdims = 1>(q, ax) p = Sub(n, e) a = Abs(p) s = Sqrt(a) y = Div(x, s)",
+    "q = Mul(x, x) n = ReduceMean<keepdims = 1>(q, ax) p = Sub(n, e) a = Abs(p) s = Sqrt(a) y = Div(x, s)",
 ])
 def test_look_alikes_stay(body: str) -> None:
     _, modified, _ = run(FuseNorms(), spelled(body))
@@ -85,7 +88,8 @@ def test_scale_of_a_value_that_others_read_is_declined() -> None:
 
 
 def test_scale_per_row_is_declined() -> None:
-    graph = model("g (float[4,4] x, float[4] o, float[4,1] w) => (float[4,4] y) { t = RMSNormalization(x, o) y = Mul(t, w) }",
+    graph = model("g (float[4,4] x, float[4] o, float[4,1] w) => (float[4,4] y) {"
+                  " t = RMSNormalization(x, o) y = Mul(t, w) }",
                   o=np.ones(4), w=RNG.standard_normal((4, 1)))
     _, modified, report = run(FuseNorms(), graph)
     assert not modified

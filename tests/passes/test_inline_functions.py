@@ -19,7 +19,8 @@ Scaled <factor: float = 3.0> (x) => (y) { f = Constant<value_float: float = @fac
 
 
 def test_functions_disappear() -> None:
-    graph = model("g (float[2] x) => (float[2] y) { a = local.Scaled<factor = 2.0>(x) b = Neg(a) y = local.Scaled<factor = 3.0>(b) }",
+    graph = model("g (float[2] x) => (float[2] y) {"
+                  " a = local.Scaled<factor = 2.0>(x) b = Neg(a) y = local.Scaled<factor = 3.0>(b) }",
                   functions=SCALED, domains={"local": 1})
     after, modified, _ = run(InlineFunctions(), graph)
     assert modified
@@ -45,9 +46,10 @@ def vendor(text: str, **weights: np.ndarray) -> ir.Model:
 @pytest.mark.parametrize("bias", [False, True])
 def test_skip_simplified_norm(bias: bool) -> None:
     w, b = RNG.standard_normal(4), RNG.standard_normal(4)
-    graph = vendor(f"g (float[2,4] x, float[2,4] s, float[4] w{', float[4] b' if bias else ''}) =>"
-                   " (float[2,4] y, float[2,4] t) {"
-                   f" y, m, i, t = com.microsoft.SkipSimplifiedLayerNormalization<epsilon = 0.01>(x, s, w{', b' if bias else ''}) }}",
+    declared, given = (", float[4] b", ", b") if bias else ("", "")
+    graph = vendor(f"g (float[2,4] x, float[2,4] s, float[4] w{declared}) => (float[2,4] y, float[2,4] t) {{"
+                   " y, m, i, t = com.microsoft.SkipSimplifiedLayerNormalization<epsilon = 0.01>"
+                   f"(x, s, w{given}) }}",
                    w=w, **({"b": b} if bias else {}))
     after = run_passes(graph, [InlineFunctions()], Context()).model
     assert set(ops(after)) == {"Add", "RMSNormalization"}
@@ -58,7 +60,8 @@ def test_skip_simplified_norm(bias: bool) -> None:
 
 
 def test_skip_norm_against_onnxruntime() -> None:
-    graph = vendor("g (float[1,2,4] x, float[1,2,4] s, float[4] w, float[4] b, float[4] c) => (float[1,2,4] y, float[1,2,4] t) {"
+    graph = vendor("g (float[1,2,4] x, float[1,2,4] s, float[4] w, float[4] b, float[4] c) =>"
+                   " (float[1,2,4] y, float[1,2,4] t) {"
                    " y, m, i, t = com.microsoft.SkipLayerNormalization<epsilon = 0.01>(x, s, w, b, c) }",
                    w=RNG.standard_normal(4), b=RNG.standard_normal(4), c=RNG.standard_normal(4))
     after, _, _ = run(InlineFunctions(), graph.clone(), engine="onnxruntime")
@@ -77,7 +80,8 @@ def test_vendor_activations_against_onnxruntime(spelling: str, op: str) -> None:
 
 
 def test_simplified_norm_in_the_standard_domain() -> None:
-    graph = model("g (float[2,4] x, float[4] w) => (float[2,4] y) { y = SimplifiedLayerNormalization<axis = -1>(x, w) }",
+    graph = model("g (float[2,4] x, float[4] w) => (float[2,4] y) {"
+                  " y = SimplifiedLayerNormalization<axis = -1>(x, w) }",
                   w=RNG.standard_normal(4))
     after, _, _ = run(InlineFunctions(), graph, engine="onnxruntime")
     assert ops(after) == {"RMSNormalization": 1}

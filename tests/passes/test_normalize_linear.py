@@ -13,7 +13,8 @@ RNG = np.random.default_rng(0)
 
 
 def test_matmul_gets_out_in_weight() -> None:
-    graph = model("g (float[N,3,4] x, float[4,5] w) => (float[N,3,5] y) { y = MatMul(x, w) }", w=RNG.standard_normal((4, 5)))
+    graph = model("g (float[N,3,4] x, float[4,5] w) => (float[N,3,5] y) { y = MatMul(x, w)"
+                  " }", w=RNG.standard_normal((4, 5)))
     after, modified, _ = run(NormalizeLinear(), graph)
     assert modified
     assert ops(after) == {"Transpose": 1, "MatMul": 1}
@@ -73,7 +74,8 @@ def test_weights_are_not_read() -> None:
     def refuse() -> ir.TensorProtocol:
         raise AssertionError("the weight was read")
 
-    graph = model("g (float[N,1024] x, float[1024,512] w) => (float[N,512] y) { y = MatMul(x, w) }", w=np.zeros((1024, 512)))
+    graph = model("g (float[N,1024] x, float[1024,512] w) => (float[N,512] y) { y = MatMul(x, w)"
+                  " }", w=np.zeros((1024, 512)))
     graph.graph.initializers["w"].const_value = ir.LazyTensor(
         refuse, dtype=ir.DataType.FLOAT, shape=ir.Shape((1024, 512)), name="w")
     from edgec.ir.passes import Context
