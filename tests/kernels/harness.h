@@ -52,6 +52,7 @@ struct Case {
     std::vector<int64_t> i;
     std::vector<float> f;
     std::function<void(Case &)> reference;        // outputs hold their random initial contents before
+    std::vector<Operand> answer;                  // what it made of op, once it was asked
     std::vector<std::pair<int, int>> in_place;    // variants to run as well: output index, input operand index
     Scale scale = ROW;
     double tolerance = 1e-5, floor = 1.0;

@@ -175,14 +175,17 @@ static Result run_variant(Case &c, const std::vector<Operand> &want, Isa isa, Rn
 }
 
 Result run_case(Case &c, Isa isa, Rng &rng) {
-    Case answer = c;
-    if (!c.fault) answer.reference(answer);
+    if (c.answer.empty()) {
+        Case asked = c;
+        if (!c.fault) asked.reference(asked);
+        c.answer = std::move(asked.op);
+    }
     std::vector<std::pair<int, int>> variants = {{-1, -1}, {-1, -1}};
     variants.insert(variants.end(), c.in_place.begin(), c.in_place.end());
     std::vector<std::vector<uint8_t>> exact;
     double worst = 0;
     for (size_t v = 0; v < variants.size(); ++v) {
-        const Result r = run_variant(c, answer.op, isa, rng, variants[v], v != 0, &exact);
+        const Result r = run_variant(c, c.answer, isa, rng, variants[v], v != 0, &exact);
         worst = std::max(worst, r.worst);
         const char *how = v == 0 ? "" : v == 1 ? " in pieces" : " in place";
         if (!r.ok) return {false, worst, c.label + how + ": " + r.message};

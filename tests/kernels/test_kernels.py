@@ -1,0 +1,164 @@
+"""Builds the kernel test program and runs it: every instruction set of this CPU, aarch64 by emulation, sanitizers.
+
+The program (main.cpp) fails where a row of kernels.def has no case. Builds are kept in pytest's cache folder under a
+hash of what they were made from, so a second run compiles nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+ROWS = re.findall(r"^KERNEL\((\w+),", (ROOT / "kernels" / "kernels.def").read_text(), re.MULTILINE)
+# As CMakeLists.txt compiles the library; test code gets -O1, which compiles in a third of the time.
+COMMON = ("-std=c++17", "-Wall", "-Wextra", "-Werror", "-fno-exceptions", "-fno-rtti", "-fno-math-errno")
+ZIG = (sys.executable, "-m", "ziglang", "c++", "-target", "aarch64-linux-musl", "-fno-sanitize=undefined")
+SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-g1")
+NATIVE_ISAS = {"x86_64": ("scalar", "avx2", "avx512"), "AMD64": ("scalar", "avx2", "avx512")}.get(
+    platform.machine(), ("scalar", "neon")
+)
+
+Build = Callable[..., Path]
+
+
+def _compiler() -> str:
+    for name in (os.environ.get("CXX", ""), "c++", "g++", "clang++"):
+        found = shutil.which(name) if name else None
+        if found:
+            return found
+    pytest.fail("no C++ compiler: install g++ or clang, or set CXX", pytrace=False)
+
+
+def _run(command: Sequence[str | Path]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([str(c) for c in command], capture_output=True, text=True, timeout=900, check=False)
+
+
+@pytest.fixture(scope="session")
+def build(request: pytest.FixtureRequest) -> Build:
+    """build(name, compiler, kernel_flags, test_flags, link_flags): the path of a test program."""
+    assert request.config.cache is not None
+    folder = Path(request.config.cache.mkdir("edgec_kernel_tests"))
+
+    def make(
+        name: str,
+        compiler: Sequence[str],
+        kernel_flags: Sequence[str],
+        test_flags: Sequence[str],
+        link_flags: Sequence[str] = (),
+    ) -> Path:
+        kernels, tests = sorted((ROOT / "kernels").rglob("*.cpp")), sorted((ROOT / "tests" / "kernels").glob("*.cpp"))
+        digest = hashlib.sha256(repr((compiler, kernel_flags, test_flags, link_flags, COMMON)).encode())
+        digest.update(_run([*compiler, "--version"]).stdout.encode())
+        for part in ("kernels", "tests/kernels"):
+            for path in sorted((ROOT / part).rglob("*")):
+                if path.suffix in (".cpp", ".h", ".def"):
+                    digest.update(str(path.relative_to(ROOT)).encode() + b"\0" + path.read_bytes())
+        program = folder / f"{name}-{digest.hexdigest()[:20]}"
+        if program.exists():
+            return program
+        for old in folder.glob(f"{name}-*"):
+            shutil.rmtree(old) if old.is_dir() else old.unlink()
+        objects = folder / f"{name}-objects"
+        objects.mkdir()
+
+        def compile_one(path: Path) -> Path:
+            target = objects / (str(path.relative_to(ROOT)).replace("/", "_") + ".o")
+            own = kernel_flags if path in kernels else test_flags
+            done = _run([*compiler, *COMMON, *own, "-c", path, "-o", target])
+            assert done.returncode == 0, f"{path.relative_to(ROOT)}:\n{done.stderr[-4000:]}"
+            return target
+
+        with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
+            made = list(pool.map(compile_one, kernels + tests))
+        done = _run([*compiler, *link_flags, *made, "-o", objects / "program"])
+        assert done.returncode == 0, done.stderr[-4000:]
+        (objects / "program").rename(program)  # whole or not there
+        shutil.rmtree(objects)
+        return program
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def program(build: Build) -> Path:
+    return build("native", (_compiler(),), ("-O3",), ("-O1",))
+
+
+def _passes(command: Sequence[str | Path], rows: Sequence[str] = tuple(ROWS)) -> None:
+    done = _run(command)
+    shown = done.stdout[-6000:] + done.stderr[-6000:]
+    assert done.returncode == 0, shown
+    last = re.fullmatch(r"(\d+) passed, 0 failed", done.stdout.strip().splitlines()[-1])
+    assert last is not None, shown
+    assert int(last[1]) >= len(rows), shown
+    assert [line.split()[0] for line in done.stdout.splitlines()[:-1]] == list(rows), shown
+
+
+def _lacks(done: subprocess.CompletedProcess[str]) -> bool:
+    return done.returncode == 2 and "lacks instruction set" in done.stderr
+
+
+@pytest.mark.parametrize("isa", NATIVE_ISAS)
+def test_every_kernel_matches_its_reference(program: Path, isa: str) -> None:
+    if _lacks(_run([program, "--isa", isa, "--list"])):
+        assert isa != "scalar"
+        pytest.skip(f"this CPU has no {isa}")
+    _passes([program, "--isa", isa])
+
+
+def test_the_seed_changes_the_inputs(program: Path) -> None:
+    first, same, other = (
+        _run([program, "--isa", "scalar", "--filter", "rmsnorm", "--seed", seed]).stdout for seed in ("7", "7", "8")
+    )
+    assert first == same
+    assert first != other
+    _passes([program, "--isa", "scalar", "--filter", "rmsnorm", "--seed", "8"], ["rmsnorm"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--isa", "mmx"], "unknown instruction set 'mmx'"),
+        (["--isa", "neon" if "avx2" in NATIVE_ISAS else "avx2"], "lacks instruction set"),
+        (["--filter", "lineal"], "unknown kernel 'lineal'"),
+        (["--seed", "x"], "not a number"),
+        (["--isa"], "incomplete argument"),
+        (["--fast"], "unknown or incomplete argument '--fast'"),
+    ],
+)
+def test_bad_arguments_end_cleanly(program: Path, arguments: list[str], message: str) -> None:
+    done = _run([program, *arguments])
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert done.stdout == ""
+
+
+def test_hostile_arguments_under_sanitizers(build: Build) -> None:
+    """What check() accepts runs without touching a byte outside its operands, reads included."""
+    # Only the kernels are instrumented: the test code's own arithmetic would take most of the time.
+    kernel_flags = (*SANITIZERS, "-O1")
+    made = build("sanitized", (_compiler(),), kernel_flags, ("-DKT_ASAN=1", "-O1"), SANITIZERS[:1])
+    _passes([made, "--hostile", "100", "--seed", "3"])
+
+
+def test_aarch64_by_emulation(build: Build, require: Callable[[bool, str], None]) -> None:
+    emulator = shutil.which("qemu-aarch64") or shutil.which("qemu-aarch64-static")
+    require(emulator is not None, "qemu-aarch64 is not installed (apt-get install qemu-user)")
+    require(importlib.util.find_spec("ziglang") is not None, "ziglang is not installed (pip install 'edgec[cross]')")
+    assert emulator is not None
+    program = build("aarch64", ZIG, ("-O2",), ("-O1",), ("-static",))
+    assert _lacks(_run([emulator, program, "--isa", "avx2"]))
+    assert not _lacks(_run([emulator, program, "--isa", "neon", "--list"]))
+    _passes([emulator, program, "--hostile", "5"])
