@@ -13,6 +13,8 @@ from enum import IntEnum
 from functools import cached_property
 
 LIMIT = 1 << 40  # no dim may exceed this at any evaluation (docs/format.md)
+# Larger expressions do not come from models, and a hostile file could make them grow without end.
+MAX_SIZE = 256
 
 
 class Op(IntEnum):
@@ -112,6 +114,12 @@ class Dim:
             for atom in atoms:
                 found |= {atom} if isinstance(atom, Symbol) else atom.a.symbols | atom.b.symbols
         return frozenset(found)
+
+    @cached_property
+    def size(self) -> int:
+        """Nodes of the expression, shared parts counted each time they occur."""
+        nested = [atom for atoms, _ in self.terms for atom in atoms]
+        return 1 + len(self.terms) + sum(1 if isinstance(a, Symbol) else 1 + a.a.size + a.b.size for a in nested)
 
     def at(self, bindings: Mapping[str, int]) -> int:
         """The value with every symbol bound. Raises KeyError for an unbound symbol."""

@@ -6,6 +6,7 @@ from edgec.native.arena import Buffer, place
 from edgec.native.lower_fuse import fuse
 from edgec.native.lower_values import Buf, Draft, Lowering, Value, View
 from edgec.native.plan import ABSENT, KERNELS, Call, Entry, Operand, Port, Space
+from edgec.native.scratch import scratch_bytes
 
 
 def bind_output(ctx: Lowering, value: Value, index: int) -> None:
@@ -34,7 +35,7 @@ def finish(name: str, inputs: tuple[Port, ...], outputs: tuple[Port, ...], draft
     calls = tuple(
         Call(d.kernel, d.layer, tuple(map(operand, d.operands)), tuple(d.ints), tuple(d.floats)) for d in drafts
     )
-    return Entry(name, inputs, outputs, calls, total)
+    return Entry(name, inputs, outputs, calls, total, scratch_bytes(calls))
 
 
 def _alive(drafts: list[Draft]) -> list[Draft]:

@@ -408,7 +408,7 @@ def _table(ctx: Lowering, x: Value, index: Value, axis: int) -> tuple[View, Valu
             return ctx.weight(rows), of_const(rows)
         # A table of positions stays float32: it is small, and angles need their precision.
         wide = index.run is not None
-        if const.name in ctx.tied:
+        if const.name in ctx.tied and const.dims == const.base_dims:
             return ctx.weight(const, Format.PANEL16, wide=False), x
     return ctx.weight(const, wide=wide), x
 

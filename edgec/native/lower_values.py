@@ -75,13 +75,17 @@ class Draft:
 
 @dataclass(frozen=True)
 class Const:
-    """A constant: `base` read by `read`, seen through `perm`. dtype F32 stands for any float type."""
+    """A constant: `base` read by `read`, seen through `perm`. dtype F32 stands for any float type.
+
+    base: names the bytes (equal base, equal bytes); label: the model's own name, for people.
+    """
 
     base: str
     read: Callable[[], Array]
     base_dims: tuple[int, ...]
     dtype: Dtype
     perm: tuple[int, ...]
+    label: str = ""
 
     @property
     def dims(self) -> tuple[int, ...]:
@@ -102,12 +106,15 @@ class Const:
     def derive(self, suffix: str, dims: Sequence[int], change: Callable[[Array], Array]) -> Const:
         """A constant computed from this one when it is read."""
         name = f"{self.name}.{suffix}"
-        return Const(name, lambda: change(self.load()), tuple(dims), self.dtype, identity(len(dims)))
+        label = self.label or self.base
+        return Const(name, lambda: change(self.load()), tuple(dims), self.dtype, identity(len(dims)), label)
 
     def reshape(self, dims: Sequence[int]) -> Const:
-        if tuple(dims) == self.dims:
-            return self
         shape = tuple(dims)
+        if shape == self.dims:
+            return self
+        if self.perm == identity(len(self.perm)):
+            return replace(self, base_dims=shape, perm=identity(len(shape)))  # the same bytes
         return self.derive("r" + "_".join(map(str, shape)), shape, lambda a: a.reshape(shape))
 
 
@@ -193,16 +200,22 @@ class Weights:
 
     storage: Storage
     items: list[Weight] = field(default_factory=list)
-    _index: dict[tuple[str, Format, Dtype | None], int] = field(default_factory=dict)
+    _index: dict[tuple[object, ...], int] = field(default_factory=dict)
     _lossless: dict[str, Dtype] = field(default_factory=dict)
+    _names: dict[str, int] = field(default_factory=dict)
 
     def add(self, const: Const, fmt: Format = Format.PLAIN, *, wide: bool = True) -> int:
         """The tensor's index. wide: keep float32; else the storage type that the build asks for."""
         dtype = const.dtype if wide or const.dtype is not Dtype.F32 else self._stored(const)
-        key = (const.name, fmt, dtype)
+        as_is = fmt is Format.PLAIN and const.perm == identity(len(const.perm))
+        key = (const.base, None if as_is else (const.base_dims, const.perm), fmt, dtype)
         if key not in self._index:
             self._index[key] = len(self.items)
-            self.items.append(Weight(safe_name(const.name), dtype, fmt, const.dims or (1,), const.load))
+            # Tensors are called as in the model; a second packing of the same one is numbered.
+            label = safe_name(const.label or const.base)
+            used = self._names[label] = self._names.get(label, 0) + 1
+            name = label + (f".{used}" if used > 1 else "")
+            self.items.append(Weight(name, dtype, fmt, const.dims or (1,), const.load))
         return self._index[key]
 
     def _stored(self, const: Const) -> Dtype:
@@ -229,7 +242,6 @@ class Lowering:
     values: dict[ir.Value, Value] = field(default_factory=dict)
     drafts: list[Draft] = field(default_factory=list)
     layer: str = ""
-    states: dict[str, tuple[Buf, Dtype, Dims]] = field(default_factory=dict)
     past: Dim | None = None  # tokens already in the state
     tied: frozenset[str] = frozenset()  # constants that a linear reads too: gathered from its panels
     narrow: frozenset[ir.Node] = frozenset()  # nodes that need the last token only
@@ -348,7 +360,9 @@ class Lowering:
         return self.view(value, identity(value.rank))
 
     def weight(self, const: Const, fmt: Format = Format.PLAIN, *, wide: bool = True) -> View:
-        """A weight operand; float32 plain unless said otherwise."""
+        """A weight operand; float32 plain unless said otherwise. Raises UnsupportedError for an empty tensor."""
+        if 0 in const.dims:
+            raise UnsupportedError(f"the constant {const.label or const.base!r} has no elements")
         index = self.weights.add(const, fmt, wide=wide)
         stored = self.weights.items[index]
         dims = tuple(dim(d) for d in const.dims)

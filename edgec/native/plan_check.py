@@ -10,13 +10,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from edgec.compress.formats import Format
-from edgec.native.dims import LIMIT, Dim, product
+from edgec.native.dims import LIMIT, MAX_SIZE, Dim, product
 from edgec.native.plan import ALIGN, KERNELS, Call, Entry, Operand, Plan, Port, Space, State, Weight
 
 
 def plan_problems(plan: Plan) -> list[str]:
     """Every broken rule in words; empty for a sound plan."""
-    found = [f"dim {d} leaves 0..2^40" for d in sorted(set(plan.dims()), key=str) if d.lo < 0 or d.hi > LIMIT]
+    dims = sorted(set(plan.dims()), key=str)
+    found = [f"dim {d} leaves 0..2^40" for d in dims if d.lo < 0 or d.hi > LIMIT]
+    found += [f"dim {d} is too large an expression" for d in dims if d.size > MAX_SIZE]
     found += [
         f"state {s.name}: its dims use more than `context`"
         for s in plan.states if any(x.name != "context" for d in s.dims for x in d.symbols)

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from edgec.compress.formats import Dtype, Format
 from edgec.errors import EdgecError
-from edgec.native.dims import Dim, DimTable, Op, build, dim, symbol
+from edgec.native.dims import MAX_SIZE, Dim, DimTable, Op, build, dim, symbol
 from edgec.native.plan import KERNELS, Call, Entry, Operand, Plan, Port, Space, State, Weight
 
 T = TypeVar("T")
@@ -206,6 +206,8 @@ class _Reader:
                     value = build(op, a, b)
                 except ValueError as e:
                     raise damaged("PLAN", str(e)) from e
+            if value.size > MAX_SIZE:
+                raise damaged("PLAN", f"dim {len(self.dims)} is too large an expression")
             self.dims.append(value)
 
     def shape(self) -> tuple[Dim, ...]:

@@ -1,0 +1,53 @@
+"""Scratch memory per thread, so that the memory table can state it before anything is built for the device.
+
+The runtime asks its own kernels (`*_scratch` in kernels/contract/) and allocates the larger of both figures; what
+stands here is the same arithmetic, and tests/native/test_run.py compares the two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from edgec.compress.formats import PANEL, Dtype
+from edgec.native.dims import Dim, product
+from edgec.native.plan import ALIGN, Call
+
+_WIDEN_ROWS = 24  # from here on 16-bit weights are widened once per panel
+_QUERY_ROWS, _SPAN = 48, 64  # rows and positions that attention works on together
+
+
+def scratch_bytes(calls: Iterable[Call]) -> int:
+    """The most bytes that one call needs per thread, with every symbol at its maximum."""
+    return max((-(-_call(c) // ALIGN) * ALIGN for c in calls), default=0)
+
+
+def _call(call: Call) -> int:
+    match call.kernel:
+        case "linear":
+            y, weight = call.operands[0], call.operands[2]
+            wide = weight.dtype is Dtype.F32 or product(y.dims[:-1]).hi < _WIDEN_ROWS
+            return 0 if wide else 2 * PANEL * weight.dims[1].hi * 4
+        case "conv2d":
+            weight, k = call.operands[2], call.operands[2].dims[2].hi
+            block = max(4, min(8, 131072 // max(1, k) // 12)) * 12
+            return (block + (0 if weight.dtype is Dtype.F32 else 2 * PANEL)) * k * 4
+        case "matmul":
+            return 2 * PANEL * call.operands[1].dims[-1].hi * 4
+        case "attention":
+            return _attention(call, call.operands[0].dims[1], _int(call.ints[0]), _int(call.ints[1]))
+        case "attention_cached":
+            return _attention(call, call.operands[0].dims[0], _int(call.ints[1]), _int(call.ints[2]))
+        case _:
+            return 0
+
+
+def _attention(call: Call, tokens: Dim, hq: int, hkv: int) -> int:
+    y, q = call.operands[0], call.operands[1]
+    d, dv = (-(-o.dims[-1].hi // hq // PANEL) * PANEL for o in (q, y))
+    group = hq // hkv
+    rows = max(1, min(tokens.hi, _QUERY_ROWS // group)) * group
+    return (rows * (d + _SPAN + dv + 2) + _SPAN * (d + dv)) * 4
+
+
+def _int(value: int | Dim) -> int:
+    return value.hi if isinstance(value, Dim) else value
