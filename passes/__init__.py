@@ -11,6 +11,7 @@ from edgec.passes.normalize.eliminate_dead import EliminateDead
 from edgec.passes.normalize.fold_bn import FoldBN
 from edgec.passes.normalize.fold_constants import FoldConstants
 from edgec.passes.normalize.fuse_activations import FuseActivations
+from edgec.passes.normalize.fuse_attention import FuseAttention
 from edgec.passes.normalize.fuse_norms import FuseNorms
 from edgec.passes.normalize.inline_functions import InlineFunctions
 from edgec.passes.normalize.normalize_linear import NormalizeLinear
@@ -24,6 +25,7 @@ NORMALIZE: tuple[Pass, ...] = (
     FuseActivations(),
     FuseNorms(),
     StaticKV(),
+    FuseAttention(),
     FoldConstants(),
     NormalizeLinear(),
     EliminateDead(),

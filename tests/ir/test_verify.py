@@ -11,6 +11,8 @@ from edgec.ir import verify
 from edgec.ir.info import ModelInfo, attach_info
 from tests.passes.harness import model
 
+CONV_BN = ("g (float[N,3,8,8] x, float[3,3,1,1] w, float[3] s) => (float[N,3,8,8] y) {"
+           " t = Conv(x, w) y = BatchNormalization(t, s, s, s, s) }")
 GOOD = "g (float[N,4] x, float[3,4] w, float[3] b) => (float[N,3] y) { y = Gemm<transB = 1>(x, w, b) }"
 
 
@@ -85,8 +87,7 @@ def test_imported_wants_bodies_and_input_types() -> None:
      {"w": np.ones((3, 4))}, "not x Wᵀ"),
     ("g (float[N] x) => (float[N] y) { c = Constant<value_float = 2.0>() y = Mul(x, c) }", {}, "not an initializer"),
     ("g (float[N] x) => (float[N] y) { c = Identity(x) y = Exp(c) }", {}, "does nothing"),
-    ("g (float[N,3,8,8] x, float[3,3,1,1] w, float[3] s) => (float[N,3,8,8] y) { t = Conv(x, w)"
-      " y = BatchNormalization(t, s, s, s, s) }", {"w": np.ones((3, 3, 1, 1)), "s": np.ones(3)}, "not folded"),
+    (CONV_BN, {"w": np.ones((3, 3, 1, 1)), "s": np.ones(3)}, "not folded"),
 ])
 def test_normalized(text: str, weights: dict[str, np.ndarray], part: str) -> None:
     found = verify.normalized(model(text, **weights))

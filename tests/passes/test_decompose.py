@@ -11,8 +11,8 @@ from tests.passes.harness import model, ops, reasons, run
 
 _BASE = {
     "Add", "Sub", "Mul", "Div", "Exp", "Log", "Sqrt", "Tanh", "Erf", "Sin", "Cos", "Max", "Min", "Greater", "Less",
-    "Equal", "And", "Or", "Not", "Where", "MatMul", "ReduceSum", "ReduceMean", "ReduceMax", "ReduceProd", "Reshape", "Transpose",
-    "Slice", "Concat", "Gather", "Unsqueeze", "Squeeze", "Shape", "Range", "Cast", "Expand",
+    "Equal", "And", "Or", "Not", "Where", "MatMul", "ReduceSum", "ReduceMean", "ReduceMax", "ReduceProd", "Reshape",
+    "Transpose", "Slice", "Concat", "Gather", "Unsqueeze", "Squeeze", "Shape", "Range", "Cast", "Expand",
 }
 BASE = frozenset(("", name) for name in _BASE)
 
