@@ -42,7 +42,10 @@ EDGEC_INLINE void gemm_step(vf (&acc)[R][P * kPanelVecs], const float *const *a,
     for (int r = 0; r < R; ++r) {
         vf x = vset(a[r / 3][(r % 3) * lda + k]);
 #pragma GCC unroll 8
-        for (int j = 0; j < P * kPanelVecs; ++j) acc[r][j] = vfma(x, w[j], acc[r][j]);
+        for (int j = 0; j < P * kPanelVecs; ++j) {
+            acc[r][j] = vfma(x, w[j], acc[r][j]);
+            vpin(&acc[r][j]);  // else compilers load the values of all rows first and run out of registers
+        }
     }
 }
 

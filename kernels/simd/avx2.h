@@ -104,3 +104,6 @@ EDGEC_INLINE void vtranspose(vf *a) {
         a[j + 4] = _mm256_permute2f128_ps(lo[j], hi[j], 0x31);
     }
 }
+
+// No code, but an order: *a is computed before this point, and memory is not read ahead of it.
+EDGEC_INLINE void vpin(vf *a) { __asm__ volatile("" : "+x"(*a) : : "memory"); }

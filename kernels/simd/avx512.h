@@ -101,3 +101,6 @@ EDGEC_INLINE void vtranspose(vf *a) {
         a[12 + j] = _mm512_shuffle_f32x4(r, s, 0xdd);
     }
 }
+
+// No code, but an order: *a is computed before this point, and memory is not read ahead of it.
+EDGEC_INLINE void vpin(vf *a) { __asm__ volatile("" : "+v"(*a) : : "memory"); }

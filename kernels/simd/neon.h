@@ -84,3 +84,6 @@ EDGEC_INLINE void vtranspose(vf *a) {
     a[2] = vzip1q_f32(q, s);
     a[3] = vzip2q_f32(q, s);
 }
+
+// No code, but an order: *a is computed before this point, and memory is not read ahead of it.
+EDGEC_INLINE void vpin(vf *a) { __asm__ volatile("" : "+w"(*a) : : "memory"); }

@@ -100,3 +100,6 @@ EDGEC_INLINE void vtranspose(vf *a) {
             a[j][i] = t;
         }
 }
+
+// An order of computation for the other instruction sets; portable code leaves that to the compiler.
+EDGEC_INLINE void vpin(vf *) {}
