@@ -110,7 +110,8 @@ EDGEC_NOINLINE void dw_row(const Args &a, DwRow r, int64_t t, int64_t in0, int64
     if (r.k0 == r.k1) r.iy = r.k0 = r.k1 = 0;  // nothing is read: keep the addresses small
     int64_t ox = 0;
     for (; ox < in0; ++ox) dw_pixel(r, ox);
-    if (g.dh == 1 && g.dw == 1) {
+    // An instruction set with a small product tile has no registers for four pixels either: it saves the code.
+    if (kTileRows > 2 && g.dh == 1 && g.dw == 1) {
         if (g.kw == 3 && g.sw == 1) ox = dw_span<3, 1>(r, ox, in1);
         else if (g.kw == 3 && g.sw == 2) ox = dw_span<3, 2>(r, ox, in1);
         else if (g.kw == 5 && g.sw == 1) ox = dw_span<5, 1>(r, ox, in1);

@@ -180,7 +180,9 @@ EDGEC_API edgec_status edgec_run(edgec_session *session, const edgec_tensor *inp
  * where it was. */
 EDGEC_API edgec_status edgec_step(edgec_session *session, const int32_t *tokens, uint32_t n, float *logits);
 EDGEC_API edgec_status edgec_score(edgec_session *session, const int32_t *tokens, uint32_t n, float *logits);
-/* Appends the prompt (n >= 1), then generates. *generated (may be NULL) receives how many tokens were produced. */
+/* Appends the prompt (n >= 1), then generates; n + max_tokens must fit the rest of the context. The token that ends the
+ * text is neither delivered nor counted. Afterwards the session holds the prompt and all *generated tokens (may be
+ * NULL), also when the caller stopped it; after any other error the position is where it was. */
 EDGEC_API edgec_status edgec_generate(edgec_session *session, const int32_t *prompt, uint32_t n,
                                       const edgec_generate_options *options, uint32_t *generated);
 
