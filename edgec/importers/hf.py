@@ -25,6 +25,7 @@ from edgec.ir.weights import sha256_of
 STAGE = "import"
 ROUTE_KEY = "edgec.import_route"
 _OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack")
+_LARGEST = 1 << 24
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 # Tensors that old checkpoints store and every implementation computes.
 _DERIVED = ("rotary_emb.inv_freq", "attn.bias", "attn.masked_bias")
@@ -112,7 +113,9 @@ def load(path: Path, *, name: str | None = None, check: bool = True) -> ir.Model
                 failures.append(f"{route}: {e.found or e.code}")
                 continue
             model.metadata_props[ROUTE_KEY] = route
-            return attach_info(model, _info(folder, config, name))
+            info = _info(folder, config, name)
+            model.graph.name = info.name  # mobius puts the path of the folder there
+            return attach_info(model, info)
     raise EdgecError("E0104" if differs else "E0103", stage=STAGE, where=str(path), found="; ".join(failures),
                      wanted="a graph whose logits equal those of transformers",
                      hint="please report the model's config.json with this message")
@@ -121,12 +124,20 @@ def load(path: Path, *, name: str | None = None, check: bool = True) -> ir.Model
 def read_config(folder: Folder) -> Any:
     """The transformers configuration object; E0103 when this transformers does not know the family."""
     transformers = _transformers()
+    where = str(folder.path / "config.json")
     try:
-        return transformers.AutoConfig.from_pretrained(folder.path, local_files_only=True, trust_remote_code=False)
+        config = transformers.AutoConfig.from_pretrained(folder.path, local_files_only=True, trust_remote_code=False)
     except Exception as e:
-        raise EdgecError("E0103", stage=STAGE, where=str(folder.path / "config.json"),
-                         found=f"{folder.config['model_type']}: {str(e).splitlines()[0][:300]}",
+        raise EdgecError("E0103", stage=STAGE, where=where,
+                         found=f"{folder.config['model_type']}: {type(e).__name__}: {str(e)[:300]}",
                          wanted="a family that transformers has built in") from e
+    # Tables are as long as these say, before any weight has been looked at.
+    for key in ("max_position_embeddings", "vocab_size"):
+        value = getattr(config, key, None)
+        if not isinstance(value, int) or not 0 < value <= _LARGEST:
+            raise EdgecError("E0103", stage=STAGE, where=where, found=f"{key} = {value!r}",
+                             wanted=f"a language model with {key} in 1..{_LARGEST}")
+    return config
 
 
 def build_with_mobius(folder: Folder, config: Any) -> ir.Model:

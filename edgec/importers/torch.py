@@ -318,7 +318,8 @@ def keep_module_paths(model: ir.Model) -> None:
         if scopes is not None:
             names = [str(s) for s in ast.literal_eval(scopes)]
             # torch: full paths, the last one is the operator; mobius: one step each.
-            path = names[-2] if "pkg.torch.onnx.name_scopes" in notes and len(names) > 1 else ".".join(filter(None, names))
+            traced = "pkg.torch.onnx.name_scopes" in notes and len(names) > 1
+            path = names[-2] if traced else ".".join(filter(None, names))
         for key in [k for k in notes if k.startswith("pkg.") or k == "namespace"]:
             del notes[key]
         if path:

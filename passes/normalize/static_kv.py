@@ -138,8 +138,10 @@ class _Conversion:
         self.total = total
         new: dict[str, ir.Value] = {}
         start, stop = self.past_len, op.Squeeze(total)
-        positions = op.Unsqueeze(op.Range(start, stop, op.const(np.array(1, np.int64))), op.ints([0]))
-        positions.type, positions.shape = ir.TensorType(ir.DataType.INT64), ir.Shape([1, "seq"])
+        steps = op.Range(start, stop, op.const(np.array(1, np.int64)))
+        positions = op.Unsqueeze(steps, op.ints([0]))
+        steps.type = positions.type = ir.TensorType(ir.DataType.INT64)
+        steps.shape, positions.shape = ir.Shape(["seq"]), ir.Shape([1, "seq"])
         new["position_ids"] = positions
         mask = next((v for v in self.graph.inputs if v.name == "attention_mask"), None)
         if mask is not None:

@@ -113,6 +113,7 @@ def test_information(prose_lm: Path) -> None:
     assert info.tokenizer == (prose_lm / "tokenizer.json").resolve()
     import hashlib
 
+    assert model.graph.name == "prose"
     assert info.source_sha256 == hashlib.sha256((prose_lm / "model.safetensors").read_bytes()).hexdigest()
     paths = {n.metadata_props.get("namespace") for n in model.graph}
     assert "model.layers.3.mlp.down_proj" in paths
@@ -200,6 +201,19 @@ def test_missing_tensor(tiny: Make, tmp_path: Path) -> None:
         load(folder)
     assert caught.value.code == "E0101"
     assert "model.layers.1.mlp.up_proj.weight" in caught.value.found
+
+
+@pytest.mark.parametrize(("key", "value"), [("max_position_embeddings", 1 << 40), ("vocab_size", -3)])
+def test_absurd_sizes(tiny: Make, tmp_path: Path, key: str, value: int) -> None:
+    folder = tmp_path / "absurd"
+    shutil.copytree(tiny("llama"), folder)
+    config = json.loads((folder / "config.json").read_text())
+    config[key] = value
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(EdgecError) as caught:
+        load(folder)
+    assert caught.value.code == "E0103"
+    assert key in caught.value.found
 
 
 def test_unknown_family(tiny: Make, tmp_path: Path) -> None:
