@@ -238,7 +238,7 @@ class CompileResult:
 def prepare_model(source: str | object, options: CompileOptions) -> PassReport:
     """Everything before the emitter: import, normalize, compress, lower. Raises EdgecError."""
     from edgec import importers
-    from edgec.native.lower import capabilities
+    from edgec.native.lower import capabilities, unsupported
     from edgec.passes import COMPRESS, LOWER, NORMALIZE
 
     options.run.check([p.name for p in (*NORMALIZE, *COMPRESS, *LOWER)])
@@ -246,7 +246,7 @@ def prepare_model(source: str | object, options: CompileOptions) -> PassReport:
     info_of(model)
     if env.SPEC.get():
         verify.check(model, verify.imported, "import")
-    ctx = Context(capabilities=capabilities(), options=dict(options.passes))
+    ctx = Context(capabilities=capabilities(), refuses=unsupported, options=dict(options.passes))
     report = PassReport(model)
     # The user wrote an operator that the target lacks: that is E0301, not a defect of a pass.
     for passes, spec, stage, code in (

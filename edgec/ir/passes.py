@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import onnx_ir as ir
@@ -17,11 +17,14 @@ Capabilities = frozenset[tuple[str, str]]
 class Context:
     """What a pass may know besides the graph.
 
-    capabilities: (domain, op_type) the target implements, for lowering. options: the user's settings for passes, by
-    `pass_name.setting`. rules: where a pass leaves what its rules did; the runner gives each pass a fresh one.
+    capabilities: (domain, op_type) the target implements, for lowering. refuses: why the target cannot take a node
+    although it knows the operator (an attribute, an unusual input), None when it can. options: the user's settings
+    for passes, by `pass_name.setting`. rules: where a pass leaves what its rules did; the runner gives each pass a
+    fresh one.
     """
 
     capabilities: Capabilities = frozenset()
+    refuses: Callable[[ir.Node], str | None] = lambda node: None
     options: dict[str, object] = field(default_factory=dict)
     rules: RuleReport = field(default_factory=RuleReport)
 

@@ -1,8 +1,9 @@
 """Replaces what the target does not implement by simpler standard operators.
 
-Keyed by the capability set: an operator in the set stays, one outside it is rewritten by its table entry, again and
-again, until everything is inside or no entry applies. `edgec::` operators outside the set are replaced by their bodies.
-What remains is left for the emitter to list, with the reasons in the rule report.
+Keyed by the capability set: an operator in the set stays unless the target refuses that very node, one outside it is
+rewritten by its table entry, again and again, until everything is inside or no entry applies. `edgec::` operators
+outside the set are replaced by their bodies. What remains is left for the emitter to list, with the reasons in the
+rule report.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import onnx_ir as ir
 
 from edgec.ir.model import Builder, dims_of, int_attr, op_of, walk
 from edgec.ir.ops import DOMAIN, attach_bodies, strip_bodies
-from edgec.ir.passes import Capabilities, Context, Pass
+from edgec.ir.passes import Context, Pass
 from edgec.ir.rules import Bindings, Rule, apply_rules
 from edgec.ir.shapes import infer_shapes
 from edgec.passes.lower import decompose_math, decompose_nn, decompose_shape
@@ -40,16 +41,18 @@ def _special_form(node: ir.Node) -> Entry | None:
 class _Decomposition(Rule):
     """All table entries as one rule, so that a node meets exactly the entry of its operator."""
 
-    def __init__(self, capabilities: Capabilities, roots: tuple[str, ...]) -> None:
+    def __init__(self, ctx: Context, roots: tuple[str, ...]) -> None:
         self.roots = roots  # type: ignore[misc]  # what the model contains
-        self._capabilities = capabilities
+        self._ctx = ctx
 
     @property
     def name(self) -> str:
         return "Decompose"
 
     def match(self, node: ir.Node) -> Bindings | None:
-        entry = _special_form(node) if op_of(node) in self._capabilities else TABLE.get(node.op_type)
+        entry = TABLE.get(node.op_type)
+        if op_of(node) in self._ctx.capabilities:
+            entry = _special_form(node) or (entry if self._ctx.refuses(node) else None)
         if entry is None:
             return None
         # Built here, used by rewrite: an entry finds out only while building whether it can.
@@ -87,7 +90,7 @@ class Decompose(Pass):
         while True:
             infer_shapes(model)
             roots = tuple(sorted({node.op_type for node in walk(model) if op_of(node)[0] == ""}))
-            report = apply_rules(model, (_Decomposition(ctx.capabilities, roots),), until_stable=False)
+            report = apply_rules(model, (_Decomposition(ctx, roots),), until_stable=False)
             ctx.rules.extend(report)
             if not report.modified:
                 return model, modified or ctx.rules.modified

@@ -56,7 +56,7 @@ class FoldNode(Rule):
             is_op(use.node, "MatMul") and use.idx == 1 for out in node.outputs for use in out.uses()
         ):
             return None
-        return {"tensors": tensors}
+        return {"tensors": tensors, "results": []}
 
     def check(self, node: ir.Node, **parts: Any) -> str | None:
         tensors: list[tuple[ir.Value, ir.TensorProtocol]] = parts["tensors"]
@@ -70,11 +70,14 @@ class FoldNode(Rule):
         size = sum(s for s in sizes if s is not None)
         if size > max(freed, _SMALL_BYTES):
             return f"would grow the model by {size - freed} bytes"
+        try:
+            parts["results"].extend(evaluate(node, [None if v is None else _array(v) for v in node.inputs]))
+        except Exception as e:  # whatever the reference evaluator cannot do stays in the graph, and is reported
+            return f"cannot be computed here: {e}"
         return None
 
     def rewrite(self, op: Builder, node: ir.Node, **parts: Any) -> list[ir.Value]:
-        results = evaluate(node, [None if v is None else _array(v) for v in node.inputs])
-        return [op.const(r, name=v.name or "") for r, v in zip(results, node.outputs, strict=True)]
+        return [op.const(r, name=v.name or "") for r, v in zip(parts["results"], node.outputs, strict=True)]
 
 
 def _array(value: ir.Value) -> Array:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
 from edgec.ir.model import walk
+from edgec.ir.passes import Context
 from edgec.passes.lower.decompose import TABLE, Decompose
+from edgec.pipeline import run_passes
 from tests.passes.harness import model, ops, reasons, run
 
 _BASE = {
@@ -226,6 +229,16 @@ def test_nested_graphs_are_decomposed() -> None:
         assert set(ops(after)) <= _BASE | {"If"}
 
 
+def test_a_node_the_target_refuses_is_decomposed_although_it_knows_the_operator() -> None:
+    def refuses(node: ir.Node) -> str | None:
+        return "alpha" if node.op_type == "Swish" and "alpha" in node.attributes else None
+
+    graph = model("g (float[2,3] x) => (float[2,3] y) { a = Swish(x) y = Swish<alpha = 2.0>(a) }")
+    ctx = Context(capabilities=BASE | {("", "Swish"), ("", "Sigmoid")}, refuses=refuses)
+    after = run_passes(graph, [Decompose()], ctx).model
+    assert ops(after) == {"Swish": 1, "Mul": 2, "Sigmoid": 1}
+
+
 @pytest.mark.parametrize(("text", "reason"), [
     ('g (float[2,2] a) => (float[2] y) { y = Einsum<equation = "ii->i">(a) }', "repeated"),
     ('g (float[2,2] a) => (float[2,2] y) { y = Einsum<equation = "...i->...i">(a) }', "ellipsis"),
@@ -234,8 +247,6 @@ def test_nested_graphs_are_decomposed() -> None:
     ("g (float[2,3] x, float[2,3] e) => (float[2,3] y) { y = Pow(x, e) }", "exponent"),
 ])
 def test_declines_with_a_reason(text: str, reason: str) -> None:
-    from edgec.ir.passes import Context
-
     ctx = Context(capabilities=BASE)
     _, modified = Decompose().call(model(text), ctx)
     assert not modified

@@ -85,6 +85,15 @@ def test_random_and_quantized_values_stay() -> None:
     assert not modified
 
 
+def test_what_cannot_be_computed_stays_with_the_reason() -> None:
+    graph = model("g (float[2] x, float[2] w, int64[1] s) => (float[2] y) { r = Reshape(w, s) y = Add(x, r) }",
+                  w=[1, 2], s=[3])
+    ctx = Context()
+    after, _ = FoldConstants().call(graph, ctx)
+    assert ops(after)["Reshape"] == 1
+    assert "cannot be computed" in reasons(ctx.rules)
+
+
 def test_an_overridable_initializer_is_not_a_constant() -> None:
     graph = model("g (float[2] x, float[2] w) => (float[2] y) { t = Neg(w) y = Add(x, t) }")
     graph.graph.inputs[1].const_value = ir.tensor(np.ones(2, np.float32))
