@@ -169,7 +169,11 @@ def _write_weights(file: BinaryIO, plan: Plan, offsets: list[int], size: int) ->
         if tuple(values.shape or (1,)) != weight.dims:
             raise EdgecError("E0001", stage=_STAGE, where=weight.name, found=f"shape {values.shape}",
                              wanted=str(weight.dims))
-        put(pack(values, weight.dtype, weight.format, where=weight.name).reshape(-1).view(np.uint8).data)
+        packed = pack(values, weight.dtype, weight.format, where=weight.name)
+        put(packed.reshape(-1).view(np.uint8).data)
+        # Both may be views of a mapped file, which can go only after them.
+        del values, packed
+        weight.release()
         end = offset + weight.bytes
     put(memoryview(bytes(size - end)))
     return digests + (current.digest() if room < _CHUNK else b"")

@@ -16,7 +16,7 @@ import onnx_ir as ir
 from edgec.compress.formats import Array, Dtype, from_storage, to_storage
 from edgec.ir.execute import Runner
 from edgec.ir.info import info_of
-from edgec.native.plan import Plan
+from edgec.native.plan import Plan, Weight
 
 _STAGE = "golden"
 _TOKENS, _PAIRS, _SAMPLES, _SEED = 16, 32, 64, 0x5EED
@@ -73,8 +73,7 @@ def golden_section(model: ir.Model, plan: Plan) -> bytes | None:
     None where the format cannot describe it: a generic model with inputs or outputs that are not float32, or whose
     answer to such inputs is not a number. Raises EdgecError (E0202) when ONNX Runtime cannot run the graph.
     """
-    exact = all(w.dtype is Dtype.F32 or _lossless(w.load(), w.dtype) for w in plan.weights)
-    exact = exact and all(s.dtype is Dtype.F32 for s in plan.states)
+    exact = all(s.dtype is Dtype.F32 for s in plan.states) and all(map(_lossless, plan.weights))
     tolerance = _EXACT if exact else _ROUNDED
     if plan.model_kind == 1:
         return encode_golden(_language_model(model, plan, tolerance))
@@ -96,10 +95,14 @@ def golden_section(model: ir.Model, plan: Plan) -> bytes | None:
     return encode_golden(Golden(tolerance, seed=_SEED, outputs=tuple(outputs)))
 
 
-def _lossless(values: Array, dtype: Dtype) -> bool:
-    if dtype not in (Dtype.F16, Dtype.BF16):
+def _lossless(weight: Weight) -> bool:
+    if weight.dtype not in (Dtype.F16, Dtype.BF16):
         return True
-    return np.array_equal(from_storage(to_storage(values, dtype), dtype), values)
+    values = weight.load()
+    exact = np.array_equal(from_storage(to_storage(values, weight.dtype), weight.dtype), values)
+    del values
+    weight.release()
+    return exact
 
 
 def _language_model(model: ir.Model, plan: Plan, tolerance: float) -> Golden:

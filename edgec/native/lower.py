@@ -138,7 +138,7 @@ def build_plan(
     info = info_of(model)
     problems = [(node, reason) for node in model.graph if (reason := unsupported(node)) is not None]
     if problems:
-        raise _unsupported_error(problems)
+        raise UnsupportedNodesError(problems)
     store = Weights(weights)
     if info.task == "causal-lm":
         return _language_model(model.graph, info, store, kv, max_context, prefill_chunk)
@@ -148,13 +148,30 @@ def build_plan(
     return _generic(model.graph, info, store)
 
 
-def _unsupported_error(problems: list[tuple[ir.Node, str]]) -> EdgecError:
-    lines = [f"{describe(node)}: {reason}" for node, reason in problems]
-    return EdgecError(
-        "E0301", stage=_STAGE, where=f"{len(lines)} node{'s' if len(lines) > 1 else ''}",
-        found="\n    ".join(["", *lines]), wanted="operators that the native backend has kernels for",
-        hint="`edgec check` groups them by cause; replace them in the model's code or use another target",
-    )
+class UnsupportedNodesError(EdgecError):
+    """E0301 for `nodes`: (node, reason) in graph order."""
+
+    def __init__(self, nodes: list[tuple[ir.Node, str]]) -> None:
+        self.nodes = tuple(nodes)
+        lines = [f"{describe(node)}: {reason}" for node, reason in nodes]
+        super().__init__(
+            "E0301", stage=_STAGE, where=f"{len(lines)} node{'s' if len(lines) > 1 else ''}",
+            found="\n    ".join(["", *lines]), wanted="operators that the native backend has kernels for",
+            hint="`edgec check` groups them by cause; replace them in the model's code or use another target",
+        )
+
+
+def unsupported_nodes(model: ir.Model) -> tuple[tuple[ir.Node, str], ...]:
+    """Every node of a lowered graph that `build_plan` would refuse, with the reason; empty when it plans.
+
+    Goes further than `unsupported`: where all operators are known, types and shapes are followed through the graph.
+    Raises EdgecError for what is not about one node, as `build_plan` does.
+    """
+    try:
+        build_plan(model, weights="f32")  # float32, because choosing a storage type reads every weight
+    except UnsupportedNodesError as e:
+        return e.nodes
+    return ()
 
 
 def _lower_nodes(ctx: Lowering, graph: ir.Graph) -> None:
@@ -178,7 +195,7 @@ def _lower_nodes(ctx: Lowering, graph: ir.Graph) -> None:
         for output, value in zip(node.outputs, results if isinstance(results, list) else [results], strict=False):
             ctx.values[output] = value
     if problems:
-        raise _unsupported_error(problems)
+        raise UnsupportedNodesError(problems)
 
 
 def _tied(graph: ir.Graph) -> frozenset[str]:

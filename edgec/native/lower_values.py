@@ -17,7 +17,9 @@ import numpy as np
 import onnx_ir as ir
 
 from edgec.compress.formats import Array, Dtype, Format, lossless_dtype
+from edgec.errors import EdgecError
 from edgec.ir.model import SMALL, input_of
+from edgec.ir.weights import release
 from edgec.native.dims import Dim, dim, product
 from edgec.native.plan import Space, Weight
 
@@ -77,7 +79,8 @@ class Draft:
 class Const:
     """A constant: `base` read by `read`, seen through `perm`. dtype F32 stands for any float type.
 
-    base: names the bytes (equal base, equal bytes); label: the model's own name, for people.
+    base: names the bytes (equal base, equal bytes); label: the model's own name, for people; source: the tensor whose
+    file is unmapped after use.
     """
 
     base: str
@@ -86,6 +89,7 @@ class Const:
     dtype: Dtype
     perm: tuple[int, ...]
     label: str = ""
+    source: ir.TensorProtocol | None = None
 
     @property
     def dims(self) -> tuple[int, ...]:
@@ -100,14 +104,21 @@ class Const:
     def load(self) -> Array:
         return self.read().reshape(self.base_dims).transpose(self.perm)
 
+    def release(self) -> None:
+        """Unmaps the file that the values were read from, if any."""
+        if self.source is not None:
+            release(self.source)
+
     def transpose(self, perm: Sequence[int]) -> Const:
         return replace(self, perm=tuple(self.perm[p] for p in perm))
 
     def derive(self, suffix: str, dims: Sequence[int], change: Callable[[Array], Array]) -> Const:
         """A constant computed from this one when it is read."""
         name = f"{self.name}.{suffix}"
-        label = self.label or self.base
-        return Const(name, lambda: change(self.load()), tuple(dims), self.dtype, identity(len(dims)), label)
+        return Const(
+            name, lambda: change(self.load()), tuple(dims), self.dtype, identity(len(dims)), self.label or self.base,
+            self.source,
+        )
 
     def reshape(self, dims: Sequence[int]) -> Const:
         shape = tuple(dims)
@@ -121,14 +132,20 @@ class Const:
 def const_from(name: str, tensor: ir.TensorProtocol) -> Const:
     """The constant behind an initializer. Raises UnsupportedError for types without a kernel (strings, float8, ...)."""
     dims = tuple(int(d) for d in tensor.shape.numpy())
-    if tensor.dtype in FLOATS:
-        def read() -> Array:
-            return np.asarray(tensor.numpy()).astype(np.float32, copy=False)
-
-        return Const(name, read, dims, Dtype.F32, identity(len(dims)))
-    if tensor.dtype not in DTYPES:
+    if tensor.dtype not in FLOATS and tensor.dtype not in DTYPES:
         raise UnsupportedError(f"constant {name!r} has type {tensor.dtype.name}")
-    return Const(name, lambda: np.asarray(tensor.numpy()), dims, DTYPES[tensor.dtype], identity(len(dims)))
+    is_float = tensor.dtype in FLOATS
+
+    def read() -> Array:
+        try:
+            array = np.asarray(tensor.numpy())
+        except (OSError, ValueError) as e:
+            raise EdgecError("E0101", stage="weights", where=name, found=str(e),
+                             wanted="readable values in the model's weight file") from e
+        return array.astype(np.float32, copy=False) if is_float else array
+
+    dtype = Dtype.F32 if is_float else DTYPES[tensor.dtype]
+    return Const(name, read, dims, dtype, identity(len(dims)), source=tensor)
 
 
 @dataclass(frozen=True, eq=False)
@@ -215,7 +232,7 @@ class Weights:
             label = safe_name(const.label or const.base)
             used = self._names[label] = self._names.get(label, 0) + 1
             name = label + (f".{used}" if used > 1 else "")
-            self.items.append(Weight(name, dtype, fmt, const.dims or (1,), const.load))
+            self.items.append(Weight(name, dtype, fmt, const.dims or (1,), const.load, const.release))
         return self._index[key]
 
     def _stored(self, const: Const) -> Dtype:
@@ -224,6 +241,7 @@ class Weights:
         # Exactness does not depend on the order of the values, so one look serves every packing of the base.
         if const.base not in self._lossless:
             self._lossless[const.base] = lossless_dtype(const.read())
+            const.release()
         return self._lossless[const.base]
 
 

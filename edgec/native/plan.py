@@ -122,15 +122,21 @@ class State:
         return product(self.dims) * self.dtype.size
 
 
+def _nothing() -> None:
+    """Weights that hold no file need no release."""
+
+
 @dataclass(frozen=True)
 class Weight:
-    """A constant tensor. load: its logical values (float32 for float types), read anew at every call."""
+    """A constant tensor. load: its logical values (float32 for float types), read anew at every call. release: gives
+    back the memory behind them, once no array from `load` is in use."""
 
     name: str
     dtype: Dtype
     format: Format
     dims: tuple[int, ...]
     load: Callable[[], Array] = field(compare=False, repr=False)
+    release: Callable[[], None] = field(default=_nothing, compare=False, repr=False)
 
     @property
     def bytes(self) -> int:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -67,22 +68,22 @@ def test_bytes_depend_on_the_arguments_only(written: Path, tmp_path: Path) -> No
 
 
 def test_weights_are_read_one_at_a_time(tmp_path: Path) -> None:
-    held: list[int] = []
+    log: list[str] = []
 
-    def load(n: int) -> Callable[[], np.ndarray]:
+    def weight(n: int) -> Weight:
         def read() -> np.ndarray:
-            held.append(n)
+            log.append(f"read {n}")
             return np.full((4, 4), n, np.float32)
 
-        return read
+        return Weight(f"w{n}", Dtype.F32, Format.PLAIN, (4, 4), read, lambda: log.append(f"release {n}"))
 
     plan = plans()[0]
-    weights = tuple(Weight(f"w{n}", Dtype.F32, Format.PLAIN, (4, 4), load(n)) for n in range(5))
+    weights = tuple(weight(n) for n in range(5))
     entry = dataclasses.replace(
         plan.entries[0], calls=(_copy(5),), arena_bytes=0, inputs=(), outputs=(Port("y", Dtype.F32, (dim(16),)),)
     )
     write_bundle(tmp_path / "m", Plan(0, 0, 0, 0, weights, (), (entry,)), tokenizer=None, golden=None, manifest={})
-    assert held == [0, 1, 2, 3, 4]
+    assert log == [f"{what} {n}" for n in range(5) for what in ("read", "release")]
 
 
 def _copy(n: int) -> Call:
@@ -126,20 +127,32 @@ def test_plan_that_breaks_a_rule_is_not_written(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_failed_write_leaves_nothing_and_keeps_the_old_file(tmp_path: Path) -> None:
+def test_failed_write_leaves_nothing_and_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "model.edgec"
     path.write_bytes(b"old")
 
-    def fail() -> np.ndarray:
+    def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    plan = plans()[0]
-    weights = (*plan.weights[:-1], dataclasses.replace(plan.weights[-1], load=fail))
+    monkeypatch.setattr("os.fsync", full)
     with pytest.raises(EdgecError, match="No space left") as e:
-        write_bundle(path, dataclasses.replace(plan, weights=weights), tokenizer=None, golden=None, manifest={})
+        write_bundle(path, plans()[0], tokenizer=None, golden=None, manifest={})
     assert e.value.code == "E0004"
     assert [p.name for p in tmp_path.iterdir()] == ["model.edgec"]
     assert path.read_bytes() == b"old"
+
+
+def test_unreadable_weights_are_not_a_write_error(tmp_path: Path) -> None:
+    model = model_of(mobilenet())
+    (tmp_path / "data").write_bytes(bytes(40))
+    tensor = ir.ExternalTensor("data", 0, 40, ir.DataType.FLOAT, shape=ir.Shape([10]), name="fc.bias", base_dir=tmp_path)
+    model.graph.initializers["fc.bias"].const_value = tensor
+    plan = build_plan(model)
+    (tmp_path / "data").unlink()
+    with pytest.raises(EdgecError, match=r"fc\.bias") as e:
+        write_bundle(tmp_path / "m", plan, tokenizer=None, golden=None, manifest={})
+    assert e.value.code == "E0101"
+    assert not (tmp_path / "m").exists()
 
 
 def test_missing_folder_and_missing_file(tmp_path: Path) -> None:

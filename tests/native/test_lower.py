@@ -7,7 +7,7 @@ import onnx_ir as ir
 import pytest
 
 from edgec.errors import EdgecError
-from edgec.native.lower import build_plan, capabilities, layer_of, unsupported
+from edgec.native.lower import build_plan, capabilities, layer_of, unsupported, unsupported_nodes
 from edgec.native.plan_check import plan_problems
 from tests.native.lower_cases import CASES, Case, f, i, model_of, one, reference
 from tests.native.plan_interpreter import Interpreter
@@ -52,6 +52,8 @@ def test_reasons_found_while_lowering_are_collected() -> None:
     model = model_of(case)
     with pytest.raises(EdgecError) as e:
         build_plan(model)
+    assert [n.op_type for n, _ in unsupported_nodes(model)] == ["Softmax", "Reshape"]
+    assert unsupported_nodes(model_of(CASES[0])) == ()
     assert "Softmax" in e.value.found
     assert "the target shape depends on the data" in e.value.found
 
