@@ -22,6 +22,7 @@ from edgec.ir.model import (
     op_of,
     producer,
     rank_of,
+    single_use,
     subgraphs,
     walk,
 )
@@ -169,16 +170,20 @@ def lowered(capabilities: frozenset[tuple[str, str]]) -> Spec:
 
 
 def unfolded_batch_norms(model: ir.Model) -> list[str]:
-    """BatchNormalization nodes that follow or precede nothing they could be folded into are allowed; others listed.
+    """BatchNormalization after a Conv of its own, everything about both constant, must have been folded.
 
-    Only a Conv without any other reader, whose weights are constant, must have been folded.
+    All others may stay: without a neighbour, with shared weights, with parameters known only at run time.
     """
     found = []
     for node in walk(model):
-        if is_op(node, "BatchNormalization"):
-            conv = producer(input_of(node, 0), "Conv")
-            if conv is not None and const_tensor(input_of(conv, 1)) is not None and len(conv.outputs[0].uses()) == 1 \
-                    and not conv.outputs[0].is_graph_output() \
-                    and all(const_tensor(v) is not None for v in node.inputs[1:]):
-                found.append(f"{describe(node)} follows {describe(conv)} and was not folded")
+        conv = producer(input_of(node, 0), "Conv") if is_op(node, "BatchNormalization") else None
+        if conv is None or int_attr(node, "training_mode", 0) or not single_use(conv.outputs[0]):
+            continue
+        constants = [*node.inputs[1:], *conv.inputs[1:]]
+        weight = input_of(conv, 1)
+        own = weight is not None and single_use(weight) and all(
+            v is None or const_tensor(v) is not None for v in constants
+        )
+        if own and not any(v.uses() or v.is_graph_output() for v in node.outputs[1:]):
+            found.append(f"{describe(node)} follows {describe(conv)} and was not folded")
     return found

@@ -4,6 +4,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from edgec.ir import verify
 from edgec.ir.model import walk
 from edgec.passes.normalize.fold_bn import FoldBN
 from tests.passes.harness import model, ops, reasons, run
@@ -106,6 +107,7 @@ def test_declined(body: str, out: str, extra: dict[str, tuple[int, ...]], reason
     assert not modified
     assert ops(after)["BatchNormalization"] == 1
     assert reason in reasons(report)
+    assert verify.unfolded_batch_norms(after) == [], "the specification asks only for what the pass does"
 
 
 def test_runtime_parameters_are_declined() -> None:
