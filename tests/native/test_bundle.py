@@ -145,8 +145,9 @@ def test_failed_write_leaves_nothing_and_keeps_the_old_file(tmp_path: Path, monk
 def test_unreadable_weights_are_not_a_write_error(tmp_path: Path) -> None:
     model = model_of(mobilenet())
     (tmp_path / "data").write_bytes(bytes(40))
-    tensor = ir.ExternalTensor("data", 0, 40, ir.DataType.FLOAT, shape=ir.Shape([10]), name="fc.bias", base_dir=tmp_path)
-    model.graph.initializers["fc.bias"].const_value = tensor
+    model.graph.initializers["fc.bias"].const_value = ir.ExternalTensor(
+        "data", 0, 40, ir.DataType.FLOAT, shape=ir.Shape([10]), name="fc.bias", base_dir=tmp_path
+    )
     plan = build_plan(model)
     (tmp_path / "data").unlink()
     with pytest.raises(EdgecError, match=r"fc\.bias") as e:
