@@ -1,5 +1,6 @@
 // Every algorithm, written once over the vocabulary of simd/. Included once per instruction set, inside its namespace
 // and target region: these headers have no include guards and include nothing.
+#include "lanes.h"
 #include "gemm.h"
 #include "linear.h"
 #include "conv2d.h"

@@ -55,7 +55,7 @@ void glu(const Args &a, int64_t tile_begin, int64_t tile_end, void *) {
     float *y = (float *)a.op[0].data;
     for (int64_t i = begin; i < end; i += L) {
         const int64_t n = imin(L, end - i);
-        vstore_n(y + i, vmul(vact((int)a.i[0], vload_n(p + i, n), a.f[0], a.f[1]), vload_n(q + i, n)), n);
+        vstore_upto(y + i, vmul(vact((int)a.i[0], vload_upto(p + i, n), a.f[0], a.f[1]), vload_upto(q + i, n)), n);
     }
 }
 

@@ -14,7 +14,7 @@ EDGEC_INLINE int64_t gather_index(const Args &a, int64_t j, int64_t n) {
 EDGEC_NOINLINE void gather_halves(float *y, const uint16_t *x, int64_t n, bool bf16) {
     for (int64_t j = 0; j < n; j += L) {
         const int64_t m = imin(L, n - j);
-        vstore_n(y + j, bf16 ? vload_bf16_n(x + j, m) : vload_f16_n(x + j, m), m);
+        vstore_upto(y + j, vload_half_upto(x + j, m, bf16), m);
     }
 }
 

@@ -11,7 +11,7 @@ void kv_write(const Args &a, int64_t tile_begin, int64_t tile_end, void *) {
                 memcpy((float *)cache.data + at, x, (size_t)d * sizeof(float));
             } else {
                 for (int64_t j = 0; j < d; j += L)
-                    vstore_f16_n((uint16_t *)cache.data + at + j, vload_n(x + j, imin(L, d - j)), imin(L, d - j));
+                    vstore_f16_upto((uint16_t *)cache.data + at + j, vload_upto(x + j, imin(L, d - j)), imin(L, d - j));
             }
         }
     }

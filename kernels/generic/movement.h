@@ -159,7 +159,7 @@ EDGEC_NOINLINE void cast_read_real(float *to, const View &x, int64_t at, int64_t
     const uint16_t *h = (const uint16_t *)x.data + at;
     for (int64_t i = 0; i < n; i += L) {
         const int64_t m = imin(L, n - i);
-        vstore_n(to + i, x.dtype == F16 ? vload_f16_n(h + i, m) : vload_bf16_n(h + i, m), m);
+        vstore_upto(to + i, vload_half_upto(h + i, m, x.dtype == BF16), m);
     }
 }
 
@@ -181,7 +181,7 @@ EDGEC_NOINLINE void cast_write_real(const View &y, int64_t at, const float *from
     } else {
         for (int64_t i = 0; i < n; i += L) {
             const int64_t m = imin(L, n - i);
-            vstore_f16_n((uint16_t *)y.data + at + i, vload_n(from + i, m), m);
+            vstore_f16_upto((uint16_t *)y.data + at + i, vload_upto(from + i, m), m);
         }
     }
 }

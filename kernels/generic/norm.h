@@ -42,12 +42,12 @@ EDGEC_NOINLINE void norm_write(float *y, const float *s, const float *add, const
     const vf sh = vset(shift), re = vset(rest), sc = vset(scale);
     for (int64_t i = 0; i < n; i += L) {
         const int64_t m = imin(L, n - i);
-        vf v = vload_n(s + i, m);
-        if (add) v = vadd(v, vload_n(add + i, m));
+        vf v = vload_upto(s + i, m);
+        if (add) v = vadd(v, vload_upto(add + i, m));
         v = vmul(vsub(vsub(v, sh), re), sc);
-        if (gamma) v = vmul(v, vload_n(gamma + i, m));
-        if (beta) v = vadd(v, vload_n(beta + i, m));
-        vstore_n(y + i, v, m);
+        if (gamma) v = vmul(v, vload_upto(gamma + i, m));
+        if (beta) v = vadd(v, vload_upto(beta + i, m));
+        vstore_upto(y + i, v, m);
     }
 }
 

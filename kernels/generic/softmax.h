@@ -45,8 +45,8 @@ void softmax(const Args &a, int64_t tile_begin, int64_t tile_end, void *) {
         const vf scale = vset((float)(1.0 / total)), shift = vset(logf((float)total));
         for (int64_t i = 0; i < k; i += L) {
             const int64_t n = imin(L, k - i);
-            const vf v = log ? vsub(vsub(vload_n(x + i, n), m), shift) : vmul(vload_n(y + i, n), scale);
-            vstore_n(y + i, v, n);
+            const vf v = log ? vsub(vsub(vload_upto(x + i, n), m), shift) : vmul(vload_upto(y + i, n), scale);
+            vstore_upto(y + i, v, n);
         }
     }
 }
