@@ -9,7 +9,7 @@
 
 namespace kt {
 
-constexpr int64_t kMostBytes = 4 << 20, kMostCost = 20000000;
+constexpr int64_t kMostBytes = 1 << 19, kMostCost = 2000000;
 
 static int64_t hostile_value(int64_t was, Rng &rng) {
     static const int64_t fixed[] = {0, 1, -1, 2, 3, 7, 16, 17, 255, 65536, INT32_MAX, (int64_t)INT32_MAX + 1, INT32_MIN,
