@@ -77,22 +77,21 @@ void Pool::worker_main(void *arg) {
     }
 }
 
-// Claims chunks of job `ticket` until there are none. A worker that comes late, even in the middle of a later job,
-// fails its claim and takes nothing.
+// Claims chunks of job `ticket` until there are none. The claim itself carries how many are left: a worker that comes
+// late sees zero or another number of job, whatever the job's other fields say by then.
 void Pool::work(uint32_t index, uint32_t ticket) {
     uint64_t claim = load(claim_);
     while (true) {
-        if (uint32_t(claim >> 32) != ticket) return;
-        const uint32_t chunk_index = uint32_t(claim);
-        TileFn fn = load_relaxed(fn_);
-        void *arg = load_relaxed(arg_);
-        const int64_t n = load_relaxed(n_), chunk = load_relaxed(chunk_);
-        if (chunk_index >= load_relaxed(chunks_) || index >= load_relaxed(limit_)) return;
-        if (!__atomic_compare_exchange_n(&claim_, &claim, claim + 1, false, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE))
+        const uint32_t left = uint32_t(claim);
+        if (uint32_t(claim >> 32) != ticket || left == 0 || index >= load_relaxed(limit_)) return;
+        if (!__atomic_compare_exchange_n(&claim_, &claim, claim - 1, false, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE))
             continue;
-        const int64_t begin = chunk_index * chunk, end = begin + chunk < n ? begin + chunk : n;
-        fn(arg, begin, end, index);
-        finish(load_relaxed(chunks_));
+        // Only now are the fields this job's for sure: run() cannot return before this chunk is counted.
+        const int64_t n = load_relaxed(n_), chunk = load_relaxed(chunk_);
+        const uint32_t chunks = load_relaxed(chunks_);
+        const int64_t begin = int64_t(chunks - left) * chunk, end = n - begin > chunk ? begin + chunk : n;
+        load_relaxed(fn_)(load_relaxed(arg_), begin, end, index);
+        finish(chunks);
         claim = load(claim_);
     }
 }
@@ -112,14 +111,14 @@ void Pool::run(TileFn fn, void *arg, int64_t n, int64_t chunk, uint32_t limit) {
     if (n <= 0) return;
     if (limit > threads_) limit = threads_;
     if (limit <= 1 || n <= chunk) return fn(arg, 0, n, 0);
-    // The low half of a claim counts chunks; even a hostile number of tiles must fit it.
+    // The low half of a claim counts chunks down; even a hostile number of tiles must fit it.
     const int64_t least = n / 0x40000000 + 1;
     if (chunk < least) chunk = least;
     const uint32_t chunks = uint32_t((n + chunk - 1) / chunk), ticket = load_relaxed(ticket_) + 1;
     store_relaxed(fn_, fn), store_relaxed(arg_, arg), store_relaxed(n_, n), store_relaxed(chunk_, chunk);
     store_relaxed(chunks_, chunks), store_relaxed(limit_, limit);
     store_relaxed(done_, 0u), store_relaxed(caller_sleeps_, 0u);
-    __atomic_store_n(&claim_, uint64_t(ticket) << 32, __ATOMIC_RELEASE);
+    __atomic_store_n(&claim_, uint64_t(ticket) << 32 | chunks, __ATOMIC_RELEASE);
     __atomic_store_n(&ticket_, ticket, __ATOMIC_SEQ_CST);
     if (hook_.run) {
         hook_.run(hook_.user, hook_work, this, limit);

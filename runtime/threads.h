@@ -38,14 +38,13 @@ class Pool {
     void work(uint32_t index, uint32_t ticket);
     void finish(uint32_t chunks);
 
-    // The job. Written by the caller only while no chunk is left to claim; a worker believes what it read only after
-    // the claim has shown that the job was still the same.
+    // The job. Written by the caller only while no chunk is left to claim; a worker reads it only while it holds one.
     TileFn fn_ = nullptr;
     void *arg_ = nullptr;
     int64_t n_ = 0, chunk_ = 0;
     uint32_t chunks_ = 0, limit_ = 0;
 
-    alignas(64) uint64_t claim_ = 0;     // high half: number of the job; low half: next chunk
+    alignas(64) uint64_t claim_ = 0;     // high half: number of the job; low half: chunks left to claim
     alignas(64) uint32_t done_ = 0;      // chunks finished
     uint32_t caller_sleeps_ = 0;
     alignas(64) uint32_t ticket_ = 0;    // number of the newest job; workers sleep on it
