@@ -74,7 +74,7 @@ bool parse_isa(const char *name, Isa *isa) {
 }
 
 #if defined(__x86_64__)
-// The vector levels need the CPU's word (cpuid) and the operating system's, which must save the wider registers (xgetbv).
+// The vector levels need the CPU's word (cpuid) and the operating system's: it must save the wider registers (xgetbv).
 static uint32_t x86_isas() {
     uint32_t a, b, c, d;
     if (!__get_cpuid(1, &a, &b, &c, &d)) return 0;

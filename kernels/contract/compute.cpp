@@ -57,7 +57,8 @@ int64_t linear_tiles(const Args &a) {
 int64_t linear_cost(const Args &a) {
     if (empty(a.op[0])) return 1;
     const LinearShape s = linear_shape(a);
-    return product_cost((double)s.m, (double)s.n, (double)s.k, (double)s.n * (double)s.k * (double)dtype_size(a.op[2].dtype));
+    return product_cost((double)s.m, (double)s.n, (double)s.k,
+                        (double)s.n * (double)s.k * (double)dtype_size(a.op[2].dtype));
 }
 int64_t linear_scratch(const Args &a) {  // two widened panels
     if (empty(a.op[0]) || a.op[2].dtype == F32) return 0;
@@ -95,12 +96,14 @@ int64_t conv2d_tiles(const Args &a) {
 int64_t conv2d_cost(const Args &a) {
     if (empty(a.op[0])) return 1;
     const ConvShape s = conv_shape(a);
-    return product_cost((double)s.pixels, (double)s.g.co, (double)s.k, (double)s.g.co * (double)s.k * (double)dtype_size(a.op[2].dtype));
+    return product_cost((double)s.pixels, (double)s.g.co, (double)s.k,
+                        (double)s.g.co * (double)s.k * (double)dtype_size(a.op[2].dtype));
 }
 int64_t conv2d_scratch(const Args &a) {  // the gathered rows, then two widened panels
     if (empty(a.op[0])) return 0;
     const ConvShape s = conv_shape(a);
-    return ((s.pointwise ? 0 : s.pixel_block * s.k) + (a.op[2].dtype == F32 ? 0 : 2 * 16 * s.k)) * (int64_t)sizeof(float);
+    const int64_t rows = s.pointwise ? 0 : s.pixel_block * s.k, wide = a.op[2].dtype == F32 ? 0 : 2 * 16 * s.k;
+    return (rows + wide) * (int64_t)sizeof(float);
 }
 
 const char *dwconv2d_check(const Args &a) {
@@ -163,6 +166,8 @@ int64_t matmul_scratch(const Args &a) {  // two packed panels
     return empty(a.op[0]) ? 0 : 2 * 16 * matmul_shape(a).k * (int64_t)sizeof(float);
 }
 
+static bool heads(int64_t hq, int64_t hkv) { return between(hkv, 1, kMaxTap) && between(hq, hkv, kMaxTap) && hq % hkv == 0; }
+
 static int64_t scores_cost(const AttentionShape &s) {
     return product_cost((double)s.batch * (double)s.t * (double)s.hq, (double)s.s, (double)(s.d + s.dv),
                         (double)s.batch * (double)s.hkv * (double)s.s * (double)(s.d + s.dv) * 4);
@@ -175,7 +180,7 @@ const char *attention_cached_check(const Args &a) {
     if ((k.dtype != F32 && k.dtype != F16) || v.dtype != k.dtype) return kType;
     if (y.rank != 2 || q.rank != 2 || k.rank != 3 || v.rank != 3 || y.dim[0] != q.dim[0]) return kShape;
     const int64_t past = a.i[0], hq = a.i[1], hkv = a.i[2];
-    if (hkv < 1 || hq < hkv || hq > kMaxTap || hq % hkv != 0) return "the query heads do not divide among the key heads";
+    if (!heads(hq, hkv)) return "the query heads do not divide among the key heads";
     if (k.dim[0] != hkv || v.dim[0] != hkv || k.dim[1] != v.dim[1]) return kShape;
     if (q.dim[1] != hq * k.dim[2] || y.dim[1] != hq * v.dim[2]) return kShape;
     if (past < 0 || past > k.dim[1] - q.dim[0]) return "the tokens do not fit into the cache";
@@ -206,7 +211,7 @@ const char *attention_check(const Args &a) {
         if (y.dim[d] != q.dim[d] || k.dim[d] != v.dim[d]) return kShape;
     if (k.dim[0] != q.dim[0]) return kShape;
     const int64_t hq = a.i[0], hkv = a.i[1];
-    if (hkv < 1 || hq < hkv || hq > kMaxTap || hq % hkv != 0) return "the query heads do not divide among the key heads";
+    if (!heads(hq, hkv)) return "the query heads do not divide among the key heads";
     if (q.dim[2] % hq != 0 || y.dim[2] % hq != 0) return kShape;
     if (k.dim[2] != q.dim[2] / hq * hkv || v.dim[2] != y.dim[2] / hq * hkv) return kShape;
     if (!flag(a.i[2]) || !between(a.i[3], -kMaxDim, kMaxDim)) return kParam;

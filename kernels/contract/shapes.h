@@ -18,7 +18,8 @@ struct LinearShape {
 };
 // At most this many rows take the matrix-vector path, in which a tile is one panel.
 constexpr int64_t kVectorRows = 3;
-constexpr int64_t kLinearRows = 48, kLinearPanels = 4;  // a tile of the matrix path; 48 is a multiple of every kTileRows
+// A tile of the matrix path; 48 is a multiple of every kTileRows.
+constexpr int64_t kLinearRows = 48, kLinearPanels = 4;
 // From this many rows on, 16-bit weights are widened once per panel into scratch instead of once per row block.
 constexpr int64_t kWidenRows = 24;
 

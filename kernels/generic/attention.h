@@ -58,7 +58,7 @@ EDGEC_NOINLINE void attention_scores(const float *q, int64_t d, const float *k, 
     }
 }
 
-// Scores of one row -> unnormalised probabilities; keeps the running maximum and total. False: the row sees nothing here.
+// Scores of one row -> unnormalised probabilities; keeps the running maximum and total. False: nothing is seen here.
 template <class T>
 EDGEC_NOINLINE bool attention_softmax(const AttentionTile<T> &a, int64_t row, int64_t p0, int64_t n) {
     const AttentionShape &s = *a.s;
@@ -174,8 +174,8 @@ EDGEC_NOINLINE void attention_score_rows(const AttentionTile<T> &a, int64_t rows
         float *score = a.score + r * kAttentionSpan;
         int64_t p = 0;
         for (; p + kTilePanels <= panels; p += kTilePanels)
-            gemm_rows<kTilePanels, float>(height, q, pad, a.k_copy + p * panel, panel, d, nullptr, false, score + p * 16,
-                                          kAttentionSpan, Clamp{false, 0, 0});
+            gemm_rows<kTilePanels, float>(height, q, pad, a.k_copy + p * panel, panel, d, nullptr, false,
+                                          score + p * 16, kAttentionSpan, Clamp{false, 0, 0});
         for (; p < panels; ++p)
             gemm_rows<1, float>(height, q, pad, a.k_copy + p * panel, panel, d, nullptr, false, score + p * 16,
                                 kAttentionSpan, Clamp{false, 0, 0});
@@ -199,8 +199,8 @@ EDGEC_NOINLINE void attention_mix_rows(const AttentionTile<T> &a, int64_t rows, 
         const float *p = a.score + r * kAttentionSpan;
         int64_t c = 0;
         for (; c + 16 * kTilePanels <= pad; c += 16 * kTilePanels)
-            gemm_rows<kTilePanels, float>(height, p, kAttentionSpan, a.v_panel + c * n, panel, n, sum + c, true, sum + c,
-                                          pad, Clamp{false, 0, 0});
+            gemm_rows<kTilePanels, float>(height, p, kAttentionSpan, a.v_panel + c * n, panel, n, sum + c, true,
+                                          sum + c, pad, Clamp{false, 0, 0});
         for (; c < pad; c += 16)
             gemm_rows<1, float>(height, p, kAttentionSpan, a.v_panel + c * n, panel, n, sum + c, true, sum + c, pad,
                                 Clamp{false, 0, 0});

@@ -24,7 +24,8 @@ EDGEC_NOINLINE void conv_gather(const ConvShape &s, const float *x, int64_t p0, 
         zero_floats(to, y0 * row);
         for (int64_t ky = y0; ky < y1; ++ky) {
             float *t = to + ky * row;
-            const float *from = x + ((b * g.h + oy * g.sh - g.pt + ky * g.dh) * g.w + ox * g.sw - g.pl + x0 * g.dw) * g.ci;
+            const int64_t iy = oy * g.sh - g.pt + ky * g.dh, ix = ox * g.sw - g.pl + x0 * g.dw;
+            const float *from = x + ((b * g.h + iy) * g.w + ix) * g.ci;
             zero_floats(t, x0 * ci);
             if (runs) {
                 copy_floats(t + x0 * ci, from, (x1 - x0) * ci);

@@ -26,8 +26,8 @@ EDGEC_INLINE void dw_finish(const DwRow &r, int64_t at, vf v, int64_t n) {
     store_part(r.y + at, v, n);
 }
 
-// L channels from c on (n of them exist if PART) of NP neighbouring pixels, all kernel columns inside: an input column is
-// loaded once for all the pixels that use it. x: first input column of kernel row k0.
+// L channels from c on (n of them exist if PART) of NP neighbouring pixels, all kernel columns inside: an input column
+// is loaded once for all the pixels that use it. x: first input column of kernel row k0.
 template <int KW, int S, int NP, bool PART>
 EDGEC_INLINE void dw_vector(const DwRow &r, const float *x, int64_t at, int64_t c, int64_t n) {
     const int64_t c_all = r.g.co, line = r.g.w * c_all;

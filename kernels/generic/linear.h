@@ -78,7 +78,8 @@ void linear(const Args &a, int64_t t0, int64_t t1, void *scratch) {
     LinearShape s = linear_shape(a);
     const View &w = a.op[2];
     Gemm g = {(const float *)a.op[1].data, s.k, s.m, s.n, s.k, (float *)a.op[0].data, s.n,
-              Epilogue{(const float *)a.op[3].data, (const float *)a.op[4].data, (int)a.i[0], (int)a.i[1], a.f[0], a.f[1]}};
+              Epilogue{(const float *)a.op[3].data, (const float *)a.op[4].data, (int)a.i[0], (int)a.i[1],
+                       a.f[0], a.f[1]}};
     if (w.dtype == F32) linear_run<float>(g, s, (const float *)w.data, (float *)scratch, t0, t1);
     else if (w.dtype == F16) linear_run<f16_t>(g, s, (const f16_t *)w.data, (float *)scratch, t0, t1);
     else linear_run<bf16_t>(g, s, (const bf16_t *)w.data, (float *)scratch, t0, t1);

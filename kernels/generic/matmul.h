@@ -33,7 +33,8 @@ void matmul(const Args &a, int64_t t0, int64_t t1, void *scratch) {
     const int64_t step_k = trans ? 1 : s.n, step_n = trans ? s.k : 1, panel = s.k * 16;
     float *packed = (float *)scratch;
     for (int64_t t = t0; t < t1; ++t) {
-        const int64_t rb = t % s.row_blocks, pb = t / s.row_blocks % s.panel_blocks, batch = t / s.row_blocks / s.panel_blocks;
+        const int64_t rb = t % s.row_blocks, pb = t / s.row_blocks % s.panel_blocks;
+        const int64_t batch = t / s.row_blocks / s.panel_blocks;
         Gemm g;
         g.a = (const float *)av.data + batch_offset(yv, av, batch);
         g.lda = s.k;
