@@ -297,9 +297,8 @@ def _aligned_copy(data: bytes) -> Array:
     """The bytes at a 64-byte aligned address, as edgec_open_buffer asks."""
     room = np.empty(len(data) + 64, np.uint8)
     start = -room.ctypes.data % 64
-    aligned = room[start : start + len(data)]
-    aligned[:] = np.frombuffer(data, np.uint8)
-    return aligned
+    room[start : start + len(data)] = np.frombuffer(data, np.uint8)
+    return room[start:]  # never empty: the address of an empty array is not the one asked for
 
 
 class Session:

@@ -425,15 +425,12 @@ def parse_tokenizer(
 
 
 def _check_ids(data: TokenizerData, vocab_size: int | None) -> None:
-    """Every id must be one the model has a logit for."""
-    limit = vocab_size if vocab_size is not None else len(data.pieces)
-    if len(data.pieces) > limit:
-        raise _unsupported("vocabulary", f"ids up to {len(data.pieces) - 1}", f"ids below the model's {limit}")
+    """Every id must be one the model has a logit for; those that only the model knows become empty pieces."""
     named = [*data.prefix, *data.suffix, *data.stop, *data.special, *(i for i in (data.bos, data.eos) if i is not None)]
-    if named and max(named) >= len(data.pieces):
-        if max(named) >= limit:
-            raise _unsupported("special tokens", max(named), f"ids below the model's {limit}")
-        data.pieces += [b""] * (max(named) + 1 - len(data.pieces))
+    size = max([len(data.pieces), *(i + 1 for i in named)])
+    if vocab_size is not None and size > vocab_size:
+        raise _unsupported("vocabulary", f"ids up to {size - 1}", f"ids below the model's {vocab_size}")
+    data.pieces += [b""] * (size - len(data.pieces))
 
 
 def tokenizer_section(

@@ -1,0 +1,77 @@
+"""Five thousand damaged bundles through the runtime under AddressSanitizer and UBSan. Reproduce one with --one SEED."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from edgec.native.bundle import write_bundle
+from tests.native.tiny_plans import tiny_cnn, tiny_lm, tiny_tokenizer
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+CASES = 5000
+
+
+@pytest.fixture(scope="module")
+def fuzzer(require: Callable[[bool, str], None]) -> Path:
+    """The program, built with sanitizers; the build folder is kept, so that only the first run is slow."""
+    require(shutil.which("cmake") is not None, "cmake is not installed")
+    folder = ROOT / "build" / "sanitize"
+    options = ["-DEDGEC_SANITIZE=ON", "-DCMAKE_BUILD_TYPE=RelWithDebInfo"]
+    configure = ["cmake", "-S", str(ROOT), "-B", str(folder), *options]
+    if not (folder / "CMakeCache.txt").is_file() and shutil.which("ninja"):
+        configure += ["-G", "Ninja"]
+    jobs = os.environ.get("CMAKE_BUILD_PARALLEL_LEVEL", str(os.cpu_count() or 1))
+    build = ["cmake", "--build", str(folder), "--target", "edgec_fuzz_bundle", "--parallel", jobs]
+    for command in (configure, build):
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    return folder / "edgec_fuzz_bundle"
+
+
+@pytest.fixture(scope="module")
+def seeds(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    folder = tmp_path_factory.mktemp("seeds")
+    write_bundle(folder / "cnn", tiny_cnn(), tokenizer=None, golden=None, manifest={})
+    write_bundle(folder / "lm", tiny_lm(), tokenizer=tiny_tokenizer().to_bytes(), golden=None, manifest={})
+    return [str(folder / "cnn"), str(folder / "lm")]
+
+
+def test_mutations(fuzzer: Path, seeds: list[str]) -> None:
+    done = subprocess.run([fuzzer, *seeds, "--seed", "1", "--count", str(CASES)], capture_output=True, text=True,
+                          check=False, timeout=900)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    assert done.stdout.endswith(f"{CASES} passed, 0 failed\n")
+    found = re.search(r"cases (\d+) opened (\d+) sessions (\d+) ran (\d+)", done.stdout)
+    assert found is not None
+    cases, opened, _, ran = map(int, found.groups())
+    assert cases == CASES
+    # A fuzzer that nothing gets past is shallow, and one that nothing stops damages nothing.
+    assert 0.05 * cases < opened < 0.6 * cases
+    assert ran > 0.05 * cases
+
+
+def test_replay_is_exact(fuzzer: Path, seeds: list[str]) -> None:
+    first, second = (
+        subprocess.run([fuzzer, *seeds, "--one", "77"], capture_output=True, text=True, check=True).stdout
+        for _ in range(2)
+    )
+    assert first == second
+    assert "open: " in first
+
+
+def test_a_bundle_that_does_not_run_is_reported(fuzzer: Path, seeds: list[str], tmp_path: Path) -> None:
+    """The fuzzer's own oracle: its starting bundles must work."""
+    broken = bytearray(Path(seeds[0]).read_bytes())
+    broken[-1] ^= 1
+    broken[100] ^= 1
+    (tmp_path / "broken").write_bytes(broken)
+    done = subprocess.run([fuzzer, tmp_path / "broken", "--count", "0"], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "does not open and run" in done.stdout
