@@ -89,7 +89,8 @@ def _compiler(device: Device) -> tuple[list[str], str]:
                 return [found], asked.stdout.partition("\n")[0]
     if importlib.util.find_spec("ziglang") is None:
         raise missing_extra("cross", "ziglang", "toolchain")
-    return [sys.executable, "-m", "ziglang", "c++", "-nostdlib++", "-target", device.triple], importlib.metadata.version("ziglang")
+    command = [sys.executable, "-m", "ziglang", "c++", "-nostdlib++", "-target", device.triple]
+    return command, importlib.metadata.version("ziglang")
 
 
 def build_command(device: Device, root: Path, output: Path) -> list[str]:

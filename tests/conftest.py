@@ -45,3 +45,13 @@ def asset() -> Callable[[str], Path]:
 def prose_lm() -> Path:
     """Our own small language model, part of the repository."""
     return ROOT / "examples" / "models" / "prose_lm"
+
+
+@pytest.fixture(scope="session")
+def prose_bundle(prose_lm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output folder of our small language model for this machine, compiled once per test run."""
+    import edgec
+
+    folder = tmp_path_factory.mktemp("compiled") / "prose_lm"
+    edgec.compile(str(prose_lm), folder)
+    return folder

@@ -1,0 +1,195 @@
+"""Bad input: one error of the agreed form on stderr, the agreed exit code, nothing on stdout, nothing left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgec.errors import CODES
+
+Cli = Callable[..., Any]
+
+
+def check(outcome: Any, code: str, *words: str) -> None:
+    """The error form: `EDGEC-Ennnn title (stage)`, then indented lines; exit status as the table says."""
+    found = outcome.code, outcome.out, outcome.err
+    assert found[0] == CODES[code].exit, found
+    lines = found[2].splitlines()
+    assert lines[0].startswith(f"EDGEC-{code} {CODES[code].title} ("), found
+    assert all(line.startswith("  ") for line in lines[1:]), found
+    assert "Traceback" not in found[2]
+    for word in words:
+        assert word in found[2], f"{word!r} not in {found[2]!r}"
+    assert found[1] == ""
+
+
+# Sources ---------------------------------------------------------------------------------------------------------
+def test_missing_model(edgec_cli: Cli, tmp_path: Path) -> None:
+    for command in ("inspect", "check"):
+        check(edgec_cli(command, tmp_path / "absent"), "E0003", "absent")
+    check(edgec_cli("compile", tmp_path / "absent", "-o", tmp_path / "out"), "E0003", "absent")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_is_no_model(edgec_cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("hello")
+    check(edgec_cli("check", tmp_path), "E0101", "config.json")
+
+
+def test_unknown_target_with_a_near_miss(edgec_cli: Cli, prose_lm: Path, tmp_path: Path) -> None:
+    check(edgec_cli("compile", prose_lm, "--target", "aple-m2", "-o", tmp_path / "out"), "E0006",
+          "did you mean 'apple-m2'?")
+    check(edgec_cli("targets", "x86-64-v5"), "E0006", "did you mean 'x86-64-v4'?")
+
+
+def test_unwritable_output(edgec_cli: Cli, prose_lm: Path, tmp_path: Path) -> None:
+    """A file in the way, somebody's folder, and (unless we are root, who may write anywhere) a read-only folder."""
+    (tmp_path / "file").write_text("x")
+    check(edgec_cli("compile", prose_lm, "-o", tmp_path / "file"), "E0004", "a file")
+    check(edgec_cli("compile", prose_lm, "-o", tmp_path / "file" / "out"), "E0004", "File exists")
+    check(edgec_cli("compile", prose_lm, "-o", tmp_path), "E0004", "other files")
+    if os.geteuid() != 0:
+        (tmp_path / "locked").mkdir(mode=0o500)
+        check(edgec_cli("compile", prose_lm, "-o", tmp_path / "locked" / "out"), "E0004", "ermission")
+    assert {p.name for p in tmp_path.iterdir()} <= {"file", "locked"}
+
+
+@pytest.mark.parametrize(("arguments", "word"), [
+    (("--weights", "int4"), "--weights"), (("--kv", "fp8"), "--kv"), (("--memory-budget", "lots"), "--memory-budget"),
+    (("--dynamic", "x"), "--dynamic"), (("--ctx", "0"), "--ctx"), (("--no-such-option",), "--no-such-option"),
+    (("--stop-after", "fold_bm"), "fold_bn"),
+])
+def test_bad_options(edgec_cli: Cli, prose_lm: Path, tmp_path: Path, arguments: tuple[str, ...], word: str) -> None:
+    check(edgec_cli("compile", prose_lm, "-o", tmp_path / "out", *arguments), "E0002", word)
+
+
+def test_unknown_command_and_code(edgec_cli: Cli) -> None:
+    check(edgec_cli("compil"), "E0002", "compil")
+    check(edgec_cli("explain", "E0007x"), "E0002", "did you mean 'EDGEC-E0007'?")
+
+
+# Bundles ---------------------------------------------------------------------------------------------------------
+def test_missing_bundle(edgec_cli: Cli, tmp_path: Path) -> None:
+    for command in ("run", "bench"):
+        check(edgec_cli(command, tmp_path / "absent"), "E0003", "absent")
+    check(edgec_cli("run", tmp_path, "-p", "x"), "E0003", "model.edgec")
+
+
+def test_truncated_bundle(edgec_cli: Cli, layer_bundle: Path, tmp_path: Path) -> None:
+    data = layer_bundle.read_bytes()
+    for size in (0, 1, 64, 127, 128, 500, len(data) // 2, len(data) - 1):
+        (tmp_path / "short.edgec").write_bytes(data[:size])
+        check(edgec_cli("run", tmp_path / "short.edgec"), "E0401")
+        check(edgec_cli("inspect", tmp_path / "short.edgec"), "E0401")
+
+
+def test_foreign_file(edgec_cli: Cli, prose_lm: Path, tmp_path: Path) -> None:
+    check(edgec_cli("run", prose_lm / "model.safetensors"), "E0401")
+    check(edgec_cli("inspect", prose_lm / "model.safetensors"), "E0401")
+    (tmp_path / "text.edgec").write_text("This is a text, and not a bundle at all. " * 50)
+    check(edgec_cli("bench", tmp_path / "text.edgec"), "E0401")
+
+
+def test_damaged_bundle(edgec_cli: Cli, layer_bundle: Path, tmp_path: Path) -> None:
+    data = bytearray(layer_bundle.read_bytes())
+    data[200] ^= 1  # in the section table, whose hash the header holds
+    (tmp_path / "bad.edgec").write_bytes(data)
+    check(edgec_cli("run", tmp_path / "bad.edgec"), "E0402")
+
+
+def test_unknown_instruction_set(edgec_cli: Cli, layer_bundle: Path) -> None:
+    outcome = edgec_cli("run", layer_bundle, "--isa", "avx1024")
+    assert outcome.code != 0
+    assert "avx1024" in outcome.err
+    assert "scalar" in outcome.err
+
+
+# Running ---------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(("arrays", "word"), [
+    ({"z": np.zeros((3, 40), np.float32)}, "x"),
+    ({"x": np.zeros((3, 41), np.float32)}, "41"),
+    ({"x": np.zeros((3, 40, 1), np.float32)}, "x"),
+    ({"x": np.zeros((3, 40), np.float64)}, "float64"),
+    ({"x": np.zeros((3, 40), np.int32)}, "int32"),
+    ({"x": np.zeros((3, 40), np.float32), "y": np.zeros(1, np.float32)}, "y"),
+    ({}, "x"),
+], ids=["name", "shape", "rank", "dtype", "integer", "extra", "none"])
+def test_wrong_tensors(
+    edgec_cli: Cli, layer_bundle: Path, tmp_path: Path, arrays: dict[str, np.ndarray], word: str
+) -> None:
+    np.savez(tmp_path / "in.npz", **arrays)
+    check(edgec_cli("run", layer_bundle, "--inputs", tmp_path / "in.npz"), "E0403", word)
+
+
+def test_options_of_the_other_kind(edgec_cli: Cli, layer_bundle: Path) -> None:
+    check(edgec_cli("run", layer_bundle, "-p", "text"), "E0002", "no language model")
+    check(edgec_cli("eval", layer_bundle, "--ppl", layer_bundle), "E0002", "no language model")
+    check(edgec_cli("eval", layer_bundle, "--images", layer_bundle.parent), "E0002", "[N, 3, H, W]")
+    check(edgec_cli("eval", layer_bundle), "E0002", "one of the two")
+
+
+def test_unwritable_result(edgec_cli: Cli, layer_bundle: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.zeros((3, 40), np.float32))
+    check(edgec_cli("run", layer_bundle, "--input", f"x={tmp_path}/x.npy", "-o", tmp_path / "no" / "out.npz"), "E0004")
+
+
+def test_prompt_beyond_the_context(edgec_cli: Cli, prose_bundle: Path) -> None:
+    check(edgec_cli("run", prose_bundle, "-p", "word " * 40, "-n", 8, "--ctx", 16), "E0404", "16")
+    check(edgec_cli("run", prose_bundle, "-p", "Once", "-n", 5000), "E0404", "2048")
+    check(edgec_cli("run", prose_bundle, "-p", ""), "E0002", "-p")
+    check(edgec_cli("bench", prose_bundle, "-p", 4096), "E0404", "2048")
+
+
+def test_unusable_texts(edgec_cli: Cli, prose_bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "binary").write_bytes(b"\xff\xfe\xfa")
+    (tmp_path / "empty").write_text("")
+    check(edgec_cli("eval", prose_bundle, "--ppl", tmp_path / "binary"), "E0502", "UTF-8")
+    check(edgec_cli("eval", prose_bundle, "--ppl", tmp_path / "empty"), "E0502", "empty")
+    check(edgec_cli("eval", prose_bundle, "--ppl", tmp_path / "absent"), "E0003", "absent")
+    check(edgec_cli("eval", prose_bundle, "--ppl", tmp_path / "empty", "--window", 4096), "E0404", "4096")
+
+
+def test_arrays_for_a_language_model(edgec_cli: Cli, prose_bundle: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.zeros(3, np.float32))
+    check(edgec_cli("run", prose_bundle, "--input", f"x={tmp_path}/x.npy"), "E0002", "language model")
+
+
+# Machine-readable ------------------------------------------------------------------------------------------------
+def test_json_errors(edgec_cli: Cli, tmp_path: Path) -> None:
+    outcome = edgec_cli("run", tmp_path / "absent", "--json")
+    document = json.loads(outcome.out)
+    assert document["command"] == "run"
+    assert document["error"]["code"] == "EDGEC-E0003"
+    assert set(document["error"]) == {"code", "title", "stage", "where", "found", "wanted", "next"}
+
+
+def test_a_defect_writes_a_crash_report(
+    edgec_cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from edgec import doctor
+
+    def broken() -> None:
+        raise RuntimeError("the reason")
+
+    monkeypatch.setattr(doctor, "examine", broken)
+    monkeypatch.setenv("EDGEC_CACHE", str(tmp_path))
+    check(edgec_cli("doctor"), "E0001", "RuntimeError: the reason", str(tmp_path))
+    (report,) = (tmp_path / "crash").iterdir()
+    assert "Traceback" in report.read_text()
+    assert "doctor" in report.read_text()
+
+
+def test_interrupt(edgec_cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    from edgec import doctor
+
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(doctor, "examine", interrupted)
+    assert edgec_cli("doctor").code == 130
