@@ -24,7 +24,8 @@ EDGEC_INLINE void vstore(float *p, vf a) { memcpy(p, &a, 16); }
 EDGEC_INLINE void vstore_n(float *p, vf a, int64_t n) {
     for (int64_t i = 0; i < n; ++i) p[i] = a[i];
 }
-EDGEC_INLINE vf vload_f16_n(const uint16_t *p, int64_t n) {
+// Conversions in software are long: as calls they keep every half-precision loop small.
+EDGEC_NOINLINE vf vload_f16_n(const uint16_t *p, int64_t n) {
     vf a = vset(0);
     for (int64_t i = 0; i < n; ++i) a[i] = f16_to_f32(p[i]);
     return a;
@@ -36,7 +37,7 @@ EDGEC_INLINE vf vload_bf16_n(const uint16_t *p, int64_t n) {
     return a;
 }
 EDGEC_INLINE vf vload_bf16(const uint16_t *p) { return vload_bf16_n(p, 4); }
-EDGEC_INLINE void vstore_f16_n(uint16_t *p, vf a, int64_t n) {
+EDGEC_NOINLINE void vstore_f16_n(uint16_t *p, vf a, int64_t n) {
     for (int64_t i = 0; i < n; ++i) p[i] = f32_to_f16(a[i]);
 }
 EDGEC_INLINE void vstore_f16(uint16_t *p, vf a) { vstore_f16_n(p, a, 4); }
