@@ -56,7 +56,7 @@ build: $(VENV)/.stamp-core
 # Demo ------------------------------------------------------------------------------------------------------------
 demo: setup build
 	$(EDGEC) compile "$$MODEL" --target host -o "$(DEMO)"
-	$(EDGEC) run "$(DEMO)" -p "$$PROMPT" -n $(TOKENS) --stream
+	$(EDGEC) run "$(DEMO)" -p "$$PROMPT" -n $(TOKENS) --temperature 0.7 --top-k 40 --seed 1 --stream
 	$(EDGEC) eval "$(DEMO)" --ppl "$$TEXT" --window 256 --reference "$$MODEL"
 	$(EDGEC) bench "$(DEMO)" -p 128 -n 64 -r 3
 
