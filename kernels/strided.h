@@ -59,7 +59,8 @@ static inline void nest_collapse(Nest *nest) {
     for (int d = 0; d < nest->rank; ++d) {
         if (nest->dim[d] == 1) continue;
         bool joins = to >= 0;
-        for (int k = 0; k < nest->inputs && joins; ++k) joins = nest->stride[k][to] == nest->stride[k][d] * nest->dim[d];
+        for (int k = 0; k < nest->inputs && joins; ++k)
+            joins = nest->stride[k][to] == nest->stride[k][d] * nest->dim[d];
         if (joins) nest->dim[to] *= nest->dim[d];
         else nest->dim[++to] = nest->dim[d];
         for (int k = 0; k < nest->inputs; ++k) nest->stride[k][to] = nest->stride[k][d];

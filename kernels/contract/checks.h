@@ -1,7 +1,7 @@
 // Pieces of check functions, and the sentences they answer with.
 //
-// Dims and parameters come from files and may be anything. `sized` bounds the product of a view's non-zero dims by 2^56,
-// so that every partial product (strides, row counts, bytes) of an accepted view is exact.
+// Dims and parameters come from files and may be anything. `sized` bounds the product of a view's non-zero dims by
+// 2^56, so that every partial product (strides, row counts, bytes) of an accepted view is exact.
 #pragma once
 #include "../view.h"
 
@@ -13,7 +13,9 @@ constexpr char kShape[] = "the operands' shapes do not fit together";
 constexpr char kType[] = "the operands' dtypes do not fit this kernel";
 constexpr char kParam[] = "a parameter is out of range";
 
-EDGEC_INLINE bool arity(const Args &a, int ops, int ints, int floats) { return a.n_op == ops && a.n_i == ints && a.n_f == floats; }
+EDGEC_INLINE bool arity(const Args &a, int ops, int ints, int floats) {
+    return a.n_op == ops && a.n_i == ints && a.n_f == floats;
+}
 
 EDGEC_INLINE bool sized(const View &v) {
     if (!v.data || v.rank > kMaxRank || dtype_size(v.dtype) == 0) return false;

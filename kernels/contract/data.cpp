@@ -1,6 +1,6 @@
-// Contracts of the data and elementwise kernels: what they accept, how their work is cut, about what it costs.
-// An empty output has no tiles, and run() is never called for it. Costs are measured with AVX2 or better on data in the L2
-// cache; memory-bound calls may take twice as long.
+// Contracts of the data and elementwise kernels: what they accept, how their work is cut, about what it costs. An
+// empty output has no tiles, and run() is never called for it. Costs are measured with AVX2 or better on data in the
+// L2 cache; memory-bound calls may take twice as long.
 #include "../strided.h"
 #include "checks.h"
 
@@ -113,7 +113,8 @@ const char *binary_check(const Args &a) {
     if (!between(op, 0, 15)) return "unknown binary code";
     const bool logic = op >= 13, compares = between(op, 8, 12);
     if (p.dtype != q.dtype) return kType;
-    if (p.dtype == BOOL ? !logic && op != 8 : logic || (p.dtype != F32 && p.dtype != I32 && p.dtype != I64)) return kType;
+    if (p.dtype == BOOL ? !logic && op != 8 : logic || (p.dtype != F32 && p.dtype != I32 && p.dtype != I64))
+        return kType;
     if (y.dtype != (compares ? (uint8_t)BOOL : p.dtype)) return kType;
     return broadcasts(y, &a.op[1], 2) ? nullptr : kShape;
 }

@@ -1,6 +1,6 @@
 // unary, binary, glu, where. Codes: docs/kernels.md. Flat kernels cut their elements in tiles of kFlatTile; the
-// broadcasting ones walk the rows of a collapsed nest, so that equal shapes, a scalar, a vector along the last dim and one
-// value per row all end in one of three dense loops.
+// broadcasting ones walk the rows of a collapsed nest, so that equal shapes, a scalar, a vector along the last dim and
+// one value per row all end in one of three dense loops.
 
 EDGEC_NOINLINE vf vunary_math(int64_t op, vf x) {
     const vf one = vset(1.0f);
@@ -59,7 +59,10 @@ void glu(const Args &a, int64_t tile_begin, int64_t tile_end, void *) {
     }
 }
 
-enum BinaryOp { ADD, SUB, MUL, DIV, POW, BMIN, BMAX, MOD, EQUAL, LESS, LESS_EQUAL, GREATER, GREATER_EQUAL, AND, OR, XOR };
+// The codes 0..15 in their order.
+enum BinaryOp {
+    ADD, SUB, MUL, DIV, POW, BMIN, BMAX, MOD, EQUAL, LESS, LESS_EQUAL, GREATER, GREATER_EQUAL, AND, OR, XOR
+};
 
 template <int OP> EDGEC_INLINE vf vbinary(vf p, vf q) {
     if (OP == ADD) return vadd(p, q);
@@ -71,7 +74,8 @@ template <int OP> EDGEC_INLINE vf vbinary(vf p, vf q) {
 }
 
 // sp and sq are 0 (one value for the row) or 1.
-template <int OP> EDGEC_INLINE void binary_dense(float *y, const float *p, const float *q, int64_t sp, int64_t sq, int64_t n) {
+template <int OP>
+EDGEC_INLINE void binary_dense(float *y, const float *p, const float *q, int64_t sp, int64_t sq, int64_t n) {
     const vf p0 = vset(p[0]), q0 = vset(q[0]);
     int64_t i = 0;
     if (sp && sq) {
@@ -124,7 +128,8 @@ template <class T, class U> EDGEC_INLINE T binary_whole(int64_t op, T p, T q) {
     }
 }
 
-template <class T> EDGEC_INLINE void compare_row(uint8_t *y, const T *p, const T *q, int64_t sp, int64_t sq, int64_t n, int64_t op) {
+template <class T>
+EDGEC_INLINE void compare_row(uint8_t *y, const T *p, const T *q, int64_t sp, int64_t sq, int64_t n, int64_t op) {
     switch (op) {
         case EQUAL: for (int64_t i = 0; i < n; ++i) y[i] = p[i * sp] == q[i * sq]; break;
         case LESS: for (int64_t i = 0; i < n; ++i) y[i] = p[i * sp] < q[i * sq]; break;
@@ -134,7 +139,8 @@ template <class T> EDGEC_INLINE void compare_row(uint8_t *y, const T *p, const T
     }
 }
 
-EDGEC_NOINLINE void binary_row_f32(float *y, const float *p, const float *q, int64_t sp, int64_t sq, int64_t n, int64_t op) {
+EDGEC_NOINLINE void binary_row_f32(float *y, const float *p, const float *q, int64_t sp, int64_t sq, int64_t n,
+                                   int64_t op) {
     if ((sp | sq) == 1) {
         switch (op) {
             case ADD: binary_dense<ADD>(y, p, q, sp, sq, n); return;
@@ -149,11 +155,13 @@ EDGEC_NOINLINE void binary_row_f32(float *y, const float *p, const float *q, int
     for (int64_t i = 0; i < n; ++i) y[i] = binary_f32(op, p[i * sp], q[i * sq]);
 }
 
-template <class T, class U> EDGEC_INLINE void binary_row_whole(T *y, const T *p, const T *q, int64_t sp, int64_t sq, int64_t n, int64_t op) {
+template <class T, class U>
+EDGEC_INLINE void binary_row_whole(T *y, const T *p, const T *q, int64_t sp, int64_t sq, int64_t n, int64_t op) {
     for (int64_t i = 0; i < n; ++i) y[i] = binary_whole<T, U>(op, p[i * sp], q[i * sq]);
 }
 
-EDGEC_NOINLINE void binary_row_bool(uint8_t *y, const uint8_t *p, const uint8_t *q, int64_t sp, int64_t sq, int64_t n, int64_t op) {
+EDGEC_NOINLINE void binary_row_bool(uint8_t *y, const uint8_t *p, const uint8_t *q, int64_t sp, int64_t sq, int64_t n,
+                                    int64_t op) {
     for (int64_t i = 0; i < n; ++i) {
         const bool l = p[i * sp] != 0, r = q[i * sq] != 0;
         y[i] = op == AND ? l && r : op == OR ? l || r : op == XOR ? l != r : l == r;
@@ -188,12 +196,15 @@ void binary(const Args &a, int64_t tile_begin, int64_t tile_end, void *) {
                 else binary_row_whole<int64_t, uint64_t>((int64_t *)y.data + w.at, l, r, sp, sq, w.n, op);
                 break;
             }
-            default: binary_row_bool(flags, (const uint8_t *)p + w.off[0], (const uint8_t *)q + w.off[1], sp, sq, w.n, op); break;
+            default:
+                binary_row_bool(flags, (const uint8_t *)p + w.off[0], (const uint8_t *)q + w.off[1], sp, sq, w.n, op);
+                break;
         }
     }
 }
 
-template <class T> EDGEC_INLINE void where_row(T *y, const uint8_t *c, const T *p, const T *q, const int64_t *s, int64_t n) {
+template <class T>
+EDGEC_INLINE void where_row(T *y, const uint8_t *c, const T *p, const T *q, const int64_t *s, int64_t n) {
     for (int64_t i = 0; i < n; ++i) y[i] = c[i * s[0]] ? p[i * s[1]] : q[i * s[2]];
 }
 
@@ -205,7 +216,8 @@ void where(const Args &a, int64_t tile_begin, int64_t tile_end, void *) {
     const int64_t size = dtype_size(y.dtype), end = imin(elements(y), tile_end * kFlatTile);
     for (Walk w = walk_begin(nest, tile_begin * kFlatTile, end); w.n > 0; walk_next(nest, &w)) {
         const uint8_t *c = (const uint8_t *)x[0]->data + w.off[0];
-        const uint8_t *p = (const uint8_t *)x[1]->data + w.off[1] * size, *q = (const uint8_t *)x[2]->data + w.off[2] * size;
+        const uint8_t *p = (const uint8_t *)x[1]->data + w.off[1] * size,
+                      *q = (const uint8_t *)x[2]->data + w.off[2] * size;
         uint8_t *to = (uint8_t *)y.data + w.at * size;
         switch (size) {
             case 1: where_row(to, c, p, q, s, w.n); break;

@@ -1,5 +1,6 @@
-// gather: y[O, n, I] from table [O, N, I], or from a panel16 table [N, I] (tied embeddings). A negative index counts from
-// the end; one out of range raises the fault flag and reads row 0 instead, so that the result is wrong but in bounds.
+// gather: y[O, n, I] from table [O, N, I], or from a panel16 table [N, I] (tied embeddings). A negative index counts
+// from the end; one out of range raises the fault flag and reads row 0 instead, so that the result is wrong but in
+// bounds.
 
 EDGEC_INLINE int64_t gather_index(const Args &a, int64_t j, int64_t n) {
     const View &idx = a.op[2];
@@ -40,7 +41,10 @@ void gather(const Args &a, int64_t tile_begin, int64_t tile_end, void *) {
             continue;
         }
         const int64_t from = (r / count * n + i) * inner;
-        if (half) gather_halves((float *)y.data + r * inner, (const uint16_t *)table.data + from, inner, table.dtype == BF16);
-        else memcpy((uint8_t *)y.data + r * inner * size, (const uint8_t *)table.data + from * size, (size_t)(inner * size));
+        if (half)
+            gather_halves((float *)y.data + r * inner, (const uint16_t *)table.data + from, inner, table.dtype == BF16);
+        else
+            memcpy((uint8_t *)y.data + r * inner * size, (const uint8_t *)table.data + from * size,
+                   (size_t)(inner * size));
     }
 }

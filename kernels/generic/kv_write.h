@@ -1,4 +1,5 @@
-// cache[h, past + t] = x[t, h]: the new keys or values of T tokens go to their places in the state. One tile is a token.
+// cache[h, past + t] = x[t, h]: the new keys or values of T tokens go to their places in the state. One tile is a
+// token.
 
 void kv_write(const Args &a, int64_t tile_begin, int64_t tile_end, void *) {
     const View &cache = a.op[0];

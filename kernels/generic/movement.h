@@ -1,5 +1,5 @@
-// Kernels that move or convert elements: transpose, slice, concat, pad, expand, cast, copy, iota. Work is cut in tiles of
-// output elements; a tile finds its own place, so tiles need nothing from each other.
+// Kernels that move or convert elements: transpose, slice, concat, pad, expand, cast, copy, iota. Work is cut in tiles
+// of output elements; a tile finds its own place, so tiles need nothing from each other.
 
 // Rows of a one-input nest, copied with the row's stride.
 EDGEC_NOINLINE void move_nest(const Nest &nest, const View &y, const uint8_t *x, int64_t begin, int64_t end) {
@@ -32,7 +32,8 @@ void slice(const Args &a, int64_t tile_begin, int64_t tile_end, void *) {
 }
 
 // A block of rows x cols of a plane whose x runs down its rows: x[i + j * xs] to y[i * ys + j].
-template <class T> EDGEC_INLINE void transpose_block(T *y, const T *x, int64_t ys, int64_t xs, int64_t rows, int64_t cols) {
+template <class T>
+EDGEC_INLINE void transpose_block(T *y, const T *x, int64_t ys, int64_t xs, int64_t rows, int64_t cols) {
     for (int64_t j = 0; j < cols; j += 16) {
         const int64_t stop = imin(cols, j + 16);
         for (int64_t i = 0; i < rows; ++i)
@@ -40,12 +41,14 @@ template <class T> EDGEC_INLINE void transpose_block(T *y, const T *x, int64_t y
     }
 }
 
-EDGEC_NOINLINE void transpose_planes(const Nest &nest, const View &y, const View &x, int down, int64_t tile_begin, int64_t tile_end) {
+EDGEC_NOINLINE void transpose_planes(const Nest &nest, const View &y, const View &x, int down, int64_t tile_begin,
+                                     int64_t tile_end) {
     const int last = nest.rank - 1;
     const int64_t size = dtype_size(y.dtype), xs = nest.stride[0][last];
     int64_t ys = nest.dim[last];
     for (int d = last - 1; d > down; --d) ys *= nest.dim[d];
-    const int64_t row_blocks = ceil_div(nest.dim[down], kTransposeRows), col_blocks = ceil_div(nest.dim[last], kTransposeCols);
+    const int64_t row_blocks = ceil_div(nest.dim[down], kTransposeRows),
+                  col_blocks = ceil_div(nest.dim[last], kTransposeCols);
     for (int64_t t = tile_begin; t < tile_end; ++t) {
         int64_t rest = t / col_blocks, to = 0, from = 0, step = nest.dim[last];
         const int64_t j = t % col_blocks * kTransposeCols, i = rest % row_blocks * kTransposeRows;
@@ -117,7 +120,8 @@ EDGEC_INLINE int64_t pad_index(int64_t i, int64_t n, int64_t mode) {
 void pad(const Args &a, int64_t tile_begin, int64_t tile_end, void *) {
     const View &y = a.op[0], &x = a.op[1];
     const int last = y.rank - 1;
-    const int64_t mode = a.i[y.rank], n = x.dim[last], width = y.dim[last], lead = a.i[last], per_tile = tile_rows(width);
+    const int64_t mode = a.i[y.rank], n = x.dim[last], width = y.dim[last], lead = a.i[last],
+                  per_tile = tile_rows(width);
     const int64_t rows = row_count(y);
     int64_t s[kMaxRank];
     strides_of(x, s);
@@ -230,9 +234,11 @@ void cast(const Args &a, int64_t tile_begin, int64_t tile_end, void *) {
 
 void copy(const Args &a, int64_t tile_begin, int64_t tile_end, void *) {
     const View &y = a.op[0], &x = a.op[1];
-    const int64_t size = dtype_size(y.dtype), begin = tile_begin * kFlatTile, end = imin(elements(y), tile_end * kFlatTile);
+    const int64_t size = dtype_size(y.dtype), begin = tile_begin * kFlatTile,
+                  end = imin(elements(y), tile_end * kFlatTile);
     if (y.data != x.data && begin < end)
-        memcpy((uint8_t *)y.data + begin * size, (const uint8_t *)x.data + begin * size, (size_t)((end - begin) * size));
+        memcpy((uint8_t *)y.data + begin * size, (const uint8_t *)x.data + begin * size,
+               (size_t)((end - begin) * size));
 }
 
 void iota(const Args &a, int64_t tile_begin, int64_t tile_end, void *) {

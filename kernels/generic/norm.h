@@ -37,8 +37,8 @@ EDGEC_NOINLINE NormSums norm_sums(const float *s, const float *add, float *store
 }
 
 // y = (s - shift - rest) * scale * gamma + beta.
-EDGEC_NOINLINE void norm_write(float *y, const float *s, const float *add, const float *gamma, const float *beta, int64_t n,
-                               float shift, float rest, float scale) {
+EDGEC_NOINLINE void norm_write(float *y, const float *s, const float *add, const float *gamma, const float *beta,
+                               int64_t n, float shift, float rest, float scale) {
     const vf sh = vset(shift), re = vset(rest), sc = vset(scale);
     for (int64_t i = 0; i < n; i += L) {
         const int64_t m = imin(L, n - i);
@@ -82,4 +82,6 @@ EDGEC_NOINLINE void norm_rows(const Args &a, int64_t tile_begin, int64_t tile_en
 }
 
 void rmsnorm(const Args &a, int64_t tile_begin, int64_t tile_end, void *) { norm_rows(a, tile_begin, tile_end, false); }
-void layernorm(const Args &a, int64_t tile_begin, int64_t tile_end, void *) { norm_rows(a, tile_begin, tile_end, true); }
+void layernorm(const Args &a, int64_t tile_begin, int64_t tile_end, void *) {
+    norm_rows(a, tile_begin, tile_end, true);
+}

@@ -51,7 +51,8 @@ EDGEC_NOINLINE void reduce_columns(float *y, const float *x, int64_t r, int64_t 
         double total[L] = {};
         for (int64_t i = 0; i < r;) {
             vf p = vset(0);
-            for (const int64_t stop = imin(r, i + 64); i < stop; ++i) p = vadd(p, reduce_term(op, vload_upto(x + i * stride, n)));
+            for (const int64_t stop = imin(r, i + 64); i < stop; ++i)
+                p = vadd(p, reduce_term(op, vload_upto(x + i * stride, n)));
             float lane[L];
             vstore(lane, p);
             for (int64_t j = 0; j < n; ++j) total[j] += (double)lane[j];
@@ -70,7 +71,8 @@ EDGEC_NOINLINE void reduce_columns(float *y, const float *x, int64_t r, int64_t 
     vf best = vset(op == MIN ? INFINITY : -INFINITY);
     for (int64_t i = 0; i < r; ++i) {
         const vf v = vload_upto(x + i * stride, n);
-        // vmin and vmax give `best` when v is a NaN and v when best is one: the first line keeps best, the second takes v.
+        // vmin and vmax give `best` when v is a NaN and v when best is one: the first line keeps best, the second
+        // takes v.
         const vf pick = vsel(veq(best, best), op == MIN ? vmin(v, best) : vmax(v, best), best);
         best = vsel(veq(v, v), pick, v);
     }
@@ -84,7 +86,8 @@ void reduce(const Args &a, int64_t tile_begin, int64_t tile_end, void *) {
     float *y = (float *)a.op[0].data;
     if (inner == 1) {
         const int64_t per_tile = tile_rows(r);
-        for (int64_t o = tile_begin * per_tile; o < imin(outer, tile_end * per_tile); ++o) y[o] = reduce_row(from + o * r, r, op);
+        for (int64_t o = tile_begin * per_tile; o < imin(outer, tile_end * per_tile); ++o)
+            y[o] = reduce_row(from + o * r, r, op);
         return;
     }
     const int64_t blocks = ceil_div(inner, kColumnTile);

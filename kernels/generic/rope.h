@@ -5,7 +5,8 @@
 EDGEC_INLINE void rope_halves(float *y, const float *x, const float *c, const float *s, int64_t half) {
     for (int64_t j = 0; j < half; j += L) {
         const int64_t m = imin(L, half - j);
-        const vf p = vload_upto(x + j, m), q = vload_upto(x + half + j, m), co = vload_upto(c + j, m), si = vload_upto(s + j, m);
+        const vf p = vload_upto(x + j, m), q = vload_upto(x + half + j, m), co = vload_upto(c + j, m),
+                 si = vload_upto(s + j, m);
         vstore_upto(y + j, vfnma(q, si, vmul(p, co)), m);
         vstore_upto(y + half + j, vfma(p, si, vmul(q, co)), m);
     }

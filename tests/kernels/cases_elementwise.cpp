@@ -24,13 +24,16 @@ struct UnaryTest {
 CASES(unary) {
     // Tolerances: exact operations at one rounding; functions as math.h promises, relative to max(1, |y|).
     static const UnaryTest tests[] = {
-        {0, -9, 9, 0, 0, 0}, {1, -9, 9, 0, 0, 0}, {2, -9, 9, 0, -1.5f, 4.25f}, {3, -30, 30, 4e-7, 0, 0}, {4, -30, 30, 4e-7, 0, 0},
-        {5, -12, 12, 4e-7, 0, 0}, {6, -9, 9, 4e-7, 0, 0}, {7, -9, 9, 4e-7, 0, 0}, {8, -9, 9, 2e-7, 0, 0},
-        {9, -9, 9, 2e-7, 0.2f, 0.5f}, {10, -9, 9, 1e-7, 0.1f, 0}, {11, -20, 20, 3e-7, 1.3f, 0}, {12, -30, 30, 4e-7, 0, 0},
-        {13, -30, 30, 5e-7, 0, 0}, {32, -9, 9, 0, 0, 0}, {33, -9, 9, 0, 0, 0}, {34, -20, 20, 3e-7, 0, 0}, {35, 1e-6, 1e6, 3e-7, 0, 0},
-        {36, 0, 1e6, 1e-7, 0, 0}, {37, 0.1, 9, 1e-7, 0, 0}, {38, -5, 5, 4e-7, 0, 0}, {39, -1000, 1000, 2e-7, 0, 0},
-        {40, -1000, 1000, 2e-7, 0, 0}, {41, -9, 9, 0, 0, 0}, {42, -9, 9, 0, 0, 0}, {43, -9, 9, 0, 0, 0}, {44, -9, 9, 0, 0, 0},
-        {46, 0.01, 9, 3e-7, 0, 0}, {47, -9, 9, 1e-7, 0, 0}};
+        {0, -9, 9, 0, 0, 0},           {1, -9, 9, 0, 0, 0},           {2, -9, 9, 0, -1.5f, 4.25f},
+        {3, -30, 30, 4e-7, 0, 0},      {4, -30, 30, 4e-7, 0, 0},      {5, -12, 12, 4e-7, 0, 0},
+        {6, -9, 9, 4e-7, 0, 0},        {7, -9, 9, 4e-7, 0, 0},        {8, -9, 9, 2e-7, 0, 0},
+        {9, -9, 9, 2e-7, 0.2f, 0.5f},  {10, -9, 9, 1e-7, 0.1f, 0},    {11, -20, 20, 3e-7, 1.3f, 0},
+        {12, -30, 30, 4e-7, 0, 0},     {13, -30, 30, 5e-7, 0, 0},     {32, -9, 9, 0, 0, 0},
+        {33, -9, 9, 0, 0, 0},          {34, -20, 20, 3e-7, 0, 0},     {35, 1e-6, 1e6, 3e-7, 0, 0},
+        {36, 0, 1e6, 1e-7, 0, 0},      {37, 0.1, 9, 1e-7, 0, 0},      {38, -5, 5, 4e-7, 0, 0},
+        {39, -1000, 1000, 2e-7, 0, 0}, {40, -1000, 1000, 2e-7, 0, 0}, {41, -9, 9, 0, 0, 0},
+        {42, -9, 9, 0, 0, 0},          {43, -9, 9, 0, 0, 0},          {44, -9, 9, 0, 0, 0},
+        {46, 0.01, 9, 3e-7, 0, 0},     {47, -9, 9, 1e-7, 0, 0}};
     for (const UnaryTest &t : tests) {
         for (const int64_t n : {s.rng.range(1, 40), kSizes[s.rng.range(0, 17)]}) {
             Case &c = s.add(text("code %lld n %lld", (long long)t.code, (long long)n));
@@ -49,9 +52,9 @@ CASES(unary) {
     }
     // Tails: relative to the result itself. exp down to its smallest normal result, log across the whole range.
     struct Tail { int64_t code; double lo, hi, tolerance; };
-    for (const Tail &t : {Tail{34, -87, 88.7, 3e-7}, Tail{3, -60, 0, 1e-6}, Tail{6, -5, -1, 6e-6}, Tail{12, -60, 0, 6e-7},
-                          Tail{4, -60, 0, 1e-6}, Tail{13, -60, 0, 1e-6}, Tail{11, -1e-3, 0, 3e-7}, Tail{5, -0.01, 0.01, 3e-7},
-                          Tail{38, -0.01, 0.01, 3e-7}}) {
+    for (const Tail &t : {Tail{34, -87, 88.7, 3e-7}, Tail{3, -60, 0, 1e-6}, Tail{6, -5, -1, 3e-6},
+                          Tail{12, -60, 0, 6e-7}, Tail{4, -60, 0, 1e-6}, Tail{13, -60, 0, 1e-6},
+                          Tail{11, -1e-3, 0, 3e-7}, Tail{5, -0.01, 0.01, 3e-7}, Tail{38, -0.01, 0.01, 3e-7}}) {
         Case &c = s.add(text("tail of code %lld", (long long)t.code));
         c.out(F32, {999}).in(F32, {999}, t.lo, t.hi).ints({t.code}).floats({1, 0});
         c.reference = unary_reference;
@@ -71,7 +74,8 @@ CASES(unary) {
     // inf, NaN, zeros, overflow and underflow, rotated through all lanes. Where the formula of a smooth activation is
     // inf * 0 or inf / inf at -inf (silu, gelu by tanh, mish), the kernel has the formula's NaN; erf-gelu has 0.
     for (const UnaryTest &t : tests) {
-        std::vector<double> special = {0, -0.0, kNan, kInf, 89, -104, -150, 700, 1e-30, -1e-30, 0.5, -0.5, 2.5, 8388609, -8388609, 3e9, -3e9};
+        std::vector<double> special = {0,      -0.0, kNan, kInf, 89,      -104,     -150, 700, 1e-30,
+                                       -1e-30, 0.5,  -0.5, 2.5,  8388609, -8388609, 3e9,  -3e9};
         const bool formula = t.code == 4 || t.code == 7 || t.code == 13;
         if (!formula) special.push_back(-kInf);
         if (t.code == 39 || t.code == 40) special.resize(3);
@@ -111,7 +115,8 @@ CASES(glu) {
             c.also_in_place(0, 1).also_in_place(0, 2);
             c.reference = [](Case &k) {
                 for (size_t e = 0; e < k.op[0].real.size(); ++e)
-                    k.op[0].real[e] = ref_act(k.i[0], k.op[1].real[e], (double)k.f[0], (double)k.f[1]) * k.op[2].real[e];
+                    k.op[0].real[e] =
+                        ref_act(k.i[0], k.op[1].real[e], (double)k.f[0], (double)k.f[1]) * k.op[2].real[e];
             };
             c.scale = ELEMENT;
             c.tolerance = 2e-6;
@@ -145,15 +150,30 @@ struct Shapes { Dims y, p, q; };
 
 CASES(binary) {
     const int64_t n = s.rng.range(18, 70);
-    const std::vector<Shapes> shapes = {
-        {{n}, {n}, {n}}, {{5, n}, {5, n}, {n}}, {{5, n}, {n}, {5, n}}, {{5, n}, {5, n}, {5, 1}}, {{5, n}, {5, 1}, {5, n}},
-        {{3, n}, {3, n}, {}}, {{3, n}, {1}, {3, n}}, {{4, 3, n}, {4, 1, n}, {1, 3, 1}}, {{2, 3, 4, 5}, {2, 1, 4, 1}, {3, 1, 5}},
-        {{2, 7, 9, 5}, {2, 7, 9, 5}, {2, 1, 1, 5}}, {{2, 3, 1, 5}, {2, 3, 1, 5}, {2, 3, 1, 5}}, {{}, {}, {}}, {{1}, {1}, {}},
-        {{4, 5}, {4, 1}, {1, 5}}, {{2, 0, 3}, {2, 1, 3}, {0, 1}}, {{16400}, {16400}, {1}}, {{5, 8191}, {5, 1}, {8191}},
-        {{2, 1, 2, 1, 2, 3, 2, 2}, {2, 1, 2, 1, 2, 3, 2, 2}, {2, 1, 1, 1, 2, 1, 2, 1}}};
+    const std::vector<Shapes> shapes = {{{n}, {n}, {n}},
+                                        {{5, n}, {5, n}, {n}},
+                                        {{5, n}, {n}, {5, n}},
+                                        {{5, n}, {5, n}, {5, 1}},
+                                        {{5, n}, {5, 1}, {5, n}},
+                                        {{3, n}, {3, n}, {}},
+                                        {{3, n}, {1}, {3, n}},
+                                        {{4, 3, n}, {4, 1, n}, {1, 3, 1}},
+                                        {{2, 3, 4, 5}, {2, 1, 4, 1}, {3, 1, 5}},
+                                        {{2, 7, 9, 5}, {2, 7, 9, 5}, {2, 1, 1, 5}},
+                                        {{2, 3, 1, 5}, {2, 3, 1, 5}, {2, 3, 1, 5}},
+                                        {{}, {}, {}},
+                                        {{1}, {1}, {}},
+                                        {{4, 5}, {4, 1}, {1, 5}},
+                                        {{2, 0, 3}, {2, 1, 3}, {0, 1}},
+                                        {{16400}, {16400}, {1}},
+                                        {{5, 8191}, {5, 1}, {8191}},
+                                        {{2, 1, 2, 1, 2, 3, 2, 2}, {2, 1, 2, 1, 2, 3, 2, 2}, {2, 1, 1, 1, 2, 1, 2, 1}}};
     auto add = [&](int64_t op, uint8_t dtype, const Shapes &x, double lo, double hi) -> Case & {
         Case &c = s.add(text("op %lld dtype %d rank %zu n %lld", (long long)op, dtype, x.y.size(), (long long)n));
-        c.out(op >= 8 && op <= 12 ? (uint8_t)BOOL : dtype, x.y).in(dtype, x.p, lo, hi).in(dtype, x.q, lo, hi).ints({op});
+        c.out(op >= 8 && op <= 12 ? (uint8_t)BOOL : dtype, x.y)
+            .in(dtype, x.p, lo, hi)
+            .in(dtype, x.q, lo, hi)
+            .ints({op});
         const bool alike = !(op >= 8 && op <= 12);
         if (alike && x.p == x.y) c.also_in_place(0, 1);
         if (alike && x.q == x.y) c.also_in_place(0, 2);
@@ -172,7 +192,8 @@ CASES(binary) {
         for (const size_t k : {0, 1, 2, 3, 4, 5, 6, 7}) add(op, F32, shapes[k], op == 4 ? 0.1 : op == 3 ? 0.5 : -2, 3);
     for (int64_t op = 0; op <= 12; ++op)
         for (const size_t k : {0, 1, 4})
-            for (const uint8_t dtype : {(uint8_t)I32, (uint8_t)I64}) add(op, dtype, shapes[k], op == 4 ? -2 : -5, op == 4 ? 3 : 5);
+            for (const uint8_t dtype : {(uint8_t)I32, (uint8_t)I64})
+                add(op, dtype, shapes[k], op == 4 ? -2 : -5, op == 4 ? 3 : 5);
     for (const int64_t op : {8, 13, 14, 15}) add(op, BOOL, shapes[1], 0, 1);
     for (const int64_t size : kSizes) add(2, F32, {{size}, {size}, {size}}, -2, 2);
     // The corners of integer arithmetic, each with each.
@@ -190,7 +211,10 @@ CASES(binary) {
     const std::vector<double> special = {kNan, kInf, -kInf, 0, 1, -1, 3e38, 1e-38, 0.5, kNan, 2, 3, 4, 5, 6, 7, 8};
     for (const int64_t op : {0, 1, 2, 3, 5, 6, 8, 9, 10, 11, 12}) {
         Case &c = s.add(text("special values of op %lld", (long long)op));
-        c.out(op >= 8 ? (uint8_t)BOOL : (uint8_t)F32, {17, 17}).values(F32, {17, 1}, special).values(F32, {17}, special).ints({op});
+        c.out(op >= 8 ? (uint8_t)BOOL : (uint8_t)F32, {17, 17})
+            .values(F32, {17, 1}, special)
+            .values(F32, {17}, special)
+            .ints({op});
         c.reference = binary_reference;
         c.scale = ELEMENT;
     }
@@ -199,8 +223,10 @@ CASES(binary) {
 CASES(where) {
     const int64_t n = s.rng.range(18, 70);
     struct Four { Dims y, c, p, q; };
-    const std::vector<Four> shapes = {{{n}, {n}, {n}, {n}}, {{4, n}, {4, 1}, {n}, {4, n}}, {{4, n}, {1, n}, {}, {4, n}}, {{4, n}, {4, n}, {1}, {}},
-                                      {{2, 3, 5}, {3, 1}, {2, 1, 5}, {5}}, {{3, 7000}, {3, 7000}, {3, 7000}, {1}}, {{}, {}, {}, {}}, {{0, 2}, {0, 2}, {2}, {1, 1}}};
+    const std::vector<Four> shapes = {
+        {{n}, {n}, {n}, {n}},      {{4, n}, {4, 1}, {n}, {4, n}},       {{4, n}, {1, n}, {}, {4, n}},
+        {{4, n}, {4, n}, {1}, {}}, {{2, 3, 5}, {3, 1}, {2, 1, 5}, {5}}, {{3, 7000}, {3, 7000}, {3, 7000}, {1}},
+        {{}, {}, {}, {}},          {{0, 2}, {0, 2}, {2}, {1, 1}}};
     for (const Four &x : shapes) {
         for (const uint8_t dtype : {F32, F16, I8, I32, I64, BOOL}) {
             Case &c = s.add(text("dtype %d rank %zu", dtype, x.y.size()));

@@ -18,8 +18,10 @@ CASES(gather) {
             ref_move(&c.op[0], e, table, (e / inner / n * rows + i) * inner + e % inner);
         }
     };
-    auto add = [&](uint8_t dtype, uint8_t index, int64_t outer, int64_t rows, int64_t inner, int64_t n, Format format) -> Case & {
-        Case &c = s.add(text("dtype %d format %d [%lld, %lld, %lld] n %lld", dtype, format, (long long)outer, (long long)rows, (long long)inner, (long long)n));
+    auto add = [&](uint8_t dtype, uint8_t index, int64_t outer, int64_t rows, int64_t inner, int64_t n,
+                   Format format) -> Case & {
+        Case &c = s.add(text("dtype %d format %d [%lld, %lld, %lld] n %lld", dtype, format, (long long)outer,
+                             (long long)rows, (long long)inner, (long long)n));
         c.out(is_float(dtype) ? (uint8_t)F32 : dtype, {outer, n, inner});
         if (format == PANEL16) c.in(dtype, {rows, inner}, PANEL16);
         else c.in(dtype, {outer, rows, inner});
@@ -33,7 +35,8 @@ CASES(gather) {
             add(dtype, index, s.rng.range(1, 3), s.rng.range(1, 40), s.rng.range(1, 70), s.rng.range(1, 9), PLAIN);
             add(dtype, index, 1, 17, 300, 130, PLAIN);
             if (is_float(dtype))
-                for (const int64_t rows : {1, 15, 16, 17, 50}) add(dtype, index, 1, rows, s.rng.range(1, 70), 5, PANEL16);
+                for (const int64_t rows : {1, 15, 16, 17, 50})
+                    add(dtype, index, 1, rows, s.rng.range(1, 70), 5, PANEL16);
         }
     // Just outside, and far outside: the flag is raised and the run stays in bounds.
     for (const int64_t bad : {(int64_t)8, (int64_t)-9, INT64_MAX, INT64_MIN}) {
@@ -90,9 +93,12 @@ CASES(transpose) {
 }
 
 CASES(slice) {
-    auto add = [&](uint8_t dtype, const Dims &y, const Dims &x, std::vector<int64_t> starts, const std::vector<int64_t> &steps) {
+    auto add = [&](uint8_t dtype, const Dims &y, const Dims &x, std::vector<int64_t> starts,
+                   const std::vector<int64_t> &steps) {
         Case &c = s.add(text("dtype %d rank %zu", dtype, x.size()));
-        for (size_t d = 0; d < x.size(); ++d) c.label += text(" %lld+%lld*%lld of %lld", (long long)starts[d], (long long)y[d], (long long)steps[d], (long long)x[d]);
+        for (size_t d = 0; d < x.size(); ++d)
+            c.label += text(" %lld+%lld*%lld of %lld", (long long)starts[d], (long long)y[d], (long long)steps[d],
+                            (long long)x[d]);
         starts.insert(starts.end(), steps.begin(), steps.end());
         c.out(dtype, y).in(dtype, x).ints(starts);
         c.reference = [](Case &k) {
@@ -119,7 +125,8 @@ CASES(slice) {
         Dims x, y;
         std::vector<int64_t> starts, steps;
         for (int64_t d = s.rng.range(1, 4); d > 0; --d) {
-            const int64_t size = s.rng.range(1, 20), start = s.rng.range(0, size - 1), step = s.rng.range(1, 4) * (s.rng.range(0, 1) ? 1 : -1);
+            const int64_t size = s.rng.range(1, 20), start = s.rng.range(0, size - 1),
+                          step = s.rng.range(1, 4) * (s.rng.range(0, 1) ? 1 : -1);
             x.push_back(size);
             starts.push_back(start);
             steps.push_back(step);
@@ -166,7 +173,8 @@ CASES(concat) {
 
 CASES(pad) {
     auto add = [&](const Dims &x, const std::vector<int64_t> &begin, const std::vector<int64_t> &end, int64_t mode) {
-        Case &c = s.add(text("mode %lld rank %zu last %lld+%lld+%lld", (long long)mode, x.size(), (long long)begin.back(), (long long)x.back(), (long long)end.back()));
+        Case &c = s.add(text("mode %lld rank %zu last %lld+%lld+%lld", (long long)mode, x.size(),
+                             (long long)begin.back(), (long long)x.back(), (long long)end.back()));
         Dims y;
         for (size_t d = 0; d < x.size(); ++d) y.push_back(x[d] + begin[d] + end[d]);
         std::vector<int64_t> ints = begin;
@@ -249,8 +257,11 @@ CASES(cast) {
                 c.out(to, {n});
                 if (is_float(from)) c.in(from, {n}, -300, 300);
                 else c.in(from, {n});
-                const std::vector<double> reals = {kNan, kInf, -kInf, 0.5, -0.5, -0.0, 2147483648.0, -2147483648.0, 9.3e18, -9.3e18, 65520, 65519, 1e-8, 3e-8, 255.9, -128.9, 1.00048828125, 3e38};
-                const std::vector<int64_t> wholes = {INT64_MAX, INT64_MIN, INT32_MAX, INT32_MIN, 128, -129, 255, 256, 16777217, 0};
+                const std::vector<double> reals = {kNan,         kInf,          -kInf,  0.5,     -0.5,          -0.0,
+                                                   2147483648.0, -2147483648.0, 9.3e18, -9.3e18, 65520,         65519,
+                                                   1e-8,         3e-8,          255.9,  -128.9,  1.00048828125, 3e38};
+                const std::vector<int64_t> wholes = {INT64_MAX, INT64_MIN, INT32_MAX, INT32_MIN, 128,
+                                                     -129,      255,       256,       16777217,  0};
                 for (size_t j = 0; n > 40 && j < (is_float(from) ? reals.size() : wholes.size()); ++j) {
                     const size_t at = (size_t)s.rng.range(0, n - 1);
                     if (is_float(from)) c.op[1].real[at] = round_to(from, reals[j]);
@@ -262,7 +273,9 @@ CASES(cast) {
                     for (int64_t e = 0; e < k.op[0].count(); ++e) {
                         if (!is_float(to)) k.op[0].whole[(size_t)e] = to_whole(to, k.op[1], e);
                         else if (is_float(from)) k.op[0].real[(size_t)e] = round_to(to, k.op[1].real[(size_t)e]);
-                        else k.op[0].real[(size_t)e] = round_to(to, (double)(float)k.op[1].whole[(size_t)e]);  // by way of f32
+                        else
+                            k.op[0].real[(size_t)e] =
+                                round_to(to, (double)(float)k.op[1].whole[(size_t)e]);  // by way of f32
                     }
                 };
                 c.scale = ELEMENT;
@@ -288,11 +301,13 @@ CASES(copy) {
 
 CASES(iota) {
     struct Range { int64_t n, start, step; };
-    for (const Range &r : {Range{1, 5, 9}, Range{17, -3, 2}, Range{20000, 100, -7}, Range{9, INT64_MAX - 2, 1}, Range{0, 1, 1}, Range{5, 4, INT64_MIN}}) {
+    for (const Range &r : {Range{1, 5, 9}, Range{17, -3, 2}, Range{20000, 100, -7}, Range{9, INT64_MAX - 2, 1},
+                           Range{0, 1, 1}, Range{5, 4, INT64_MIN}}) {
         Case &c = s.add(text("n %lld start %lld step %lld", (long long)r.n, (long long)r.start, (long long)r.step));
         c.out(I64, {r.n}).ints({r.start, r.step});
         c.reference = [](Case &k) {
-            for (size_t e = 0; e < k.op[0].whole.size(); ++e) k.op[0].whole[e] = (int64_t)((uint64_t)k.i[0] + (uint64_t)k.i[1] * e);
+            for (size_t e = 0; e < k.op[0].whole.size(); ++e)
+                k.op[0].whole[e] = (int64_t)((uint64_t)k.i[0] + (uint64_t)k.i[1] * e);
         };
     }
 }

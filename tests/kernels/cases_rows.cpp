@@ -17,7 +17,8 @@ static void norm_reference(Case &c) {
         double mean = 0, squares = 0;
         for (int64_t j = 0; j < k; ++j) {
             double v = c.op[2].real[(size_t)(r * k + j)];
-            if (!c.op[3].absent) v = (double)(float)(v + c.op[3].real[(size_t)(r * k + j)]);  // the sum is an f32 tensor
+            if (!c.op[3].absent)
+                v = (double)(float)(v + c.op[3].real[(size_t)(r * k + j)]);  // the sum is an f32 tensor
             if (!c.op[1].absent) c.op[1].real[(size_t)(r * k + j)] = v;
             s.push_back(v);
             mean += v / (double)k;
@@ -77,7 +78,8 @@ CASES(layernorm) { norm_cases(s, true); }
 CASES(rope) {
     for (const int64_t half : {1, 2, 3, 4, 5, 8, 9, 16, 17, 32, 33}) {
         for (const int64_t interleaved : {0, 1}) {
-            const int64_t t = s.rng.range(1, 5), heads = s.rng.range(1, 4), d = 2 * half + s.rng.range(0, 1) * s.rng.range(1, 9);
+            const int64_t t = s.rng.range(1, 5), heads = s.rng.range(1, 4),
+                          d = 2 * half + s.rng.range(0, 1) * s.rng.range(1, 9);
             Case &c = s.add(text("R %lld D %lld heads %lld", (long long)(2 * half), (long long)d, (long long)heads));
             c.out(F32, {t, heads * d}).in(F32, {t, heads * d}).in(F32, {t, half}).in(F32, {t, half});
             c.ints({heads, 2 * half, interleaved}).also_in_place(0, 1);
@@ -86,8 +88,10 @@ CASES(rope) {
                 k.op[0].real = k.op[1].real;
                 for (int64_t row = 0; row < k.op[0].dim(0) * heads; ++row) {
                     for (int64_t j = 0; j < r / 2; ++j) {
-                        const int64_t p = row * d + (k.i[2] ? 2 * j : j), q = row * d + (k.i[2] ? 2 * j + 1 : j + r / 2);
-                        const double co = k.op[2].real[(size_t)(row / heads * (r / 2) + j)], si = k.op[3].real[(size_t)(row / heads * (r / 2) + j)];
+                        const int64_t p = row * d + (k.i[2] ? 2 * j : j),
+                                      q = row * d + (k.i[2] ? 2 * j + 1 : j + r / 2);
+                        const double co = k.op[2].real[(size_t)(row / heads * (r / 2) + j)],
+                                     si = k.op[3].real[(size_t)(row / heads * (r / 2) + j)];
                         const double x = k.op[1].real[(size_t)p], z = k.op[1].real[(size_t)q];
                         k.op[0].real[(size_t)p] = x * co - z * si;
                         k.op[0].real[(size_t)q] = z * co + x * si;
@@ -102,8 +106,10 @@ CASES(rope) {
 CASES(kv_write) {
     for (const uint8_t dtype : {F32, F16}) {
         for (const int64_t d : {1, 3, 4, 8, 15, 16, 17, 33, 64}) {
-            const int64_t heads = s.rng.range(1, 3), t = s.rng.range(1, 5), past = s.rng.range(0, 4), capacity = past + t + s.rng.range(0, 1) * 3;
-            Case &c = s.add(text("D %lld dtype %d past %lld of %lld", (long long)d, dtype, (long long)past, (long long)capacity));
+            const int64_t heads = s.rng.range(1, 3), t = s.rng.range(1, 5), past = s.rng.range(0, 4),
+                          capacity = past + t + s.rng.range(0, 1) * 3;
+            Case &c = s.add(
+                text("D %lld dtype %d past %lld of %lld", (long long)d, dtype, (long long)past, (long long)capacity));
             c.out(dtype, {heads, capacity, d}).in(F32, {t, heads * d}, -3, 3).ints({past});
             if (d > 2) {
                 const double special[] = {70000, -1e-9, kInf};  // overflow, underflow and infinity of f16

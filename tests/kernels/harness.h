@@ -60,7 +60,8 @@ struct Case {
     Rng *rng = nullptr;
 
     Case &out(uint8_t dtype, const Dims &dims);
-    // Floats uniform in [lo, hi], integers whole in it; the defaults are [-1, 1] and [-100, 100] (U8, BOOL: from 0, to 1).
+    // Floats uniform in [lo, hi], integers whole in it; the defaults are [-1, 1] and [-100, 100] (U8, BOOL: from 0, to
+    // 1).
     Case &in(uint8_t dtype, const Dims &dims, Format format = PLAIN);
     Case &in(uint8_t dtype, const Dims &dims, double lo, double hi);
     Case &values(uint8_t dtype, const Dims &dims, const std::vector<double> &values);
@@ -125,8 +126,8 @@ struct Bench {
     std::unique_ptr<Buffer> scratch;
     int32_t fault = 0;
     Args args;
-    Bench(const std::vector<Operand> &ops, const std::vector<std::vector<uint8_t>> &bytes, const std::vector<int64_t> &ints,
-          const std::vector<float> &floats, Rng &rng);
+    Bench(const std::vector<Operand> &ops, const std::vector<std::vector<uint8_t>> &bytes,
+          const std::vector<int64_t> &ints, const std::vector<float> &floats, Rng &rng);
     Bench(const Bench &) = delete;
     Bench &operator=(const Bench &) = delete;
     void make_scratch(int64_t bytes);

@@ -12,9 +12,28 @@ namespace kt {
 constexpr int64_t kMostBytes = 1 << 19, kMostCost = 2000000;
 
 static int64_t hostile_value(int64_t was, Rng &rng) {
-    static const int64_t fixed[] = {0, 1, -1, 2, 3, 7, 16, 17, 255, 65536, INT32_MAX, (int64_t)INT32_MAX + 1, INT32_MIN,
-                                    (int64_t)1 << 32, (int64_t)1 << 40, (int64_t)1 << 60, (int64_t)1 << 61, (int64_t)1 << 62, INT64_MAX,
-                                    INT64_MAX - 1, INT64_MIN, INT64_MIN + 1};
+    static const int64_t fixed[] = {0,
+                                    1,
+                                    -1,
+                                    2,
+                                    3,
+                                    7,
+                                    16,
+                                    17,
+                                    255,
+                                    65536,
+                                    INT32_MAX,
+                                    (int64_t)INT32_MAX + 1,
+                                    INT32_MIN,
+                                    (int64_t)1 << 32,
+                                    (int64_t)1 << 40,
+                                    (int64_t)1 << 60,
+                                    (int64_t)1 << 61,
+                                    (int64_t)1 << 62,
+                                    INT64_MAX,
+                                    INT64_MAX - 1,
+                                    INT64_MIN,
+                                    INT64_MIN + 1};
     const uint64_t w = (uint64_t)was;  // wraps instead of overflowing
     switch (rng.range(0, 6)) {
         case 0: return (int64_t)(w + 1);
@@ -90,7 +109,8 @@ Result run_hostile(const Case &c, const std::vector<Isa> &isas, Rng &rng, int ro
         a.fault = &fault;
         if (k.check(a)) continue;
         const int64_t tiles = k.tiles(a), cost = k.cost(a), scratch = k.scratch(a);
-        if (tiles < 0 || cost < 0 || scratch < 0) return {false, INFINITY, c.label + " mutated: negative tiles, cost or scratch"};
+        if (tiles < 0 || cost < 0 || scratch < 0)
+            return {false, INFINITY, c.label + " mutated: negative tiles, cost or scratch"};
         int64_t total = scratch;
         std::vector<std::vector<uint8_t>> bytes;
         bool possible = true;
@@ -117,11 +137,14 @@ Result run_hostile(const Case &c, const std::vector<Isa> &isas, Rng &rng, int ro
             Bench b(op, bytes, ints, floats, rng);
             b.make_scratch(scratch);
             b.run(k, isa, tiles, rng.range(0, 1) != 0, rng);
-            if (b.scratch && !b.scratch->intact()) return {false, INFINITY, c.label + " mutated: wrote outside its scratch"};
+            if (b.scratch && !b.scratch->intact())
+                return {false, INFINITY, c.label + " mutated: wrote outside its scratch"};
             for (size_t o = 0; o < op.size(); ++o) {
                 if (op[o].absent) continue;
-                if (!b.own[o]->intact()) return {false, INFINITY, text("%s mutated: wrote outside operand %zu", c.label.c_str(), o)};
-                if (o >= k.n_out && !bytes[o].empty() && memcmp(b.own[o]->data(), bytes[o].data(), bytes[o].size()) != 0)
+                if (!b.own[o]->intact())
+                    return {false, INFINITY, text("%s mutated: wrote outside operand %zu", c.label.c_str(), o)};
+                if (o >= k.n_out && !bytes[o].empty() &&
+                    memcmp(b.own[o]->data(), bytes[o].data(), bytes[o].size()) != 0)
                     return {false, INFINITY, text("%s mutated: changed its input %zu", c.label.c_str(), o)};
             }
         }

@@ -11,7 +11,9 @@
 using namespace kt;
 
 static int usage(const char *what, const char *value) {
-    fprintf(stderr, "kernel_tests: %s '%s'; usage: kernel_tests [--isa NAME] [--seed N] [--filter KERNEL] [--hostile ROUNDS] [--list]\n",
+    fprintf(stderr,
+            "kernel_tests: %s '%s'; usage: kernel_tests [--isa NAME] [--seed N] [--filter KERNEL] [--hostile ROUNDS] "
+            "[--list]\n",
             what, value);
     return 2;
 }
@@ -49,7 +51,8 @@ int main(int argc, char **argv) {
 
     int64_t passed = 0, failed = 0;
     for (const Group *g = g_groups; g; g = g->next)
-        if (!find_kernel(g->kernel)) ++failed, printf("%s: cases for a kernel that kernels.def does not have\n", g->kernel);
+        if (!find_kernel(g->kernel))
+            ++failed, printf("%s: cases for a kernel that kernels.def does not have\n", g->kernel);
     for (int n = 0; n < kKernelCount; ++n) {
         const Kernel &kernel = kKernels[n];
         if (filter && strcmp(filter, kernel.name)) continue;
@@ -70,7 +73,8 @@ int main(int argc, char **argv) {
         for (const Isa isa : isas) {
             double worst = 0;
             for (const auto &c : suite.cases) {
-                const Result r = kernel.run[isa] ? run_case(*c, isa, suite.rng) : Result{false, 0, "no such function in this build"};
+                const Result r =
+                    kernel.run[isa] ? run_case(*c, isa, suite.rng) : Result{false, 0, "no such function in this build"};
                 worst = std::max(worst, r.worst);
                 ++(r.ok ? passed : failed);
                 if (!r.ok) messages.push_back(std::string(isa_name(isa)) + " " + r.message);

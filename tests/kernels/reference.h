@@ -1,5 +1,5 @@
-// Reference implementations in double and int64, written from docs/kernels.md and as plainly as possible: one element at a
-// time, no sharing with kernels/.
+// Reference implementations in double and int64, written from docs/kernels.md and as plainly as possible: one element
+// at a time, no sharing with kernels/.
 #pragma once
 #include <math.h>
 

@@ -60,14 +60,15 @@ std::string text(const char *format, ...) {
     return line;
 }
 
-Bench::Bench(const std::vector<Operand> &ops, const std::vector<std::vector<uint8_t>> &bytes, const std::vector<int64_t> &i,
-             const std::vector<float> &f, Rng &rng)
+Bench::Bench(const std::vector<Operand> &ops, const std::vector<std::vector<uint8_t>> &bytes,
+             const std::vector<int64_t> &i, const std::vector<float> &f, Rng &rng)
     : ints(i), floats(f) {
     for (size_t k = 0; k < ops.size(); ++k) {
         View v = ops[k].view;
         own.emplace_back();
         if (!ops[k].absent) {
-            own[k] = std::make_unique<Buffer>(bytes[k], (size_t)(rng.range(0, 15) * std::max<int64_t>(1, dtype_size(v.dtype))));
+            own[k] = std::make_unique<Buffer>(bytes[k],
+                                              (size_t)(rng.range(0, 15) * std::max<int64_t>(1, dtype_size(v.dtype))));
             v.data = own[k]->data();
         }
         views.push_back(v);
@@ -107,7 +108,9 @@ static Result compare(const Case &c, const Operand &want, const Operand &got, si
     for (int64_t e = 0; e < n; ++e) {
         if (!is_float(want.view.dtype)) {
             const int64_t w = want.whole[(size_t)e], g = got.whole[(size_t)e];
-            if (w != g) return {false, INFINITY, text("output %zu [%lld]: %lld, wanted %lld", index, (long long)e, (long long)g, (long long)w)};
+            if (w != g)
+                return {false, INFINITY,
+                        text("output %zu [%lld]: %lld, wanted %lld", index, (long long)e, (long long)g, (long long)w)};
             continue;
         }
         const double w = round_to(want.view.dtype, want.real[(size_t)e]), g = got.real[(size_t)e];
@@ -121,20 +124,23 @@ static Result compare(const Case &c, const Operand &want, const Operand &got, si
         if (w == g) continue;
         const double error = isfinite(w) && isfinite(g) ? fabs(w - g) / scale : INFINITY;
         // A 16-bit output may round the other way.
-        const double slack = want.view.dtype == F16 ? fabs(w) * 0x1p-10 / scale : want.view.dtype == BF16 ? fabs(w) * 0x1p-7 / scale : 0;
+        const double slack = want.view.dtype == F16    ? fabs(w) * 0x1p-10 / scale
+                             : want.view.dtype == BF16 ? fabs(w) * 0x1p-7 / scale
+                                                       : 0;
         r.worst = std::max(r.worst, error > slack ? error : 0);
         if (error > c.tolerance + slack && r.ok) {
             r.ok = false;
-            r.message = text("output %zu [%lld]: %.9g, wanted %.9g, error %.3g of %.3g", index, (long long)e, g, w, error, c.tolerance);
+            r.message = text("output %zu [%lld]: %.9g, wanted %.9g, error %.3g of %.3g", index, (long long)e, g, w,
+                             error, c.tolerance);
         }
     }
     return r;
 }
 
-// One run with outputs at `alias` sharing their input's memory. `exact`: the output bytes of the run in one piece, which
-// the others must repeat to the bit; the first run (pieces false) fills it.
-static Result run_variant(Case &c, const std::vector<Operand> &want, Isa isa, Rng &rng, std::pair<int, int> alias, bool pieces,
-                          std::vector<std::vector<uint8_t>> *exact) {
+// One run with outputs at `alias` sharing their input's memory. `exact`: the output bytes of the run in one piece,
+// which the others must repeat to the bit; the first run (pieces false) fills it.
+static Result run_variant(Case &c, const std::vector<Operand> &want, Isa isa, Rng &rng, std::pair<int, int> alias,
+                          bool pieces, std::vector<std::vector<uint8_t>> *exact) {
     const Kernel &k = *c.kernel;
     std::vector<std::vector<uint8_t>> bytes;
     for (const Operand &o : c.op) bytes.push_back(o.absent ? std::vector<uint8_t>() : encode(o));
@@ -145,7 +151,8 @@ static Result run_variant(Case &c, const std::vector<Operand> &want, Isa isa, Rn
     bool empty = false;
     for (int o = 0; o < k.n_out; ++o) empty |= !c.op[(size_t)o].absent && c.op[(size_t)o].count() == 0;
     if (tiles < (empty ? 0 : 1) || scratch < 0 || cost < 0)
-        return {false, INFINITY, text("tiles %lld, scratch %lld, cost %lld", (long long)tiles, (long long)scratch, (long long)cost)};
+        return {false, INFINITY,
+                text("tiles %lld, scratch %lld, cost %lld", (long long)tiles, (long long)scratch, (long long)cost)};
     b.make_scratch(scratch);
     b.run(k, isa, tiles, pieces, rng);
     if (b.scratch && !b.scratch->intact()) return {false, INFINITY, "wrote outside its scratch"};
@@ -169,7 +176,8 @@ static Result run_variant(Case &c, const std::vector<Operand> &want, Isa isa, Rn
         r.worst = std::max(r.worst, one.worst);
         if (!one.ok && r.ok) r = {false, r.worst, one.message};
         if (!pieces) exact->back() = now;
-        else if (now != (*exact)[o] && r.ok) r = {false, r.worst, text("output %zu depends on how the tiles are cut", o)};
+        else if (now != (*exact)[o] && r.ok)
+            r = {false, r.worst, text("output %zu depends on how the tiles are cut", o)};
     }
     return r;
 }

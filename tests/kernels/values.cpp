@@ -30,7 +30,9 @@ int64_t Operand::count() const {
 double decode_half(uint16_t b, bool bf16) {
     const int p = bf16 ? 7 : 10, bias = bf16 ? 127 : 15, exp_max = bf16 ? 255 : 31;
     const int e = (b & 0x7fff) >> p, m = b & ((1 << p) - 1);
-    double x = e == exp_max ? (m ? (double)NAN : (double)INFINITY) : e == 0 ? ldexp(m, 1 - bias - p) : ldexp(m + (1 << p), e - bias - p);
+    double x = e == exp_max ? (m ? (double)NAN : (double)INFINITY)
+               : e == 0     ? ldexp(m, 1 - bias - p)
+                            : ldexp(m + (1 << p), e - bias - p);
     return (b & 0x8000) ? -x : x;
 }
 
@@ -42,7 +44,8 @@ uint16_t encode_half(double x, bool bf16) {
     int e = 0;
     if (!isinf(x)) frexp(x, &e);
     e = x == 0 || e - 1 < 1 - bias ? 1 - bias : e - 1;
-    const double units = isinf(x) ? INFINITY : nearbyint(ldexp(x, p - e));  // to nearest even, carries into the exponent
+    const double units =
+        isinf(x) ? INFINITY : nearbyint(ldexp(x, p - e));  // to nearest even, carries into the exponent
     if (ldexp(units, e - p) >= ldexp(1, exp_max - bias)) return (uint16_t)(sign | (exp_max << p));
     return (uint16_t)(sign + (((e + bias - 1) << p) + (int)units));
 }
@@ -89,7 +92,8 @@ static void get(const uint8_t *p, uint8_t dtype, double *real, int64_t *whole) {
 // Index of logical element e in storage.
 static int64_t place(const Operand &o, int64_t e) {
     if (o.view.format == PLAIN) return e;
-    const int64_t n_rows = o.dim(-2), k_cols = o.dim(-1), k = e % k_cols, n = e / k_cols % n_rows, lead = e / k_cols / n_rows;
+    const int64_t n_rows = o.dim(-2), k_cols = o.dim(-1), k = e % k_cols, n = e / k_cols % n_rows,
+                  lead = e / k_cols / n_rows;
     return ((lead * ((n_rows + 15) / 16) + n / 16) * k_cols + k) * 16 + n % 16;
 }
 
