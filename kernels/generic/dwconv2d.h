@@ -48,8 +48,12 @@ EDGEC_INLINE void dw_vector(const DwRow &r, const float *x, int64_t at, int64_t 
                 if (i - p * S >= 0 && i - p * S < KW) acc[p] = vfma(v, w[i - p * S], acc[p]);
         }
     }
+    // Through memory and a real loop: the ends of four pixels would be most of the code.
+    vf sums[NP];
 #pragma GCC unroll 8
-    for (int p = 0; p < NP; ++p) dw_finish(r, at + p * c_all + c, acc[p], PART ? n : L);
+    for (int p = 0; p < NP; ++p) sums[p] = acc[p];
+#pragma GCC unroll 1
+    for (int p = 0; p < NP; ++p) dw_finish(r, at + p * c_all + c, sums[p], PART ? n : L);
 }
 
 // Groups of four pixels in [ox, end); returns the first pixel not done.
