@@ -15,16 +15,21 @@ uint32_t range_value(const uint32_t (&ranges)[N], uint32_t c, int shift) {
     return ranges[low] & ((1u << shift) - 1);
 }
 
-template <class T, int N>
-int32_t find(const T (&sorted)[N], T key) {
-    int32_t low = 0, high = N;
+// Index of `key` among n rising keys, or -1.
+template <class Key>
+int32_t find(int32_t n, uint64_t key, Key key_at) {
+    int32_t low = 0, high = n;
     while (low < high) {
         const int32_t middle = (low + high) / 2;
-        if (sorted[middle] < key) low = middle + 1;
+        if (key_at(middle) < key) low = middle + 1;
         else high = middle;
     }
-    return low < N && sorted[low] == key ? low : -1;
+    return low < n && key_at(low) == key ? low : -1;
 }
+
+constexpr int32_t kDecompositionCount = sizeof kDecompositions / sizeof *kDecompositions;
+constexpr int32_t kCompositionCount = sizeof kCompositions / sizeof *kCompositions;
+constexpr uint64_t kParts = (uint64_t(1) << 42) - 1;
 
 constexpr uint32_t kSyllable = 0xAC00, kLead = 0x1100, kVowel = 0x1161, kTail = 0x11A7;
 constexpr uint32_t kVowels = 21, kTails = 28, kSyllables = 19 * kVowels * kTails;
@@ -35,8 +40,9 @@ uint32_t combining_class(uint32_t c) { return c < 0x300 ? 0 : range_value(kCombi
 uint32_t compose(uint32_t a, uint32_t b) {
     if (a - kLead < 19 && b - kVowel < kVowels) return kSyllable + ((a - kLead) * kVowels + (b - kVowel)) * kTails;
     if (a - kSyllable < kSyllables && (a - kSyllable) % kTails == 0 && b - kTail - 1 < kTails - 1) return a + (b - kTail);
-    const int32_t i = find(kPairs, uint64_t(a) << 32 | b);
-    return i < 0 ? 0 : kComposed[i];
+    const auto parts_at = [](int32_t i) { return kDecompositions[kCompositions[i]] & kParts; };
+    const int32_t i = find(kCompositionCount, uint64_t(a) << 21 | b, parts_at);
+    return i < 0 ? 0 : uint32_t(kDecompositions[kCompositions[i]] >> 42);
 }
 
 // Writes c's decomposition, at most 4 characters.
@@ -49,14 +55,18 @@ uint32_t decompose(uint32_t c, uint32_t *out) {
         out[2] = kTail + s % kTails;
         return 3;
     }
-    const int32_t i = c < 0xC0 ? -1 : find(kDecomposable, c);
-    if (i < 0) {
-        out[0] = c;
-        return 1;
+    uint32_t seconds[3], n = 0;
+    while (c >= 0xC0) {
+        const int32_t i = find(kDecompositionCount, c, [](int32_t k) { return kDecompositions[k] >> 42; });
+        if (i < 0) break;
+        const uint64_t parts = kDecompositions[i] & kParts;
+        const uint32_t second = uint32_t(parts & 0x1FFFFF);
+        if (second) seconds[n++] = second;
+        c = uint32_t(parts >> 21);
     }
-    const uint32_t n = uint32_t(kDecomposedAt[i + 1] - kDecomposedAt[i]);
-    for (uint32_t k = 0; k < n; k++) out[k] = kDecomposed[kDecomposedAt[i] + k];
-    return n;
+    out[0] = c;
+    for (uint32_t k = 0; k < n; k++) out[1 + k] = seconds[n - 1 - k];
+    return n + 1;
 }
 
 uint32_t encode(uint32_t c, uint8_t *out) {
