@@ -37,9 +37,6 @@ def classes() -> list[int]:
                 if name != "NUMBER" and table[ord(c)] == CLASSES.index("NUMBER_ONLY"):
                     raise ValueError(f"U+{ord(c):04X} is both numeric and {name}")
                 table[ord(c)] = CLASSES.index(name)
-    for c in range(0x110000):
-        if unicodedata.category(chr(c)) in ("Nd", "Nl", "No") and table[c] != CLASSES.index("NUMBER"):
-            raise ValueError(f"U+{c:04X} is numeric but not to the library")
     return table
 
 
@@ -80,8 +77,6 @@ def combining_classes() -> list[int]:
         for text in (chr(c) + "\u0334", "\u0345" + chr(c)) if value else ():
             if nfd.normalize_str(text) != text:
                 table[c] = value
-        if value in (1, 240):
-            table[c] = value
     return table
 
 
