@@ -7,9 +7,8 @@ EDGEC_INLINE vf kload(const f16_t *p) { return vload_f16((const uint16_t *)p); }
 EDGEC_INLINE vf kload_n(const f16_t *p, int64_t n) { return vload_f16_n((const uint16_t *)p, n); }
 
 // One tile: its query rows share the keys and values of one head, whose positions are k_step and v_step apart.
-template <class T> struct AttentionTile {
+struct AttentionRows {
     const AttentionShape *s;
-    const T *k, *v;
     int64_t k_step, v_step;
     const View *mask;       // null without one
     int64_t batch, head;    // head: the first query head of the group
@@ -27,6 +26,9 @@ template <class T> struct AttentionTile {
         *hi = imax(0, imin(s->s, t + offset + 1));
         if (window > 0) *lo = imin(*hi, imax(0, t + offset - window + 1));
     }
+};
+template <class T> struct AttentionTile : AttentionRows {
+    const T *k, *v;
 };
 
 // Rows of k or v as f32, zero up to `padded` columns.
@@ -59,8 +61,7 @@ EDGEC_NOINLINE void attention_scores(const float *q, int64_t d, const float *k, 
 }
 
 // Scores of one row -> unnormalised probabilities; keeps the running maximum and total. False: nothing is seen here.
-template <class T>
-EDGEC_NOINLINE bool attention_softmax(const AttentionTile<T> &a, int64_t row, int64_t p0, int64_t n) {
+EDGEC_NOINLINE bool attention_softmax(const AttentionRows &a, int64_t row, int64_t p0, int64_t n) {
     const AttentionShape &s = *a.s;
     float *score = a.score + row * kAttentionSpan;
     const int64_t t = a.t0 + row / s.group;
@@ -225,7 +226,7 @@ EDGEC_NOINLINE void attention_few_rows(const AttentionTile<T> &a, int64_t rows, 
     for (int64_t r = 0; r < rows; ++r) {
         float *score = a.score + r * kAttentionSpan;
         attention_scores(a.q + r * s.d_pad, copy ? s.d_pad : s.d, keys, copy ? s.d_pad : a.k_step, n, score);
-        if (attention_softmax<T>(a, r, p0, n)) attention_mix<T>(score, n, v, a.v_step, s.dv, a.sum + r * s.dv_pad);
+        if (attention_softmax(a, r, p0, n)) attention_mix<T>(score, n, v, a.v_step, s.dv, a.sum + r * s.dv_pad);
     }
 }
 
@@ -250,7 +251,7 @@ EDGEC_NOINLINE void attention_tile(const AttentionTile<T> &a, const float *q, fl
         const T *k = a.k + p0 * a.k_step, *v = a.v + p0 * a.v_step;
         if (rows >= kPackRows) {
             attention_score_rows<T>(a, rows, k, n);
-            for (int64_t r = 0; r < rows; ++r) attention_softmax<T>(a, r, p0, n);
+            for (int64_t r = 0; r < rows; ++r) attention_softmax(a, r, p0, n);
             attention_mix_rows<T>(a, rows, v, n);
             continue;
         }
