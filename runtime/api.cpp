@@ -39,6 +39,8 @@ bool good(const edgec_allocator *a) {
 }
 bool good(const edgec_threadpool *p) { return !p || (p->struct_size >= sizeof(edgec_threadpool) && p->run); }
 
+edgec_status bad(Message &message, const char *words) { return fail(message, EDGEC_ERROR_ARGUMENT, "%s", words); }
+
 // Gives the caller the words of a failure, or an empty string.
 edgec_status report(edgec_status status, const Message &message, char *buffer, size_t bytes) {
     message.copy_to(buffer, bytes);
@@ -48,15 +50,15 @@ edgec_status report(edgec_status status, const Message &message, char *buffer, s
 edgec_status open_model(const char *path, const void *data, uint64_t bytes, const edgec_open_options *options,
                         edgec_model **model, char *buffer, size_t buffer_bytes) {
     Message message;
-    if (!model) return report(fail(message, EDGEC_ERROR_ARGUMENT, "open: model is NULL"), message, buffer, buffer_bytes);
+    if (!model) return report(bad(message, "open: model is NULL"), message, buffer, buffer_bytes);
     *model = nullptr;
     edgec_open_options o;
     edgec_status status;
-    if (!read_struct(options, &o)) status = fail(message, EDGEC_ERROR_ARGUMENT, "open: options: struct_size is not set");
-    else if (!good(o.allocator)) status = fail(message, EDGEC_ERROR_ARGUMENT, "open: allocator: a field is not set");
-    else if (!path && !data) status = fail(message, EDGEC_ERROR_ARGUMENT, "open: the path or the data is NULL");
-    else if (uintptr_t(data) % kAlignment) status = fail(message, EDGEC_ERROR_ARGUMENT, "open: data: wanted 64-byte alignment");
-    else if (bytes > SIZE_MAX) status = fail(message, EDGEC_ERROR_ARGUMENT, "open: larger than the address space");
+    if (!read_struct(options, &o)) status = bad(message, "open: options: struct_size is not set");
+    else if (!good(o.allocator)) status = bad(message, "open: allocator: a field is not set");
+    else if (!path && !data) status = bad(message, "open: the path or the data is NULL");
+    else if (uintptr_t(data) % kAlignment) status = bad(message, "open: data: wanted 64-byte alignment");
+    else if (bytes > SIZE_MAX) status = bad(message, "open: larger than the address space");
     else status = model_open(path, data, bytes, o, model, message);
     return report(status, message, buffer, buffer_bytes);
 }
@@ -161,7 +163,7 @@ edgec_status edgec_selftest(edgec_model *model, int golden, char *buffer, size_t
     Message message;
     edgec_status status;
     if (!good(model)) {
-        status = fail(message, EDGEC_ERROR_ARGUMENT, "selftest: not a model");
+        status = bad(message, "selftest: not a model");
     } else {
         status = kernels_compare(model->plan, model->isa, model->allocator, message);
         if (status == EDGEC_OK && golden) status = golden_run(model, message);
@@ -175,10 +177,10 @@ edgec_status edgec_session_create(edgec_model *model, const edgec_session_option
     edgec_status status;
     edgec_session_options o;
     if (session) *session = nullptr;
-    if (!session || !good(model)) status = fail(message, EDGEC_ERROR_ARGUMENT, "session: the model or the result is NULL");
-    else if (!read_struct(options, &o)) status = fail(message, EDGEC_ERROR_ARGUMENT, "session: options: struct_size is not set");
-    else if (!good(o.allocator)) status = fail(message, EDGEC_ERROR_ARGUMENT, "session: allocator: a field is not set");
-    else if (!good(o.threadpool)) status = fail(message, EDGEC_ERROR_ARGUMENT, "session: threadpool: a field is not set");
+    if (!session || !good(model)) status = bad(message, "session: the model or the result is NULL");
+    else if (!read_struct(options, &o)) status = bad(message, "session: options: struct_size is not set");
+    else if (!good(o.allocator)) status = bad(message, "session: allocator: a field is not set");
+    else if (!good(o.threadpool)) status = bad(message, "session: threadpool: a field is not set");
     else status = session_create(model, o, session, message);
     return report(status, message, buffer, buffer_bytes);
 }

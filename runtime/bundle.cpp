@@ -194,7 +194,8 @@ edgec_status check_strings(Bundle *bundle, Message &message) {
         start = end;
     }
     if (start != blob_bytes)
-        return fail(message, EDGEC_ERROR_FORMAT, "STRINGS: found %llu bytes of text, wanted %u", ull(blob_bytes), start);
+        return fail(message, EDGEC_ERROR_FORMAT, "STRINGS: found %llu bytes of text, wanted %u", ull(blob_bytes),
+                    start);
     bundle->n_strings = count;
     return EDGEC_OK;
 }
@@ -244,7 +245,8 @@ edgec_status check_tensors(Bundle *bundle, const Allocator &allocator, Message &
                         "TENSORS: %.100s: offset: found %llu, wanted %llu (sorted, 64-byte aligned, no gaps)", name,
                         ull(t.offset), ull(wanted));
         if (t.offset > weight_bytes || t.bytes > weight_bytes - t.offset)
-            return fail(message, EDGEC_ERROR_FORMAT, "TENSORS: %.100s: found bytes %llu + %llu, wanted inside %llu", name,
+            return fail(message, EDGEC_ERROR_FORMAT, "TENSORS: %.100s: found bytes %llu + %llu, wanted inside %llu",
+                        name,
                         ull(t.offset), ull(t.bytes), ull(weight_bytes));
         end = t.offset + t.bytes;
     }

@@ -38,7 +38,8 @@ struct Bundle {
     const char *string(uint32_t index) const;
 };
 
-// Verifies container, strings, tensors and hash table of `file`, which must stay readable as long as the bundle is used.
+// Verifies container, strings, tensors and hash table of `file`, which must stay readable as long as the bundle is
+// used.
 edgec_status bundle_open(const uint8_t *file, uint64_t bytes, const Allocator &allocator, Bundle *bundle,
                          Message &message);
 // Compares every chunk of the weights with its hash.

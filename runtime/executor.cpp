@@ -10,7 +10,8 @@ constexpr int64_t kNsPerThread = 6000;
 constexpr int64_t kChunksPerThread = 4;
 
 Args args_of(const edgec_session &session, const ReadyEntry &e, const ReadyCall &c) {
-    return {e.views.data() + c.view, e.ints.data() + c.integer, e.floats.data() + c.real, c.n_views, c.n_ints, c.n_floats,
+    return {e.views.data() + c.view, e.ints.data() + c.integer, e.floats.data() + c.real, c.n_views, c.n_ints,
+            c.n_floats,
             const_cast<int32_t *>(&session.fault)};
 }
 

@@ -117,7 +117,8 @@ edgec_status run_generic(edgec_session *s, Reader &r, float tolerance, Message &
         for (uint32_t k = 0; k < n; k++) {
             const float recorded = r.f32();
             if (uint64_t(k) * stride >= count)
-                return fail(message, EDGEC_ERROR_FORMAT, "GOLDEN: output '%.100s': found %u values, wanted at most %llu",
+                return fail(message, EDGEC_ERROR_FORMAT,
+                            "GOLDEN: output '%.100s': found %u values, wanted at most %llu",
                             s->model->bundle.string(p.name), n, ull((count + stride - 1) / stride));
             c.add(element(v, uint64_t(k) * stride), recorded);
         }
@@ -134,7 +135,8 @@ edgec_status golden_check(const Bundle &bundle, const Plan &plan, Message &messa
     Reader r(s.data, s.bytes);
     const uint32_t kind = r.u32();
     const float tolerance = r.f32();
-    if (r.bad() || kind != plan.kind || !(tolerance >= 0 && tolerance <= 1)) return broken(message, "its head is damaged");
+    if (r.bad() || kind != plan.kind || !(tolerance >= 0 && tolerance <= 1))
+        return broken(message, "its head is damaged");
     if (kind == 1) {
         const uint32_t n_tokens = r.u32();
         if (n_tokens < 1 || n_tokens > plan.max_context || n_tokens > r.left() / 4)
@@ -142,7 +144,8 @@ edgec_status golden_check(const Bundle &bundle, const Plan &plan, Message &messa
         for (uint32_t i = 0; i < n_tokens; i++)
             if (r.u32() >= plan.vocab) return broken(message, "a token is outside the vocabulary");
         const uint32_t n_pairs = r.u32();
-        if (r.bad() || n_pairs < 1 || n_pairs > r.left() / 8) return broken(message, "the number of logits is out of range");
+        if (r.bad() || n_pairs < 1 || n_pairs > r.left() / 8)
+            return broken(message, "the number of logits is out of range");
         for (uint32_t i = 0; i < n_pairs; i++) {
             if (r.u32() >= plan.vocab) return broken(message, "a logit's token is outside the vocabulary");
             if (!isfinite(r.f32())) return broken(message, "a logit is not finite");

@@ -4,7 +4,8 @@
 namespace edgec {
 namespace {
 
-edgec_status run_entry(edgec_session *s, uint32_t entry, const int32_t *tokens, uint32_t n, uint32_t past, float *logits) {
+edgec_status run_entry(edgec_session *s, uint32_t entry, const int32_t *tokens, uint32_t n, uint32_t past,
+                       float *logits) {
     const Plan &plan = s->model->plan;
     int64_t symbols[kMaxSymbols] = {};
     if (plan.seq >= 0) symbols[plan.seq] = n;
@@ -23,7 +24,8 @@ edgec_status check_tokens(edgec_session *s, const char *what, const int32_t *tok
     const Plan &plan = s->model->plan;
     if (plan.kind != 1)
         return fail(s->message, EDGEC_ERROR_UNSUPPORTED, "%s: this is not a language model; use run", what);
-    if (!tokens || n == 0) return fail(s->message, EDGEC_ERROR_ARGUMENT, "%s: tokens: found none, wanted at least 1", what);
+    if (!tokens || n == 0)
+        return fail(s->message, EDGEC_ERROR_ARGUMENT, "%s: tokens: found none, wanted at least 1", what);
     for (uint32_t i = 0; i < n; i++)
         if (tokens[i] < 0 || uint32_t(tokens[i]) >= plan.vocab)
             return fail(s->message, EDGEC_ERROR_TENSOR, "%s: token %u: found id %d, wanted 0..%u", what, i, tokens[i],
@@ -83,7 +85,8 @@ edgec_status generate(edgec_session *s, const int32_t *prompt, uint32_t n, const
     Array<uint64_t> sorted;
     const uint64_t bytes = sampler_scratch_bytes(o.temperature, o.top_p, o.top_k, vocab);
     if (s->max_memory && bytes > s->max_memory - s->memory.total)
-        return fail(s->message, EDGEC_ERROR_LIMIT, "generate: found %llu bytes needed for sampling, wanted at most %llu",
+        return fail(s->message, EDGEC_ERROR_LIMIT,
+                    "generate: found %llu bytes needed for sampling, wanted at most %llu",
                     ull(bytes), ull(s->max_memory - s->memory.total));
     if (!sorted.allocate(s->allocator, (bytes + 7) / 8))
         return fail(s->message, EDGEC_ERROR_MEMORY, "generate: %llu bytes cannot be allocated", ull(bytes));

@@ -51,7 +51,8 @@ edgec_status choose_isa(uint8_t *isa, Message &message) {
         snprintf(choices + n, sizeof choices - n, "%s%s", n ? ", " : "", isa_name(Isa(i)));
     }
     return fail(message, EDGEC_ERROR_UNSUPPORTED,
-                "open: EDGEC_ISA: found '%.60s', wanted an instruction set of this machine and build: %s", name, choices);
+                "open: EDGEC_ISA: found '%.60s', wanted an instruction set of this machine and build: %s", name,
+                choices);
 }
 
 edgec_status open_all(edgec_model *m, const edgec_open_options &options, Message &message) {
@@ -96,7 +97,7 @@ edgec_status model_open(const char *path, const void *data, uint64_t bytes, cons
                         edgec_model **model, Message &message) {
     *model = nullptr;
     Allocator allocator = default_allocator();
-    if (options.allocator) allocator = {options.allocator->allocate, options.allocator->release, options.allocator->user};
+    if (const edgec_allocator *a = options.allocator) allocator = {a->allocate, a->release, a->user};
     edgec_model *m = create<edgec_model>(allocator);
     if (!m) return fail(message, EDGEC_ERROR_MEMORY, "open: cannot be allocated");
     m->allocator = allocator;
@@ -115,7 +116,7 @@ edgec_status model_open(const char *path, const void *data, uint64_t bytes, cons
     }
     if (status == EDGEC_ERROR_MEMORY && m->budget.refused)
         status = fail(message, EDGEC_ERROR_LIMIT,
-                      "open: opening would allocate more than the file's %llu bytes and %llu more, which no real bundle needs",
+                      "open: found a need of more than the file's %llu bytes and %llu more, wanted at most that",
                       ull(m->bundle.file_bytes), ull(kOpenSlack));
     if (status != EDGEC_OK) {
         model_close(m);

@@ -56,7 +56,8 @@ struct Parser {
                 plan.symbol[plan.n_symbols++] = i;
             } else {
                 if (d.a >= i || d.b >= i || d.c)
-                    return fail(message, EDGEC_ERROR_FORMAT, "PLAN: dim %u: found operands %u and %u, wanted earlier ones",
+                    return fail(message, EDGEC_ERROR_FORMAT,
+                                "PLAN: dim %u: found operands %u and %u, wanted earlier ones",
                                 i, d.a, d.b);
                 plan.dim_symbols[i] = plan.dim_symbols[d.a] | plan.dim_symbols[d.b];
             }
@@ -82,9 +83,11 @@ struct Parser {
     edgec_status ports(const char *what, Array<Port> &out, bool state) {
         const uint32_t n = r.u32();
         if (r.bad() || n > kMaxPorts || n > r.left() / 12)
-            return fail(message, EDGEC_ERROR_FORMAT, "PLAN: %ss: found %u, wanted at most %u that fit", what, n, kMaxPorts);
+            return fail(message, EDGEC_ERROR_FORMAT, "PLAN: %ss: found %u, wanted at most %u that fit", what, n,
+                        kMaxPorts);
         static_assert(kMaxPorts == kMaxStates, "one cap for both");
-        if (!out.allocate(allocator, n)) return fail(message, EDGEC_ERROR_MEMORY, "open: %u %ss cannot be allocated", n, what);
+        if (!out.allocate(allocator, n))
+            return fail(message, EDGEC_ERROR_MEMORY, "open: %u %ss cannot be allocated", n, what);
         for (uint32_t i = 0; i < n; i++) {
             Port &p = out[i];
             p.name = r.u32(), p.dtype = r.u32(), p.rank = r.u32();
@@ -182,7 +185,9 @@ struct Parser {
                         CallName(bundle, entry, c).text, n_floats, kMaxFloats);
         for (uint32_t i = 0; i < n_floats; i++) {
             const float f = r.f32();
-            if (f != f) return fail(message, EDGEC_ERROR_FORMAT, "PLAN: %s: float %u: found NaN", CallName(bundle, entry, c).text, i);
+            if (f != f)
+                return fail(message, EDGEC_ERROR_FORMAT, "PLAN: %s: float %u: found NaN",
+                            CallName(bundle, entry, c).text, i);
         }
         return r.bad() ? cut("call") : EDGEC_OK;
     }
@@ -219,13 +224,14 @@ struct Parser {
         for (uint32_t v : head)
             if (plan.kind > 1 || v < least || v > most)
                 return fail(message, EDGEC_ERROR_FORMAT,
-                            "PLAN: head: found kind %u, context %u, vocabulary %u, prefill chunk %u", plan.kind, head[0],
-                            head[1], head[2]);
+                            "PLAN: head: found kind %u, context %u, vocabulary %u, prefill chunk %u", plan.kind,
+                            head[0], head[1], head[2]);
         if (edgec_status s = dims()) return s;
         if (edgec_status s = ports("state", plan.states, true)) return s;
         plan.n_entries = r.u32();
         if (r.bad() || plan.n_entries < 1 || plan.n_entries > kMaxEntries)
-            return fail(message, EDGEC_ERROR_FORMAT, "PLAN: entries: found %u, wanted 1..%u", plan.n_entries, kMaxEntries);
+            return fail(message, EDGEC_ERROR_FORMAT, "PLAN: entries: found %u, wanted 1..%u", plan.n_entries,
+                        kMaxEntries);
         for (uint32_t i = 0; i < plan.n_entries; i++)
             if (edgec_status s = entry(plan.entry[i])) return s;
         if (r.left() != 0)
@@ -302,7 +308,8 @@ edgec_status plan_evaluate(const Plan &plan, const Bundle &bundle, const int64_t
             }
         }
         if (!ok || v < 0 || v > kMaxDim)
-            return fail(message, EDGEC_ERROR_FORMAT, "PLAN: dim %u: its value is negative, above 2^40 or not defined", i);
+            return fail(message, EDGEC_ERROR_FORMAT, "PLAN: dim %u: its value is negative, above 2^40 or not defined",
+                        i);
         values[i] = v;
     }
     return EDGEC_OK;
@@ -360,7 +367,7 @@ edgec_status plan_resolve(const Plan &plan, const Bundle &bundle, const Entry &e
         }
         if (bytes < 0 || uint64_t(bytes) > room || exact)
             return fail(message, EDGEC_ERROR_FORMAT,
-                        "PLAN: %s: operand %u: found an extent of %lld bytes at %llu, wanted it inside its space of %llu",
+                        "PLAN: %s: operand %u: found an extent of %lld bytes at %llu, wanted it inside %llu",
                         CallName(bundle, entry, call).text, i, ll(bytes), ull(o.offset), ull(room));
         extent[i] = bytes;
     }
@@ -371,7 +378,8 @@ edgec_status plan_resolve(const Plan &plan, const Bundle &bundle, const Entry &e
             if (!overlap(out, uint64_t(extent[w]), other, uint64_t(extent[i]))) continue;
             const bool same = out.offset == other.offset && extent[w] == extent[i];
             if (i < kernel.n_out || !kernel.in_place || !same)
-                return fail(message, EDGEC_ERROR_FORMAT, "PLAN: %s: operands %u and %u share bytes, which it does not allow",
+                return fail(message, EDGEC_ERROR_FORMAT,
+                            "PLAN: %s: operands %u and %u share bytes, which it does not allow",
                             CallName(bundle, entry, call).text, w, i);
         }
     }

@@ -60,7 +60,8 @@ struct Runner {
         for (uint32_t i = 0; i < n; i++) {
             const edgec_tensor &t = tensors[i];
             if (t.struct_size != sizeof(edgec_tensor) || !t.name)
-                return fail(s.message, EDGEC_ERROR_ARGUMENT, "run: %s %u: found struct_size %u and %s, wanted %zu and a name",
+                return fail(s.message, EDGEC_ERROR_ARGUMENT,
+                            "run: %s %u: found struct_size %u and %s, wanted %zu and a name",
                             what, i, t.struct_size, t.name ? "a name" : "no name", sizeof(edgec_tensor));
             uint64_t p = 0;
             while (p < ports.size() && strcmp(name(ports[p]), t.name)) p++;
@@ -117,14 +118,16 @@ struct Runner {
         if (t && t->data) {
             const bool dense = contiguous(*t);
             if (dense && t->bytes < b->bytes)
-                return fail(s.message, EDGEC_ERROR_TENSOR, "run: %s '%.100s': found room for %llu bytes, wanted %llu", what,
+                return fail(s.message, EDGEC_ERROR_TENSOR, "run: %s '%.100s': found room for %llu bytes, wanted %llu",
+                            what,
                             name(port), ull(t->bytes), ull(b->bytes));
             // The last element of a strided tensor must lie in its memory; negative strides would leave it.
             uint64_t last = 0;
             bool inside = true;
             for (uint32_t k = 0; k < t->rank && !dense && b->bytes; k++) {
                 uint64_t step;
-                inside = inside && t->strides[k] >= 0 && mul_u64(uint64_t(t->strides[k]), uint64_t(t->shape[k] - 1), &step) &&
+                inside = inside && t->strides[k] >= 0 && mul_u64(uint64_t(t->strides[k]), uint64_t(t->shape[k] - 1),
+                                                                 &step) &&
                          add_u64(last, step, &last);
             }
             if (!dense && b->bytes && (!inside || last >= t->bytes / size))
@@ -168,11 +171,12 @@ struct Runner {
         for (uint64_t p = 0; p < in.size(); p++)
             if (edgec_status e = place("input", entry.inputs[p], &inputs[in[p].given - 1], &in[p])) return e;
         for (uint64_t p = 0; p < out.size(); p++)
-            if (edgec_status e = place("output", entry.outputs[p], out[p].given ? &outputs[out[p].given - 1] : nullptr, &out[p]))
+            if (edgec_status e = place("output", entry.outputs[p], out[p].given ? &outputs[out[p].given - 1] : nullptr,
+                                       &out[p]))
                 return e;
         if (s.max_memory && staging_bytes > s.max_memory - s.memory.total)
             return fail(s.message, EDGEC_ERROR_LIMIT,
-                        "run: found %llu bytes needed for copies of strided, unaligned or unwanted tensors, wanted at most %llu",
+                        "run: found %llu bytes needed to copy strided or unaligned tensors, wanted at most %llu",
                         ull(staging_bytes), ull(s.max_memory - s.memory.total));
         if (!staging.allocate(s.allocator, staging_bytes))
             return fail(s.message, EDGEC_ERROR_MEMORY, "run: %llu bytes cannot be allocated", ull(staging_bytes));

@@ -142,7 +142,8 @@ edgec_status session_create(edgec_model *model, const edgec_session_options &opt
     *session = nullptr;
     const Plan &plan = model->plan;
     if (plan.kind == 1 ? options.context > plan.max_context : options.context != 0)
-        return fail(message, EDGEC_ERROR_ARGUMENT, "session: context: found %u, wanted at most %u tokens", options.context,
+        return fail(message, EDGEC_ERROR_ARGUMENT, "session: context: found %u, wanted at most %u tokens",
+                    options.context,
                     plan.max_context);
     if (options.threads > kMaxThreads)
         return fail(message, EDGEC_ERROR_ARGUMENT, "session: threads: found %u, wanted at most %u", options.threads,
@@ -159,7 +160,7 @@ edgec_status session_create(edgec_model *model, const edgec_session_options &opt
                     ull(sizes.total), ull(sizes.arena), ull(sizes.scratch), ull(sizes.state), ull(sizes.other),
                     ull(options.max_memory));
     Allocator allocator = model->allocator;
-    if (options.allocator) allocator = {options.allocator->allocate, options.allocator->release, options.allocator->user};
+    if (const edgec_allocator *a = options.allocator) allocator = {a->allocate, a->release, a->user};
     PoolHook hook;
     if (options.threadpool) hook = {options.threadpool->run, options.threadpool->user};
     edgec_session *s = create<edgec_session>(allocator);
@@ -211,7 +212,8 @@ edgec_status session_save(const edgec_session *session, void *data, uint64_t *by
     *bytes = needed;
     if (!data) return EDGEC_OK;
     if (capacity < needed)
-        return fail(session->message, EDGEC_ERROR_ARGUMENT, "save: found room for %llu bytes, wanted %llu", ull(capacity),
+        return fail(session->message, EDGEC_ERROR_ARGUMENT, "save: found room for %llu bytes, wanted %llu",
+                    ull(capacity),
                     ull(needed));
     SavedHead head = {};
     memcpy(head.magic, kSavedMagic, sizeof head.magic);
@@ -243,7 +245,8 @@ edgec_status session_load(edgec_session *session, const void *data, uint64_t byt
     const uint64_t needed = saved_bytes(*session);
     if (head.bytes != needed || bytes != needed) {
         session->position = before;
-        return fail(session->message, EDGEC_ERROR_FORMAT, "load: found %llu bytes, wanted %llu", ull(bytes), ull(needed));
+        return fail(session->message, EDGEC_ERROR_FORMAT, "load: found %llu bytes, wanted %llu", ull(bytes),
+                    ull(needed));
     }
     const uint8_t *in = static_cast<const uint8_t *>(data) + sizeof head;
     for (uint64_t i = 0; i < session->states.size(); i++) {

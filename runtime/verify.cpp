@@ -63,7 +63,7 @@ struct Verifier {
                 if ((o.space == SPACE_ARENA && bytes && !regions.readable(o.offset, o.offset + bytes)) ||
                     (o.space == SPACE_OUTPUT && !written[o.index]))
                     return fail(message, EDGEC_ERROR_FORMAT,
-                                "PLAN: %s: operand %u reads bytes that no earlier call has written, or that were written over",
+                                "PLAN: %s: operand %u reads bytes that no earlier call has written, or written over",
                                 CallName(bundle, entry, call).text, i);
             }
             for (uint32_t i = 0; i < n_out; i++) {
@@ -113,7 +113,7 @@ struct Verifier {
                 !(decode ? constant(tokens->dim[0], 1) : sequence(tokens->dim[0])) ||
                 (rows && !sequence(logits->dim[0])) || !constant(logits->dim[rows], plan.vocab))
                 return fail(message, EDGEC_ERROR_FORMAT,
-                            "PLAN: entry '%.100s': wanted the input tokens i32 [%s] and the output logits f32 [%svocab]",
+                            "PLAN: entry '%.99s': wanted the input tokens i32 [%s] and the output logits f32 [%svocab]",
                             bundle.string(e.name), decode ? "1" : "seq", rows ? "seq, " : "");
         }
         // Forgetting tokens, saving and failing safely all rely on states that hold one row per token.
@@ -155,7 +155,8 @@ struct Verifier {
         for (const Port &p : plan.states)
             for (uint32_t k = 0; k < p.rank; k++)
                 if (plan.dim_symbols[p.dim[k]] & ~may)
-                    return fail(message, EDGEC_ERROR_FORMAT, "PLAN: state '%.100s': dim %u: wanted a constant or `context`",
+                    return fail(message, EDGEC_ERROR_FORMAT,
+                                "PLAN: state '%.100s': dim %u: wanted a constant or `context`",
                                 bundle.string(p.name), k);
         if (edgec_status s = plan.kind == 1 ? language_model() : generic()) return s;
         int64_t symbols[kMaxSymbols];
@@ -210,7 +211,8 @@ edgec_status name_parts(Plan *plan, const Bundle &bundle, Message &message) {
             found = true;
         }
         if (!found)
-            return fail(message, EDGEC_ERROR_FORMAT, "PLAN: found the symbol %.100s, wanted seq, past or context", name);
+            return fail(message, EDGEC_ERROR_FORMAT, "PLAN: found the symbol %.100s, wanted seq, past or context",
+                        name);
     }
     return EDGEC_OK;
 }
