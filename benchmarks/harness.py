@@ -20,6 +20,8 @@ from edgec.targets.devices import host
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 WORK = ROOT / "build" / "bench"
+# Longer than any of the thread pools spins.
+SETTLE_S = 0.03
 
 
 def asset(name: str) -> Path:
@@ -64,7 +66,7 @@ class Report:
     def add(self, test: str, threads: int, work: int, ours: Callable[[], None], theirs: Callable[[], None],
             repetitions: int, warmup: int = 3) -> None:
         """Times both in turn; ratio = our median time over theirs, below 1 is faster."""
-        a, b = interleaved([("edgec", ours), ("onnxruntime", theirs)], repetitions, warmup, threads, work)
+        a, b = interleaved([("edgec", ours), ("onnxruntime", theirs)], repetitions, warmup, threads, work, SETTLE_S)
         ratio = statistics.median(a.seconds) / statistics.median(b.seconds)
         self.rows.append({"test": test, "threads": threads, "ratio": ratio,
                           "edgec": a.to_dict(), "onnxruntime": b.to_dict()})

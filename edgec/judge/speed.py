@@ -58,11 +58,17 @@ def measure(name: str, threads: int, work: int, run: Callable[[], None], repetit
 
 
 def interleaved(sides: Sequence[tuple[str, Callable[[], None]]], repetitions: int, warmup: int,
-                threads: int, work: int) -> list[Samples]:
-    """Times several sides in turn, A B A B ..., so that a slow moment of the machine hits all of them."""
+                threads: int, work: int, settle: float = 0.02) -> list[Samples]:
+    """Times several sides in turn, A B A B ..., so that a slow moment of the machine hits all of them.
+
+    Each turn waits `settle` seconds, then runs once untimed and once timed: a contender's worker threads spin for a
+    while after its run, and would take a core from whoever is timed next; what the wait cooled down is warm again.
+    """
     seconds: dict[str, list[float]] = {name: [] for name, _ in sides}
     for index in range(warmup + repetitions):
         for name, run in sides:
+            time.sleep(settle)
+            run()
             start = time.perf_counter()
             run()
             spent = time.perf_counter() - start
