@@ -51,7 +51,7 @@ def inspect(
     ports = [(kind, p["name"], p["dtype"], " x ".join(map(str, p["shape"])) or "scalar")
              for kind in ("inputs", "outputs") for p in found[kind]]
     facts = [(k.replace("_", " "), format_bytes(v) if k.endswith("bytes") else v)
-             for k, v in found.items() if not isinstance(v, (dict, list)) and v not in (None, "")]
+             for k, v in found.items() if not isinstance(v, (dict, list)) and v not in (None, "", 0)]
     print_table(("field", "value"), facts)
     print_table(("port", "name", "dtype", "shape"), [(kind[:-1], *rest) for kind, *rest in ports], "\nInputs, outputs")
     for title in ("operators", "kernels"):
