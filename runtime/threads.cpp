@@ -36,7 +36,9 @@ bool Pool::start(const Allocator &allocator, uint32_t threads, const PoolHook &h
     const uint32_t cores = core_count();
     // With more threads than cores, a spinning thread would keep the one it waits for from running.
     spin_ns_ = threads <= cores ? kSpinNs : 0;
-    if (hook.run || threads <= 1) return true;
+    if (threads <= 1) return true;
+    if (!shares_.allocate(allocator, threads)) return false;
+    if (hook.run) return true;
     if (!workers_.allocate(allocator, threads - 1)) return false;
     for (uint32_t i = 0; i + 1 < threads; i++) {
         Worker &w = workers_[i];
@@ -77,23 +79,34 @@ void Pool::worker_main(void *arg) {
     }
 }
 
-// Claims chunks of job `ticket` until there are none. The claim itself carries how many are left: a worker that comes
-// late sees zero or another number of job, whatever the job's other fields say by then.
+// Claims chunks of job `ticket` until there are none, the thread's own share first: neighbouring calls then find in its
+// cache what it left there, and a slow core's chunks are taken over all the same. A claim itself carries how many chunks
+// of the share are left: a worker that comes late sees zero or another job's number, whatever the other fields say.
 void Pool::work(uint32_t index, uint32_t ticket) {
-    uint64_t claim = load(claim_);
-    while (true) {
-        const uint32_t left = uint32_t(claim);
-        if (uint32_t(claim >> 32) != ticket || left == 0 || index >= load_relaxed(limit_)) return;
-        if (!__atomic_compare_exchange_n(&claim_, &claim, claim - 1, false, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE))
-            continue;
-        // Only now are the fields this job's for sure: run() cannot return before this chunk is counted.
-        const int64_t n = load_relaxed(n_), chunk = load_relaxed(chunk_);
-        const uint32_t chunks = load_relaxed(chunks_);
-        const int64_t begin = int64_t(chunks - left) * chunk, end = n - begin > chunk ? begin + chunk : n;
-        load_relaxed(fn_)(load_relaxed(arg_), begin, end, index);
-        finish(chunks);
-        claim = load(claim_);
+    const uint32_t limit = load_relaxed(limit_);  // never above threads_; maybe of a later job, then every claim fails
+    for (uint32_t k = 0; index < limit && k < limit; k++) {
+        const uint32_t owner = index + k < limit ? index + k : index + k - limit;
+        uint64_t &share = shares_[owner].claim;
+        uint64_t claim = load(share);
+        while (uint32_t(claim >> 32) == ticket && uint32_t(claim) != 0) {
+            if (!__atomic_compare_exchange_n(&share, &claim, claim - 1, false, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE))
+                continue;
+            // Only now are the fields this job's for sure: run() cannot return before this chunk is counted.
+            const int64_t n = load_relaxed(n_), chunk = load_relaxed(chunk_);
+            const uint32_t chunks = load_relaxed(chunks_);
+            const int64_t at = int64_t(share_end(chunks, owner, limit)) - uint32_t(claim);
+            const int64_t begin = at * chunk, end = n - begin > chunk ? begin + chunk : n;
+            load_relaxed(fn_)(load_relaxed(arg_), begin, end, index);
+            finish(chunks);
+            claim = load(share);
+        }
+        if (uint32_t(claim >> 32) != ticket) return;
     }
+}
+
+// Chunks 0..share_end-1 belong to the threads up to `owner`.
+uint32_t Pool::share_end(uint32_t chunks, uint32_t owner, uint32_t limit) {
+    return uint32_t(uint64_t(chunks) * (owner + 1) / limit);
 }
 
 // Counts one chunk as done. Between the claim and this, run() cannot return: the job's fields stand still.
@@ -118,7 +131,11 @@ void Pool::run(TileFn fn, void *arg, int64_t n, int64_t chunk, uint32_t limit) {
     store_relaxed(fn_, fn), store_relaxed(arg_, arg), store_relaxed(n_, n), store_relaxed(chunk_, chunk);
     store_relaxed(chunks_, chunks), store_relaxed(limit_, limit);
     store_relaxed(done_, 0u), store_relaxed(caller_sleeps_, 0u);
-    __atomic_store_n(&claim_, uint64_t(ticket) << 32 | chunks, __ATOMIC_RELEASE);
+    for (uint32_t t = 0, begin = 0; t < limit; t++) {
+        const uint32_t end = share_end(chunks, t, limit);
+        __atomic_store_n(&shares_[t].claim, uint64_t(ticket) << 32 | (end - begin), __ATOMIC_RELEASE);
+        begin = end;
+    }
     __atomic_store_n(&ticket_, ticket, __ATOMIC_SEQ_CST);
     if (hook_.run) {
         hook_.run(hook_.user, hook_work, this, limit);

@@ -33,6 +33,11 @@ class Pool {
         Thread thread;
         uint32_t index;
     };
+    // A thread's part of the job. High half: number of the job; low half: chunks of the part nobody has claimed.
+    struct alignas(64) Share {
+        uint64_t claim;
+    };
+    static uint32_t share_end(uint32_t chunks, uint32_t owner, uint32_t limit);
     static void worker_main(void *arg);
     static void hook_work(void *arg, uint32_t index);
     void work(uint32_t index, uint32_t ticket);
@@ -53,6 +58,7 @@ class Pool {
     uint32_t threads_ = 1;
     uint64_t spin_ns_ = 0;
     PoolHook hook_;
+    Array<Share> shares_;
     Array<Worker> workers_;
 };
 

@@ -14,7 +14,8 @@ struct Epilogue {
 
 struct LinearShape {
     int64_t m, n, k, panels;
-    int64_t row_blocks, panel_blocks;  // tiles = row_blocks * panel_blocks; the row block runs fastest
+    int64_t row_blocks, panel_blocks;  // tiles = row_blocks * panel_blocks
+    bool rows_outer;                   // the panel block runs fastest, else the row block
 };
 // At most this many rows take the matrix-vector path, in which a tile is one panel.
 constexpr int64_t kVectorRows = 3;
@@ -39,6 +40,9 @@ EDGEC_INLINE LinearShape linear_shape(const Args &g) {
     bool vector = s.m <= kVectorRows;
     s.row_blocks = vector ? 1 : ceil_div(s.m, kLinearRows);
     s.panel_blocks = vector ? s.panels : ceil_div(s.panels, kLinearPanels);
+    // A thread takes neighbouring tiles. Where the activations are the larger part it should keep its rows, which the
+    // calls before and after split alike; else its weights.
+    s.rows_outer = !vector && s.m > 0 && s.k + s.n > 0 && s.n * s.k / (s.k + s.n) < s.m;
     return s;
 }
 

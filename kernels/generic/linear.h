@@ -63,14 +63,16 @@ EDGEC_NOINLINE void linear_run(const Gemm &g, const LinearShape &s, const W *w, 
         }
         return;
     }
+    // The tiles of one run of the inner index are one block; whole runs are done together.
+    const int64_t inner = s.rows_outer ? s.panel_blocks : s.row_blocks;
     while (t0 < t1) {
-        int64_t pb = t0 / s.row_blocks, rb = t0 % s.row_blocks, panel_blocks = 1, row_blocks = s.row_blocks - rb;
-        if (row_blocks > t1 - t0) row_blocks = t1 - t0;
-        // Whole columns of tiles are done together: the rows are then read once for all of them.
-        if (row_blocks == s.row_blocks) panel_blocks = (t1 - t0) / s.row_blocks;
-        gemm_block<W>(g, w, wide, rb * kLinearRows, imin(s.m, (rb + row_blocks) * kLinearRows), pb * kLinearPanels,
-                      imin(s.panels, (pb + panel_blocks) * kLinearPanels));
-        t0 += panel_blocks * row_blocks;
+        int64_t i0 = t0 % inner, o0 = t0 / inner, i_n = imin(inner - i0, t1 - t0);
+        int64_t o_n = i_n == inner ? (t1 - t0) / inner : 1;
+        int64_t rb = s.rows_outer ? o0 : i0, rows = s.rows_outer ? o_n : i_n;
+        int64_t pb = s.rows_outer ? i0 : o0, panels = s.rows_outer ? i_n : o_n;
+        gemm_block<W>(g, w, wide, rb * kLinearRows, imin(s.m, (rb + rows) * kLinearRows), pb * kLinearPanels,
+                      imin(s.panels, (pb + panels) * kLinearPanels));
+        t0 += i_n * o_n;
     }
 }
 
