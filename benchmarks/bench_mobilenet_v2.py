@@ -12,7 +12,7 @@ SOURCE = "examples/mobilenet_v2.py:create"
 
 
 def main() -> None:
-    chosen = arguments(__doc__ or "", repetitions=50)
+    chosen = arguments(__doc__ or "", turns=10)
     asset("mobilenet_v2/model.safetensors")
     bundle = compiled(SOURCE, "mobilenet_v2")
     # onnxruntime gets the graph as torch exported it, before any of our passes.
@@ -30,7 +30,7 @@ def main() -> None:
                 if not error < 1e-3:
                     raise SystemExit(f"error: outputs differ by {error}: timing wrong answers says nothing")
                 report.add("one image", threads, 1, lambda s=ours: s.run({name: image}),
-                           lambda s=theirs, f=feed: s.run(None, f), chosen.repetitions)
+                           lambda s=theirs, f=feed: s.run(None, f), chosen.turns)
         report.write(isa=model.info.isa, model=SOURCE, dtype="float32")
 
 

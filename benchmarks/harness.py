@@ -20,8 +20,6 @@ from edgec.targets.devices import host
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 WORK = ROOT / "build" / "bench"
-# Longer than any of the thread pools spins.
-SETTLE_S = 0.03
 
 
 def asset(name: str) -> Path:
@@ -32,9 +30,9 @@ def asset(name: str) -> Path:
     return path
 
 
-def arguments(about: str, repetitions: int) -> argparse.Namespace:
+def arguments(about: str, turns: int) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=about)
-    parser.add_argument("-r", "--repetitions", type=int, default=repetitions)
+    parser.add_argument("-r", "--turns", type=int, default=turns, help="turns of each side")
     parser.add_argument("-t", "--threads", default="1,2", help="thread counts, comma-separated")
     found = parser.parse_args()
     found.threads = [int(t) for t in found.threads.split(",")]
@@ -64,9 +62,9 @@ class Report:
         self.name, self.rows = name, list[dict[str, Any]]()
 
     def add(self, test: str, threads: int, work: int, ours: Callable[[], None], theirs: Callable[[], None],
-            repetitions: int, warmup: int = 3) -> None:
+            turns: int) -> None:
         """Times both in turn; ratio = our median time over theirs, below 1 is faster."""
-        a, b = interleaved([("edgec", ours), ("onnxruntime", theirs)], repetitions, warmup, threads, work, SETTLE_S)
+        a, b = interleaved([("edgec", ours), ("onnxruntime", theirs)], turns, threads, work)
         ratio = statistics.median(a.seconds) / statistics.median(b.seconds)
         self.rows.append({"test": test, "threads": threads, "ratio": ratio,
                           "edgec": a.to_dict(), "onnxruntime": b.to_dict()})

@@ -57,21 +57,22 @@ def measure(name: str, threads: int, work: int, run: Callable[[], None], repetit
     return Samples(name, threads, work, tuple(seconds))
 
 
-def interleaved(sides: Sequence[tuple[str, Callable[[], None]]], repetitions: int, warmup: int,
-                threads: int, work: int, settle: float = 0.02) -> list[Samples]:
+def interleaved(sides: Sequence[tuple[str, Callable[[], None]]], turns: int, threads: int, work: int, *,
+                settle: float = 0.06, untimed: int = 4, timed: int = 5) -> list[Samples]:
     """Times several sides in turn, A B A B ..., so that a slow moment of the machine hits all of them.
 
-    Each turn waits `settle` seconds, then runs once untimed and once timed: a contender's worker threads spin for a
-    while after its run, and would take a core from whoever is timed next; what the wait cooled down is warm again.
+    Each turn waits `settle` seconds, then runs `untimed` times and `timed` times (each a sample). The wait is there
+    because a contender's worker threads spin for tens of milliseconds after its run and would take a core from whoever
+    is timed next; the untimed runs because caches, clocks and sleeping threads need that long to be warm again.
     """
     seconds: dict[str, list[float]] = {name: [] for name, _ in sides}
-    for index in range(warmup + repetitions):
+    for _ in range(turns):
         for name, run in sides:
             time.sleep(settle)
-            run()
-            start = time.perf_counter()
-            run()
-            spent = time.perf_counter() - start
-            if index >= warmup:
-                seconds[name].append(spent)
+            for index in range(untimed + timed):
+                start = time.perf_counter()
+                run()
+                spent = time.perf_counter() - start
+                if index >= untimed:
+                    seconds[name].append(spent)
     return [Samples(name, threads, work, tuple(values)) for name, values in seconds.items()]

@@ -114,9 +114,10 @@ def test_folders_that_cannot_be_used(tmp_path: Path) -> None:
 
 def test_timing() -> None:
     order: list[str] = []
-    rows = interleaved([("a", lambda: order.append("a")), ("b", lambda: order.append("b"))], 3, 1, 1, 5, 0)
-    assert order == ["a", "a", "b", "b"] * 4, "each turn: one untimed run, one timed"
-    assert [(r.name, len(r.seconds)) for r in rows] == [("a", 3), ("b", 3)]
+    rows = interleaved([("a", lambda: order.append("a")), ("b", lambda: order.append("b"))], 3, 1, 5,
+                       settle=0, untimed=1, timed=2)
+    assert order == ["a", "a", "a", "b", "b", "b"] * 3, "each turn: one untimed run, two timed"
+    assert [(r.name, len(r.seconds)) for r in rows] == [("a", 6), ("b", 6)]
     prepared: list[int] = []
     row = measure("x", 2, 10, lambda: None, 4, 2, lambda: prepared.append(1))
     assert (len(row.seconds), len(prepared), row.threads) == (4, 6, 2)
