@@ -12,10 +12,21 @@ namespace edgec {
     int64_t name##_tiles(const Args &); \
     int64_t name##_cost(const Args &); \
     int64_t name##_scratch(const Args &);
+#define PORTABLE(name, n_out, in_place) KERNEL(name, n_out, in_place)
 #include "kernels.def"
+#undef PORTABLE
+#undef KERNEL
+
+#define KERNEL(name, n_out, in_place)
+#define PORTABLE(name, n_out, in_place) void name(const Args &, int64_t, int64_t, void *);
+namespace portable {
+#include "kernels.def"
+}
+#undef PORTABLE
 #undef KERNEL
 
 #define KERNEL(name, n_out, in_place) void name(const Args &, int64_t, int64_t, void *);
+#define PORTABLE(name, n_out, in_place)
 namespace scalar {
 #include "kernels.def"
 }
@@ -43,15 +54,21 @@ namespace neon {
 #else
 #define EDGEC_NEON_RUN(name) nullptr
 #endif
+#undef PORTABLE
 #undef KERNEL
 
+#define ROW(name, n_out, in_place, ...) \
+    {#name, n_out, in_place, name##_check, name##_tiles, name##_cost, name##_scratch, {__VA_ARGS__}},
 #define KERNEL(name, n_out, in_place) \
-    {#name, n_out, in_place, name##_check, name##_tiles, name##_cost, name##_scratch, \
-     {scalar::name, EDGEC_AVX2_RUN(name), EDGEC_AVX512_RUN(name), EDGEC_NEON_RUN(name)}},
+    ROW(name, n_out, in_place, scalar::name, EDGEC_AVX2_RUN(name), EDGEC_AVX512_RUN(name), EDGEC_NEON_RUN(name))
+#define PORTABLE(name, n_out, in_place) \
+    ROW(name, n_out, in_place, portable::name, portable::name, portable::name, portable::name)
 const Kernel kKernels[] = {
 #include "kernels.def"
 };
+#undef PORTABLE
 #undef KERNEL
+#undef ROW
 const int kKernelCount = (int)(sizeof kKernels / sizeof kKernels[0]);
 
 const Kernel *find_kernel(const char *name) {

@@ -1,4 +1,4 @@
-// Every algorithm, written once over the vocabulary of simd/. Included once per instruction set, inside its namespace
+// Every algorithm that gains from vectors, written once over the vocabulary of simd/. Included once per instruction set, inside its namespace
 // and target region: these headers have no include guards and include nothing.
 #include "lanes.h"
 #include "gemm.h"
@@ -14,5 +14,5 @@
 #include "softmax.h"
 #include "reduce.h"
 #include "gather.h"
-#include "movement.h"
+#include "cast.h"
 #include "attention.h"
