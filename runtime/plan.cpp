@@ -5,6 +5,7 @@ namespace {
 
 constexpr uint32_t kMaxDims = 4096, kMaxStates = 4096, kMaxPorts = 4096, kMaxCalls = 65536;
 constexpr uint64_t kMaxPlanBytes = uint64_t(1) << 31;  // so that an offset in it is 32 bits
+constexpr uint64_t kMaxArena = uint64_t(1) << 48;      // more than any machine has; no address computed from it can wrap
 constexpr uint64_t kMinCallBytes = 20;                 // kernel, layer and three empty counts
 constexpr uint16_t kUnknownKernel = 0xFFFF;
 
@@ -196,6 +197,10 @@ struct Parser {
         e.name = r.u32();
         if (edgec_status s = string("entry name", e.name)) return s;
         e.arena_bytes = r.u64(), e.scratch_bytes = r.u64();
+        if (e.arena_bytes > kMaxArena || e.scratch_bytes > kMaxArena)
+            return fail(message, EDGEC_ERROR_FORMAT,
+                        "PLAN: entry '%.100s': found an arena of %llu and scratch of %llu bytes, wanted at most 2^48",
+                        bundle.string(e.name), ull(e.arena_bytes), ull(e.scratch_bytes));
         if (edgec_status s = ports("input", e.inputs, false)) return s;
         if (edgec_status s = ports("output", e.outputs, false)) return s;
         const uint32_t n = r.u32();

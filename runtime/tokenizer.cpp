@@ -9,7 +9,7 @@
 namespace edgec {
 namespace {
 
-constexpr uint32_t kMaxAdded = 65536, kMaxSpecialList = 16, kMaxPattern = 255;
+constexpr uint32_t kMaxAdded = 65536, kMaxSpecialList = 16, kMaxPattern = 255, kMaxPiece = 1024;
 
 edgec_status bad(Message &message, const char *field, uint64_t found, const char *wanted) {
     return fail(message, EDGEC_ERROR_FORMAT, "tokenizer: %s: found %llu, wanted %s", field, ull(found), wanted);
@@ -96,6 +96,16 @@ edgec_status check_rising(const uint32_t *start, uint64_t n, uint64_t last, cons
     return start[n] == last ? EDGEC_OK : bad(message, name, start[n], "the end last");
 }
 
+// The cap keeps the check of the merges linear in the section: every merge compares at most this much.
+edgec_status check_pieces(Tokenizer *t, Message &message) {
+    for (uint32_t id = 0; id < t->header.n_pieces; id++) {
+        const uint32_t size = t->piece_start[id + 1] - t->piece_start[id];
+        if (size > kMaxPiece) return bad(message, "piece length", size, "at most 1024 bytes");
+        if (size > t->longest_piece) t->longest_piece = size;
+    }
+    return EDGEC_OK;
+}
+
 // Merges: ids in range, strictly rising so that a search finds at most one, and the result is the two parts joined, so
 // that encoding and decoding agree and every merge shortens the word.
 edgec_status check_merges(const Tokenizer &t, Message &message) {
@@ -156,6 +166,7 @@ edgec_status verify(Tokenizer *t, Message &message) {
     const SectionHeader &h = t->header;
     edgec_status status = check_ids(*t, message);
     if (!status) status = check_rising(t->piece_start, h.n_pieces, h.piece_bytes, "piece start", message);
+    if (!status) status = check_pieces(t, message);
     if (!status) status = check_rising(t->merge_start, h.n_pieces, h.n_merges, "merge start", message);
     if (!status) status = check_merges(*t, message);
     if (!status) status = check_lookup(*t, message);
@@ -262,10 +273,6 @@ edgec_status tokenizer_open(const uint8_t *data, uint64_t n, uint32_t vocab_size
     if (const edgec_status status = verify(t, message)) {
         destroy(allocator, t);
         return status;
-    }
-    for (uint32_t id = 0; id < header.n_pieces; id++) {
-        const uint32_t size = t->piece_start[id + 1] - t->piece_start[id];
-        if (size > t->longest_piece) t->longest_piece = size;
     }
     for (uint32_t c = 0; c < 128; c++) {
         const uint8_t byte = uint8_t(c);

@@ -88,7 +88,7 @@ class Encoder {
     // Cuts out the added tokens of one kind, leftmost first and the longest there; the text between goes to `rest`.
     template <class Rest>
     bool split(const uint8_t *text, uint64_t n, bool late, bool first, Rest rest) {
-        uint64_t done = 0;
+        uint64_t done = 0, spaces_end = 0;
         for (uint64_t i = 0; i < n;) {
             const Added *a = match(text + i, n - i, late);
             if (!a) {
@@ -97,8 +97,12 @@ class Encoder {
             }
             uint64_t begin = i, end = i + a->length;
             i = end;
-            if (a->flags & ADDED_STRIP_LEFT) begin -= trailing_space(text, begin);
-            if (a->flags & ADDED_STRIP_RIGHT) end += leading_space(text + end, n - end);
+            // No space is looked at twice, or a pattern made of spaces would cost the square of the text.
+            if (a->flags & ADDED_STRIP_LEFT && begin > done) begin -= trailing_space(text + done, begin - done);
+            if (a->flags & ADDED_STRIP_RIGHT) {
+                if (end >= spaces_end) spaces_end = end + leading_space(text + end, n - end);
+                end = spaces_end;
+            }
             if (begin > done && !rest(text + done, begin - done, first && done == 0)) return false;
             out_->push(a->id);
             done = end;

@@ -124,6 +124,9 @@ class TokenizerData:
         for what, ids in (("prefix", self.prefix), ("suffix", self.suffix), ("stop", self.stop)):
             if len(ids) > 16:
                 raise _unsupported(f"{what} tokens", len(ids), "at most 16")
+        for i, piece in enumerate(self.pieces):
+            if len(piece) > 1024:
+                raise _unsupported(f"piece {i}", f"{len(piece)} bytes", "at most 1024 bytes")
         for a in added:
             if not 1 <= len(a.pattern) <= 255:
                 raise _unsupported(f"added token {a.id}", f"{len(a.pattern)} bytes", "1..255 bytes")

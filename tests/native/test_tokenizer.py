@@ -29,7 +29,17 @@ from tokenizers import (
 from edgec.errors import EdgecError
 from edgec.native.bundle import write_bundle
 from edgec.native.session import Model, NativeError, Status
-from edgec.native.tokenizer import PATTERNS, Pattern, TokenizerData, parse_scored, parse_tokenizer, tokenizer_section
+from edgec.native.tokenizer import (
+    PATTERNS,
+    Added,
+    AddedFlag,
+    Flag,
+    Pattern,
+    TokenizerData,
+    parse_scored,
+    parse_tokenizer,
+    tokenizer_section,
+)
 from tests.native.tiny_plans import tiny_cnn, tiny_lm
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -275,6 +285,19 @@ def test_time_is_not_quadratic(tmp_path: Path) -> None:
             ids = pair.model.tokenize(text)
             assert time.perf_counter() - start < 10  # about 0.2 s; quadratic would be hours
             assert len(ids) > 1000
+
+
+@pytest.mark.parametrize("flag", [AddedFlag.STRIP_LEFT, AddedFlag.STRIP_RIGHT])
+def test_stripping_is_not_quadratic(flag: AddedFlag, tmp_path: Path) -> None:
+    """An added token that is itself a space, and takes in the spaces beside it."""
+    data = TokenizerData(pieces=[b"a", b" "], byte_piece=[None] * 256, added=[Added(1, b" ", flag)], lookup=[0])
+    data.flags = Flag.CHARACTERS
+    write_bundle(tmp_path / "m", tiny_cnn(), tokenizer=data.to_bytes(), golden=None, manifest={})
+    with Model(tmp_path / "m") as model:
+        assert model.tokenize("a  a a") == [0, 1, 1, 0, 1, 0]
+        start = time.perf_counter()
+        assert len(model.tokenize("a" + " " * 2_000_000)) == 2_000_001
+        assert time.perf_counter() - start < 10  # about 0.1 s; quadratic would be an hour
 
 
 def _llama2c(text: str, vocabulary: list[tuple[bytes, float]]) -> list[int]:

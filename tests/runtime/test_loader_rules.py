@@ -16,9 +16,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edgec.errors import EdgecError
 from edgec.native.bundle import Kind, write_bundle
 from edgec.native.library import MESSAGE_BYTES, OpenOptions, library
 from edgec.native.session import Model, NativeError, Status
+from edgec.native.tokenizer import TokenizerData
 from tests.native.tiny_plans import VOCAB, tiny_cnn, tiny_lm, tiny_tokenizer
 from tests.runtime.bundle_surgery import Surgery, patch, plan_fields, record, rehash
 
@@ -68,6 +70,16 @@ def plan(path: str, value: int) -> Change:
     def change(s: Surgery) -> None:
         words = np.frombuffer(s.sections[Kind.PLAN], "<u4").tolist()
         s.u32(Kind.PLAN, plan_fields(words)[path], value)
+
+    return change
+
+
+def wide(path: str, value: int) -> Change:
+    """Overwrites the plan field `path` of two words."""
+
+    def change(s: Surgery) -> None:
+        words = np.frombuffer(s.sections[Kind.PLAN], "<u4").tolist()
+        s.pack(Kind.PLAN, "Q", 4 * plan_fields(words)[path], value)
 
     return change
 
@@ -159,6 +171,7 @@ def test_02_sums_of_section_offsets_and_lengths(
         (tensor(1, 16, "Q", 2**64 - 1), "bytes"),
         (tensor(0, 24, "3I", 2**31, 2**31, 2**31), "bytes"),
         (plan("entries[0].calls[1].operands[0].offset", 0xFFFFFFC0), ""),
+        (wide("entries[0].arena", 2**64 - 1), "2^48"), (wide("entries[0].scratch", 2**48 + 1), "2^48"),
     ],
 )
 def test_02_products_and_sums_inside(bundles: dict[str, bytes], change: Change, text: str) -> None:
@@ -494,6 +507,19 @@ def test_10_tokenizer_length(bundles: dict[str, bytes], size: int) -> None:
         s.sections[Kind.TOKENIZER] = s.sections[Kind.TOKENIZER][:size] or bytearray(1)
 
     check(bundles["lm"], change, Status.FORMAT, "tokenizer: bytes")
+
+
+def test_10_long_pieces(bundles: dict[str, bytes]) -> None:
+    """Merges are compared with their pieces: without a cap on a piece that would cost the square of the section."""
+    data = TokenizerData(pieces=[b"a" * 1024, b"a"], byte_piece=[None] * 256)
+    valid = Surgery(bundles["lm"])
+    valid.sections[Kind.TOKENIZER] = bytearray(data.to_bytes())
+    second_start = BYTE_PIECE + 256 + 1  # of the second piece: it becomes empty, the first one byte longer
+
+    Model(valid.build()).close()
+    refused(valid.u32(Kind.TOKENIZER, second_start, 1025).build(), Status.FORMAT, "piece length")
+    with pytest.raises(EdgecError, match="1024"):
+        TokenizerData(pieces=[b"a" * 1025], byte_piece=[None] * 256).to_bytes()
 
 
 # -- 11: errors are returned -----------------------------------------------------------------------------------------
