@@ -59,9 +59,12 @@ struct Speaker {
     TextStream stream;
     Array<char> text;
 
+    // One push and the end.
+    static uint64_t bytes(const Tokenizer *t) { return 2 * text_stream_capacity(t); }
+
     edgec_status begin(edgec_session *s) {
         if (!tokenizer) return EDGEC_OK;
-        if (!text.allocate(s->allocator, 2 * text_stream_capacity(tokenizer)))
+        if (!text.allocate(s->allocator, bytes(tokenizer)))
             return fail(s->message, EDGEC_ERROR_MEMORY, "generate: the text buffer cannot be allocated");
         text_stream_begin(&stream, tokenizer);
         return EDGEC_OK;
@@ -84,10 +87,11 @@ edgec_status generate(edgec_session *s, const int32_t *prompt, uint32_t n, const
     const Tokenizer *tokenizer = s->model->tokenizer;
     Array<uint64_t> sorted;
     const uint64_t bytes = sampler_scratch_bytes(o.temperature, o.top_p, o.top_k, vocab);
-    if (s->max_memory && bytes > s->max_memory - s->memory.total)
+    const uint64_t words = tokenizer ? Speaker::bytes(tokenizer) : 0;
+    if (s->max_memory && bytes + words > s->max_memory - s->memory.total)
         return fail(s->message, EDGEC_ERROR_LIMIT,
-                    "generate: found %llu bytes needed for sampling, wanted at most %llu",
-                    ull(bytes), ull(s->max_memory - s->memory.total));
+                    "generate: found %llu bytes needed for sampling and text, wanted at most %llu",
+                    ull(bytes + words), ull(s->max_memory - s->memory.total));
     if (!sorted.allocate(s->allocator, (bytes + 7) / 8))
         return fail(s->message, EDGEC_ERROR_MEMORY, "generate: %llu bytes cannot be allocated", ull(bytes));
     Sampler sampler;

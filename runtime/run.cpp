@@ -110,8 +110,19 @@ struct Runner {
         return EDGEC_OK;
     }
 
+    // Whether an output lies over an input that is used in place: calls would read what earlier ones have written.
+    bool over_input(const edgec_tensor &t, uint64_t bytes) const {
+        const uintptr_t begin = uintptr_t(t.data);
+        for (const Bound &b : in) {
+            const uintptr_t other = uintptr_t(inputs[b.given - 1].data);
+            if (!b.packed && begin < other + b.bytes && other < begin + bytes) return true;
+        }
+        return false;
+    }
+
     // Whether a caller's memory may be used as it is; else it gets a place in the staging memory.
-    edgec_status place(const char *what, const Port &port, const edgec_tensor *t, Bound *b) {
+    edgec_status place(bool output, const Port &port, const edgec_tensor *t, Bound *b) {
+        const char *what = output ? "output" : "input";
         if (!port_bytes(port, s.entry[0].values.data(), &b->bytes))
             return fail(s.message, EDGEC_ERROR_TENSOR, "run: %s '%.100s' has no size", what, name(port));
         const uint64_t size = uint64_t(dtype_size(uint8_t(port.dtype)));
@@ -133,7 +144,7 @@ struct Runner {
             if (!dense && b->bytes && (!inside || last >= t->bytes / size))
                 return fail(s.message, EDGEC_ERROR_TENSOR, "run: %s '%.100s': its strides leave its %llu bytes", what,
                             name(port), ull(t->bytes));
-            if (dense && uintptr_t(t->data) % size == 0) return EDGEC_OK;
+            if (dense && uintptr_t(t->data) % size == 0 && !(output && over_input(*t, b->bytes))) return EDGEC_OK;
         } else if (t && b->bytes && !b->query) {
             return fail(s.message, EDGEC_ERROR_ARGUMENT, "run: %s '%.100s': data is NULL", what, name(port));
         }
@@ -169,14 +180,14 @@ struct Runner {
         }
         if (!any) return EDGEC_OK;  // shapes were the question
         for (uint64_t p = 0; p < in.size(); p++)
-            if (edgec_status e = place("input", entry.inputs[p], &inputs[in[p].given - 1], &in[p])) return e;
+            if (edgec_status e = place(false, entry.inputs[p], &inputs[in[p].given - 1], &in[p])) return e;
         for (uint64_t p = 0; p < out.size(); p++)
-            if (edgec_status e = place("output", entry.outputs[p], out[p].given ? &outputs[out[p].given - 1] : nullptr,
+            if (edgec_status e = place(true, entry.outputs[p], out[p].given ? &outputs[out[p].given - 1] : nullptr,
                                        &out[p]))
                 return e;
         if (s.max_memory && staging_bytes > s.max_memory - s.memory.total)
             return fail(s.message, EDGEC_ERROR_LIMIT,
-                        "run: found %llu bytes needed to copy strided or unaligned tensors, wanted at most %llu",
+                        "run: found %llu bytes needed to copy strided, unaligned or overlapping tensors, wanted at most %llu",
                         ull(staging_bytes), ull(s.max_memory - s.memory.total));
         if (!staging.allocate(s.allocator, staging_bytes))
             return fail(s.message, EDGEC_ERROR_MEMORY, "run: %llu bytes cannot be allocated", ull(staging_bytes));

@@ -76,7 +76,7 @@ edgec_status measure(const edgec_model &model, uint32_t context, uint32_t thread
                add_u64(sizes->state, bytes, &sizes->state);
     }
     sizes->other += sizeof(edgec_session) + plan.states.size() * (sizeof(uint8_t *) + sizeof(uint64_t)) +
-                    uint64_t(threads) * 64 + (plan.kind == 1 ? uint64_t(plan.vocab) * sizeof(float) : 0);
+                    Pool::bytes(threads) + (plan.kind == 1 ? uint64_t(plan.vocab) * sizeof(float) : 0);
     fits = fits && add_u64(sizes->arena, sizes->scratch, &sizes->total) &&
            add_u64(sizes->total, sizes->state, &sizes->total) && add_u64(sizes->total, sizes->other, &sizes->total);
     if (!fits) return fail(message, EDGEC_ERROR_LIMIT, "session: the memory it needs does not fit 64 bits");

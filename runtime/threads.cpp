@@ -51,6 +51,8 @@ bool Pool::start(const Allocator &allocator, uint32_t threads, const PoolHook &h
     return true;
 }
 
+uint64_t Pool::bytes(uint32_t threads) { return uint64_t(threads) * (sizeof(Share) + sizeof(Worker)); }
+
 void Pool::stop() {
     if (workers_.size() == 0) return;
     __atomic_store_n(&stopping_, 1u, __ATOMIC_RELEASE);

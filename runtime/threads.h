@@ -21,6 +21,7 @@ class Pool {
 
     // threads >= 1, the caller included. Threads that the system refuses are done without. With a hook, none are made.
     bool start(const Allocator &allocator, uint32_t threads, const PoolHook &hook);
+    static uint64_t bytes(uint32_t threads);  // at most what start() allocates
     void stop();  // joins all workers; start() may not follow
     uint32_t threads() const { return threads_; }
 
@@ -49,7 +50,6 @@ class Pool {
     int64_t n_ = 0, chunk_ = 0;
     uint32_t chunks_ = 0, limit_ = 0;
 
-    alignas(64) uint64_t claim_ = 0;     // high half: number of the job; low half: chunks left to claim
     alignas(64) uint32_t done_ = 0;      // chunks finished
     uint32_t caller_sleeps_ = 0;
     alignas(64) uint32_t ticket_ = 0;    // number of the newest job; workers sleep on it

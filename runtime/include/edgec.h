@@ -2,8 +2,8 @@
  *
  * A model is an opened bundle (read-only, shareable between threads). A session owns the memory of one
  * conversation or one stream of runs; two sessions of one model may run on two threads, one session may not.
- * Every function that can fail returns a status; edgec_last_error(session or model) explains the newest
- * failure of that object in words. Every struct that crosses the interface starts with `struct_size`, which the
+ * Every function that can fail returns a status. Those that take a message buffer explain a failure there, those
+ * that take a session in edgec_last_error(session). Every struct that crosses the interface starts with `struct_size`, which the
  * caller sets to sizeof of it: callers built against an older header keep working.
  */
 #ifndef EDGEC_H
@@ -171,7 +171,9 @@ EDGEC_API edgec_status edgec_session_seek(edgec_session *session, uint32_t posit
 EDGEC_API edgec_status edgec_session_save(const edgec_session *session, void *data, uint64_t *bytes);
 EDGEC_API edgec_status edgec_session_load(edgec_session *session, const void *data, uint64_t bytes);
 
-/* Generic models: named tensors in any order; all inputs and at least one output must be given. */
+/* Generic models: named tensors in any order; all inputs and at least one output must be given. An output may lie over
+ * inputs, not over another output. How long a run takes is up to the model: for one that is not trusted, use a process
+ * that can be ended. */
 EDGEC_API edgec_status edgec_run(edgec_session *session, const edgec_tensor *inputs, uint32_t n_inputs,
                                  edgec_tensor *outputs, uint32_t n_outputs);
 
@@ -182,7 +184,8 @@ EDGEC_API edgec_status edgec_step(edgec_session *session, const int32_t *tokens,
 EDGEC_API edgec_status edgec_score(edgec_session *session, const int32_t *tokens, uint32_t n, float *logits);
 /* Appends the prompt (n >= 1), then generates; n + max_tokens must fit the rest of the context. The token that ends the
  * text is neither delivered nor counted. Afterwards the session holds the prompt and all *generated tokens (may be
- * NULL), also when the caller stopped it; after any other error the position is where it was. */
+ * NULL), also when the caller stopped it; stopped before the whole prompt was in, or after any other error, the
+ * position is where it was. The callback must not use the session. */
 EDGEC_API edgec_status edgec_generate(edgec_session *session, const int32_t *prompt, uint32_t n,
                                       const edgec_generate_options *options, uint32_t *generated);
 

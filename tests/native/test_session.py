@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -9,12 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edgec.compress.formats import Dtype, Format
 from edgec.env import ISA, LIBRARY
 from edgec.errors import EdgecError
 from edgec.native.bundle import write_bundle
-from edgec.native.library import library_path, library_version
-from edgec.native.plan import Plan
-from edgec.native.session import Model, NativeError, Session, Status
+from edgec.native.dims import dim
+from edgec.native.library import Tensor, library, library_path, library_version
+from edgec.native.plan import ALIGN, Call, Entry, Operand, Plan, Port, Space, Weight
+from edgec.native.session import Model, NativeError, Session, Status, _view
 from tests.native.plan_interpreter import Interpreter
 from tests.native.tiny_plans import CHUNK, CONTEXT, VOCAB, tiny_cnn, tiny_lm, tiny_tokenizer
 
@@ -92,6 +95,30 @@ def test_views_need_no_copy_by_the_caller(cnn: Model) -> None:
             np.testing.assert_array_equal(session.run({"image": view})["probabilities"], wanted)
         full = session.run({"image": np.full((2, 8, 8, 3), 0.5, np.float32)})["probabilities"]
         np.testing.assert_array_equal(session.run({"image": same})["probabilities"], full)
+
+
+def test_an_output_may_lie_over_an_input(tmp_path: Path) -> None:
+    """Two outputs from one input: the first is written before the input is read for the second."""
+    shape = (dim(1000),)
+    x = Operand(Space.INPUT, 0, 0, Dtype.F32, Format.PLAIN, shape)
+    outs = [Operand(Space.OUTPUT, i, 0, Dtype.F32, Format.PLAIN, shape) for i in range(2)]
+    calls = tuple(Call("unary", f"layer.{i}", (y, x), (code,), (0.0, 0.0))
+                  for i, (y, code) in enumerate(zip(outs, (1, 4), strict=True)))
+    entry = Entry("main", (Port("x", Dtype.F32, shape),), tuple(Port(n, Dtype.F32, shape) for n in "yz"), calls, ALIGN)
+    weight = Weight("unused", Dtype.F32, Format.PLAIN, (1,), lambda: np.zeros(1, np.float32))
+    values = np.linspace(-3, 3, 1000, dtype=np.float32)
+    with Model(_bundle(tmp_path / "m", Plan(0, 0, 0, 0, (weight,), (), (entry,)))) as model, model.session() as session:
+        wanted = session.run({"x": values})
+        assert not np.array_equal(wanted["y"], values)
+        for shift in (0, 1, 500):
+            memory, other = np.zeros(2000, np.float32), np.empty(1000, np.float32)
+            memory[500:1500] = values
+            places = {"x": memory[500:1500], "y": memory[500 - shift : 1500 - shift], "z": other}
+            views = {name: (Tensor * 1)(_view(name, array)) for name, array in places.items()}
+            both = (Tensor * 2)(views["y"][0], views["z"][0])
+            assert library().edgec_run(session.handle, views["x"], 1, both, 2) == Status.OK
+            np.testing.assert_array_equal(places["y"], wanted["y"])
+            np.testing.assert_array_equal(other, wanted["z"])
 
 
 @pytest.mark.parametrize(
@@ -190,6 +217,23 @@ def test_generate_stops(lm: Model) -> None:
 
         with pytest.raises(KeyboardInterrupt):
             session.generate(PROMPT, 8, on_token=fail)
+
+
+def test_interrupted_generation(lm: Model) -> None:
+    """Ctrl-C that comes while the runtime works reaches Python at a callback's first instruction."""
+    before = signal.getsignal(signal.SIGINT)
+    made: list[int] = []
+
+    def press(token: int, text: str) -> None:
+        made.append(token)
+        if len(made) == 2:
+            signal.raise_signal(signal.SIGINT)
+
+    with lm.session() as session:
+        with pytest.raises(KeyboardInterrupt):
+            session.generate(PROMPT, 8, ignore_eos=True, on_token=press)
+        assert len(made) == 2
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_sampling_follows_the_distribution(lm: Model) -> None:
