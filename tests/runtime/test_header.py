@@ -45,14 +45,15 @@ def test_embedding_example_is_small_and_clean(require: Callable[[bool, str], Non
         capture_output=True, text=True,
     )
     assert done.returncode == 0, done.stderr
-    assert len(example.read_text().splitlines()) <= 60
+    assert len(example.read_text().splitlines()) <= 40
 
 
 def test_embedding_example_generates(prose_bundle: Path, tmp_path: Path, require: Callable[[bool, str], None]) -> None:
     require(shutil.which("cc") is not None, "no compiler cc")
     program = tmp_path / "generate"
     subprocess.run(
-        ["cc", "-std=c99", "-I", str(prose_bundle / "include"), str(ROOT / "examples" / "embed_c" / "main.c"),
+        ["cc", "-std=c99", *WARNINGS, "-I", str(prose_bundle / "include"),
+         str(ROOT / "examples" / "embed_c" / "main.c"),
          "-L", str(prose_bundle), "-ledgec", f"-Wl,-rpath,{prose_bundle}", "-o", str(program)],
         check=True,
     )
@@ -60,9 +61,8 @@ def test_embedding_example_generates(prose_bundle: Path, tmp_path: Path, require
         [str(program), str(prose_bundle / "model.edgec"), "It was a quiet evening"], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    text, _, count = done.stdout.rpartition("[")
-    assert count == "60 tokens]\n"
-    assert len(text.split()) > 20
+    assert len(done.stdout.split()) > 20
+    assert done.stdout.endswith("\n")
     missing = subprocess.run([str(program), "missing.edgec", "x"], capture_output=True, text=True)
     assert missing.returncode == 1
     assert "missing.edgec" in missing.stderr

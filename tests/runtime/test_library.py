@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import re
 import shutil
 import subprocess
@@ -77,3 +78,26 @@ def test_pages_of_16_kib(library: Path) -> None:
     assert alignments
     assert min(alignments) >= 16384
     assert not re.search(r"GNU_STACK.*RWE", output)
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="reads x86 instructions")
+def test_vector_instructions_only_where_the_cpu_was_asked(require: Callable[[bool, str], None]) -> None:
+    """Outside the kernels of avx2 and avx512 nothing may need more than the baseline: no VEX or EVEX encoding (all
+    their names begin with v) and none of BMI, so that one build starts on every CPU."""
+    require(shutil.which("objdump") is not None, "no objdump")
+    code = subprocess.run(["objdump", "-d", "-C", "--no-show-raw-insn", str(library_path())], check=True,
+                          capture_output=True, text=True).stdout
+    beyond = re.compile(r"v|(andn|bextr|bls[ir]|blsmsk|bzhi|mulx|pdep|pext|rorx|sarx|shlx|shrx)[lq]?$")
+    vectors, wrong, function = {"avx2": 0, "avx512": 0}, set(), ""
+    for line in code.splitlines():
+        if line.endswith(">:"):
+            function = line
+        elif "\t" in line and beyond.match(line.split("\t")[1].split(" ")[0]):
+            isa = next((name for name in vectors if f"edgec::{name}::" in function), None)
+            if isa:
+                vectors[isa] += 1
+            else:
+                wrong.add(function)
+    require("edgec::scalar::linear(" in code, "the library has no symbols")
+    assert wrong == set()
+    assert min(vectors.values()) > 1000  # the search itself finds what it looks for
