@@ -20,8 +20,9 @@ MANIFEST = "manifest.json"
 def check_output(outdir: Path) -> None:
     """Raises EdgecError EDGEC-E0004 unless `outdir` can become an output folder.
 
-    It may be absent, empty, or an earlier output of edgec; anything else is somebody's and is left alone. Called
-    before the work starts, so that an hour's compile does not end in a permission error.
+    It may be absent, empty, or an earlier output of edgec; anything else is somebody's and is left alone, and so is
+    an output that has got other files since, because it is replaced as a whole. Called before the work starts, so
+    that an hour's compile does not end in a permission error; it leaves nothing behind.
     """
     def refuse(found: str, hint: str) -> EdgecError:
         return EdgecError("E0004", stage="output", where=str(outdir), found=found,
@@ -29,17 +30,33 @@ def check_output(outdir: Path) -> None:
 
     try:
         if outdir.is_dir():
-            names = {entry.name for entry in outdir.iterdir()}
-            if names and MANIFEST not in names:
-                raise refuse(f"a folder with other files ({', '.join(sorted(names)[:4])})", "choose another -o folder")
+            foreign = _foreign(outdir)
+            if foreign:
+                raise refuse(f"a folder with other files ({', '.join(foreign[:4])})",
+                             "choose another -o folder, or move the files")
         elif outdir.exists() or outdir.is_symlink():
             raise refuse("a file", "choose another -o folder")
-        parent = outdir.resolve().parent
-        parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".edgec-", dir=parent):
+        above = next(folder for folder in outdir.resolve().parents if folder.exists())
+        if not above.is_dir():
+            raise refuse(f"{above} is a file", "choose another -o folder")
+        with tempfile.TemporaryDirectory(prefix=".edgec-", dir=above):
             pass
     except OSError as e:
         raise refuse(e.strerror or str(e), "choose another -o folder, or change its permissions") from e
+
+
+def _foreign(outdir: Path) -> list[str]:
+    """What is in the folder `outdir` besides the files that its manifest, if it is one of ours, lists."""
+    listed: set[str] = set()
+    try:
+        manifest = json.loads((outdir / MANIFEST).read_text(encoding="utf-8"))
+        if "edgec_version" in manifest:
+            listed = {MANIFEST, *manifest["files"]}
+    except (FileNotFoundError, ValueError, TypeError, KeyError):
+        pass  # no manifest of ours: every file is foreign
+    known = listed | {Path(name).parent.as_posix() for name in listed}
+    entries = outdir.rglob("*") if listed else outdir.iterdir()
+    return sorted(name for entry in entries if (name := entry.relative_to(outdir).as_posix()) not in known)
 
 
 @contextmanager
@@ -50,6 +67,11 @@ def output_folder(outdir: Path) -> Iterator[Path]:
     """
     check_output(outdir)
     final = outdir.resolve()
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise EdgecError("E0004", stage="output", where=str(outdir), found=e.strerror or str(e),
+                         wanted="a folder that can be written") from e
     work = Path(tempfile.mkdtemp(prefix=".edgec-", dir=final.parent))
     old: Path | None = None
     try:

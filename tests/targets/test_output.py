@@ -7,22 +7,23 @@ from pathlib import Path
 import pytest
 
 from edgec.errors import EdgecError
-from edgec.targets.output import check_output, output_folder
+from edgec.targets.output import check_output, output_folder, write_json
 
 
 def fill(outdir: Path, text: str) -> None:
     with output_folder(outdir) as work:
-        (work / "manifest.json").write_text(text)
-        assert text not in [p.read_text() for p in outdir.glob("manifest.json")], "visible before it is complete"
+        (work / "include").mkdir()
+        (work / "include" / "text").write_text(text)
+        write_json(work / "manifest.json", {"edgec_version": "0", "files": {"include/text": {}}})
+        assert text not in [p.read_text() for p in outdir.glob("include/text")], "visible before it is complete"
 
 
 def test_new_empty_and_earlier_outputs(tmp_path: Path) -> None:
     out = tmp_path / "deep" / "out"
     fill(out, "first")
-    (out / "stale").write_text("from before")
     fill(out, "second")
-    assert [p.name for p in out.iterdir()] == ["manifest.json"]
-    assert (out / "manifest.json").read_text() == "second"
+    assert sorted(p.name for p in out.iterdir()) == ["include", "manifest.json"]
+    assert (out / "include" / "text").read_text() == "second"
     (tmp_path / "empty").mkdir()
     fill(tmp_path / "empty", "third")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["deep", "empty"]
@@ -35,12 +36,12 @@ def test_a_failure_leaves_the_earlier_output(tmp_path: Path) -> None:
 
     def fail() -> None:
         with output_folder(out) as work:
-            (work / "manifest.json").write_text("half")
+            (work / "include").write_text("half")
             raise RuntimeError
 
     with pytest.raises(RuntimeError):
         fail()
-    assert (out / "manifest.json").read_text() == "first"
+    assert (out / "include" / "text").read_text() == "first"
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
@@ -59,3 +60,27 @@ def test_other_peoples_folders_are_left_alone(tmp_path: Path) -> None:
             check_output(path)
         assert caught.value.code == "E0004"
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
+
+
+@pytest.mark.parametrize("manifest", ['{"name": "a browser extension"}', "[1]", "no json", "\"edgec_version\"",
+                                      '{"edgec_version": "0"}', '{"edgec_version": "0", "files": 3}'])
+def test_a_manifest_of_another_program_is_not_ours(tmp_path: Path, manifest: str) -> None:
+    (tmp_path / "manifest.json").write_text(manifest)
+    (tmp_path / "src").mkdir()
+    with pytest.raises(EdgecError, match="other files"):
+        check_output(tmp_path)
+
+
+def test_files_put_into_an_output_are_not_removed(tmp_path: Path) -> None:
+    for place in ("mine.npz", "include/mine.h"):
+        out = tmp_path / place.replace("/", "_")
+        fill(out, "first")
+        (out / place).write_text("mine")
+        with pytest.raises(EdgecError, match=place):
+            fill(out, "second")
+        assert (out / place).read_text() == "mine"
+
+
+def test_the_check_leaves_nothing_behind(tmp_path: Path) -> None:
+    check_output(tmp_path / "deep" / "deeper" / "out")
+    assert list(tmp_path.iterdir()) == []
