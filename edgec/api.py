@@ -171,12 +171,14 @@ def check(
 ) -> CheckReport:
     """Everything in `source` that cannot be compiled for `target`, grouped by operator and reason.
 
-    Imports the model and runs all passes, but plans and writes nothing. Raises EdgecError when it cannot be imported.
+    Imports the model, runs all passes and, when every operator can be compiled, plans; writes nothing. Raises
+    EdgecError when it cannot be imported or planned (E0302 a shape, E0002 a `ctx` beyond the model's).
     """
     from edgec.env import SPEC
     from edgec.ir.model import walk
     from edgec.native.lower import unsupported
     from edgec.pipeline import CompileOptions, prepare_model
+    from edgec.targets import EmitOptions, native
     from edgec.targets.devices import device
 
     device(target)
@@ -196,6 +198,8 @@ def check(
                 "replace it in the model's code by operators that `edgec check` accepts")
         for (op, reason), nodes in sorted(groups.items())
     )
+    if not problems:
+        native.plan_model(model, EmitOptions(max_context=ctx))
     return CheckReport(problems, dict(operators))
 
 

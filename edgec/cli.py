@@ -80,14 +80,20 @@ def main(argv: list[str] | None = None) -> int:
     try:
         result = typer.main.get_command(app).main(args=argv, prog_name="edgec", standalone_mode=False)
         sys.stdout.flush()
-        return result if isinstance(result, int) else EXIT_OK
+        code = result if isinstance(result, int) else EXIT_OK
+        if code == EXIT_INTERRUPTED:  # typer has caught the KeyboardInterrupt
+            sys.stderr.write("interrupted\n")
+        return code
     except typer.Exit as e:
         return e.exit_code
     except (KeyboardInterrupt, typer.Abort):
         sys.stderr.write("interrupted\n")
         return EXIT_INTERRUPTED
-    except BrokenPipeError:
-        # The reader of our output has gone; nothing more can be said, and Python must not try at exit.
+    except (BrokenPipeError, SystemExit) as e:
+        # The reader of our output has gone, which typer and rich make an exit with 1, the code of a failed gate.
+        # Nothing more can be said, and Python must not try at exit.
+        if isinstance(e, SystemExit) and not isinstance(e.__context__, BrokenPipeError):
+            raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_OK
     except EdgecError as e:

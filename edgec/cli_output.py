@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import edgec
+from edgec.errors import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -59,7 +60,9 @@ def _plain(value: Any) -> Any:
 
 
 def print_json(document: dict[str, Any]) -> None:
-    sys.stdout.write(json.dumps(_plain(document), indent=2, ensure_ascii=False, allow_nan=False, default=str) + "\n")
+    # A file name that is not UTF-8 must not stop the document: its odd bytes become question marks.
+    text = json.dumps(_plain(document), indent=2, ensure_ascii=False, allow_nan=False, default=str)
+    sys.stdout.write(text.encode("utf-8", "replace").decode() + "\n")
     sys.stdout.flush()
 
 
@@ -68,8 +71,9 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], title:
     from rich.markup import escape
     from rich.table import Table
 
-    cells = [[str(cell) for cell in row] for row in rows]
-    table = Table(title=title or None, box=None, pad_edge=False, title_justify="left", header_style="bold")
+    cells = [[printable(str(cell)) for cell in row] for row in rows]
+    heading = escape("\n".join(map(printable, title.split("\n"))))
+    table = Table(title=heading or None, box=None, pad_edge=False, title_justify="left", header_style="bold")
     for index, name in enumerate(columns):
         numeric = bool(cells) and all(row[index][:1].isdigit() or row[index][:1] in "-+" for row in cells)
         table.add_column(escape(name), justify="right" if numeric else "left", overflow="fold")
@@ -80,7 +84,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], title:
 
 def note(text: str) -> None:
     """A line for people, on stderr."""
-    stderr().print(text, markup=False)
+    stderr().print(printable(text), markup=False)
 
 
 @contextmanager

@@ -36,7 +36,10 @@ class Finding:
 
 
 def _python() -> Finding:
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in _CORE)
+    try:
+        versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in _CORE)
+    except importlib.metadata.PackageNotFoundError as e:
+        return Finding("python", "failed", f"{e}: install edgec again")
     return Finding("python", "ok", f"edgec {edgec.__version__}, Python {platform.python_version()}, {versions}")
 
 

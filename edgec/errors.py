@@ -79,7 +79,7 @@ class EdgecError(Exception):
             ("at", self.where), ("found", self.found), ("wanted", self.wanted), ("next", self.hint)
         ):
             if text:
-                parts.append(f"  {label}: {text}")
+                parts.append(f"  {label}: {printable(text)}")
         return "\n".join(parts)
 
     def to_dict(self) -> dict[str, str]:
@@ -87,6 +87,12 @@ class EdgecError(Exception):
             "code": f"EDGEC-{self.code}", "title": CODES[self.code].title, "stage": self.stage,
             "where": self.where, "found": self.found, "wanted": self.wanted, "next": self.hint,
         }
+
+
+def printable(text: str) -> str:
+    """`text` on one line for a terminal: names and messages come from files, and may hold escape sequences."""
+    line = " ".join(part.strip() for part in text.splitlines() if part.strip()) if "\n" in text else text
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
 
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:

@@ -72,6 +72,16 @@ class Folder:
         lines = "".join(f"{w.name} {sha256_of(w)}\n" for w in self.weights)
         return hashlib.sha256(lines.encode()).hexdigest()
 
+    def tensor_count(self) -> int:
+        """Of all weight files, from their headers."""
+        import safetensors
+
+        count = 0
+        for file in self.weights:
+            with safetensors.safe_open(file, framework="np") as opened:
+                count += len(list(opened.keys()))
+        return count
+
     def state(self) -> dict[str, Any]:
         """name -> torch tensor over the mapped file: nothing is read until a tensor's values are."""
         import safetensors
@@ -107,7 +117,7 @@ def load(path: Path, *, name: str | None = None, check: bool = True) -> ir.Model
                 if check:
                     hf_check.verify(model, folder, config, build)
             except EdgecError as e:
-                if e.code == "E0101":  # the files are at fault, not the route
+                if e.code not in ("E0005", "E0102", "E0103", "E0104"):  # the files or the machine, not the route
                     raise
                 differs = differs or e.code == "E0104"
                 failures.append(f"{route}: {e.found or e.code}")
@@ -137,6 +147,11 @@ def read_config(folder: Folder) -> Any:
         if not isinstance(value, int) or not 0 < value <= _LARGEST:
             raise EdgecError("E0103", stage=STAGE, where=where, found=f"{key} = {value!r}",
                              wanted=f"a language model with {key} in 1..{_LARGEST}")
+    # A graph as long as this says would be built before its weights are missed.
+    layers = getattr(config, "num_hidden_layers", 0)
+    if isinstance(layers, int) and layers > (count := folder.tensor_count()):
+        raise EdgecError("E0101", stage=STAGE, where=where, found=f"num_hidden_layers = {layers}",
+                         wanted=f"no more layers than tensors, {count}")
     return config
 
 
@@ -273,8 +288,10 @@ def _info(folder: Folder, config: Any, name: str | None) -> ModelInfo:
 
     bos = tokens("bos_token_id")
     tokenizer = folder.path / "tokenizer.json"
+    # The name goes into the manifest and onto terminals.
+    plain = "".join(c if c.isprintable() else "?" for c in folder.path.resolve().name)
     return ModelInfo(
-        task="causal-lm", name=name or folder.path.resolve().name, source=str(folder.path),
+        task="causal-lm", name=name or plain, source=str(folder.path),
         source_sha256=folder.sha256(), max_context=int(config.max_position_embeddings),
         vocab_size=int(config.vocab_size), bos_token=bos[0] if bos else None, eos_tokens=tokens("eos_token_id"),
         tokenizer=tokenizer.resolve() if tokenizer.is_file() else None,
@@ -327,9 +344,16 @@ def _unreadable(file: Path, error: Exception) -> EdgecError:
                       wanted="a complete safetensors file", hint="copy or download the file again")
 
 
+def _constant(word: str) -> float:
+    """Some configurations hold infinite limits; a NaN would only make NaNs."""
+    if word == "NaN":
+        raise ValueError("it holds a NaN")
+    return float(word)
+
+
 def _json(path: Path) -> dict[str, Any]:
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(path.read_text(encoding="utf-8"), parse_constant=_constant)
     except OSError as e:
         raise EdgecError("E0003", stage=STAGE, where=str(path), found=str(e), wanted="a readable file") from e
     except ValueError as e:

@@ -65,9 +65,9 @@ class Reference:
         """The n tokens that follow greedily (the smallest id among equals); ends early only at the context's end."""
         import torch
 
+        ids, cache = self._ids(tokens), None
         context = int(self.module.config.max_position_embeddings)
         produced: list[int] = []
-        ids, cache = self._ids(tokens), None
         with torch.no_grad():
             while len(produced) < n and len(tokens) + len(produced) < context + 1:
                 out = self.module(input_ids=ids, past_key_values=cache, use_cache=True)

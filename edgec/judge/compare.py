@@ -45,7 +45,7 @@ def compare_bundle(
             found = session.score(ids)
             session.reset()
             greedy = session.generate(prompt, len(ids) - len(prompt), ignore_eos=True)
-        report["outputs"] = {"logits": distance(found, original.logits(ids)).to_dict()}
+        report["outputs"] = {"logits": _distance("logits", found, original.logits(ids))}
         # A reference that stops at its end token is compared up to there.
         greedy = greedy[: len(wanted_ids)]
         differ = [i for i, (a, b) in enumerate(zip(greedy, wanted_ids, strict=False)) if a != b]
@@ -61,10 +61,17 @@ def compare_bundle(
         raise EdgecError("E0501", stage="compare", found=f"{len(found_all)} outputs",
                          wanted=f"{len(wanted_all)} outputs, as the original")
     report["outputs"] = {
-        name: distance(found, wanted.reshape(found.shape)).to_dict()
+        name: _distance(name, found, wanted)
         for (name, found), wanted in zip(found_all.items(), wanted_all.values(), strict=True)
     }
     return report
+
+
+def _distance(name: str, found: Array, wanted: Array) -> dict[str, float]:
+    if found.size != wanted.size:
+        raise EdgecError("E0403", stage="compare", where=f"output {name!r}", found=f"shape {found.shape}",
+                         wanted=f"{wanted.shape}, as the reference", hint="is it the model this was compiled from?")
+    return distance(found, wanted.reshape(found.shape)).to_dict()
 
 
 def _token_ids(model: Model, text: Path | None, tokens: int, seed: int) -> list[int]:

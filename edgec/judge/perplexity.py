@@ -73,4 +73,5 @@ def perplexity(score: Scorer, tokens: Sequence[int], window: int, progress: Prog
         if progress is not None:
             progress(done + 1, len(pieces))
     mean = total / predictions
-    return Perplexity(math.exp(mean), mean, predictions, len(pieces), window)
+    # Above 709 nats the perplexity is beyond a float, and NaN compares as neither.
+    return Perplexity(math.inf if mean > 709 else math.exp(mean), mean, predictions, len(pieces), window)

@@ -39,6 +39,8 @@ class NativeError(EdgecError):
         self.status = Status(status)
         # At opening, "unsupported" is a kernel or a rule that this reader does not have: the file's problem.
         code = "E0401" if self.status is Status.UNSUPPORTED and stage == "open" else _CODES[self.status]
+        if stage == "open" and "EDGEC_ISA:" in message:
+            code = "E0002"  # the setting is at fault, not the file
         super().__init__(code, stage=stage, where=where, found=message or self.status.name.lower())
 
 

@@ -126,7 +126,8 @@ class _Writer:
         self.count(len(call.floats), _MAX_FLOATS)
         for number in call.floats:
             if math.isnan(number):
-                raise ValueError(f"{call.kernel} of {call.layer}: a parameter is NaN")
+                raise EdgecError("E0301", stage="bundle", where=f"{call.kernel} of {call.layer}",
+                                 found="a parameter that is NaN", wanted="numbers")
             self.data += struct.pack("<f", number)
 
 

@@ -11,7 +11,11 @@ from __future__ import annotations
 
 import ctypes as c
 import json
-from collections.abc import Callable, Mapping, Sequence
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -150,7 +154,7 @@ class Model:
             self._buffer = _aligned_copy(source)
             status = self._library.edgec_open_buffer(self._buffer.ctypes.data, len(source), *tail)
         else:
-            status = self._library.edgec_open(str(source).encode(), *tail)
+            status = self._library.edgec_open(os.fsencode(source), *tail)
         if status != Status.OK:
             where = "" if isinstance(source, bytes) else str(source)
             raise NativeError(status, "open", message.value.decode("utf-8", "replace"), where)
@@ -456,6 +460,8 @@ class Session:
         raised: list[BaseException] = []
 
         def callback(user: int | None, token: int, text: int | None, size: int) -> int:
+            if interrupted:
+                return 1
             made.append(token)
             if on_token is None:
                 return 0
@@ -470,7 +476,10 @@ class Session:
             GenerateOptions, max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k,
             ignore_eos=int(ignore_eos), seed=seed & (2**64 - 1), on_token=ON_TOKEN(callback),
         )
-        status = self._library.edgec_generate(self.handle, pointer, ids.size, c.byref(options), None)
+        with _interrupts() as interrupted:
+            status = self._library.edgec_generate(self.handle, pointer, ids.size, c.byref(options), None)
+        if interrupted:
+            raise KeyboardInterrupt
         if raised:
             raise raised[0]
         if status != Status.CANCELLED:
@@ -490,6 +499,21 @@ class Session:
     def reset_profile(self) -> None:
         """Sets all times to zero."""
         self._library.edgec_profile_reset(self.handle)
+
+
+@contextmanager
+def _interrupts() -> Iterator[list[int]]:
+    """Collects Ctrl-C while the runtime calls back: raised at a callback's first instruction, it would be lost."""
+    seen: list[int] = []
+    mine = threading.current_thread() is threading.main_thread() and (
+        signal.getsignal(signal.SIGINT) is signal.default_int_handler)
+    if mine:
+        signal.signal(signal.SIGINT, lambda number, frame: seen.append(number))
+    try:
+        yield seen
+    finally:
+        if mine:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _dtype_code(dtype: np.dtype[Any]) -> int:

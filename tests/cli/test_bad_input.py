@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 
 from edgec.errors import CODES
+from edgec.judge.selftest import tiny_plan
+from edgec.native.bundle import write_bundle
 
 Cli = Callable[..., Any]
 
@@ -52,7 +54,7 @@ def test_unwritable_output(edgec_cli: Cli, prose_lm: Path, tmp_path: Path) -> No
     """A file in the way, somebody's folder, and (unless we are root, who may write anywhere) a read-only folder."""
     (tmp_path / "file").write_text("x")
     check(edgec_cli("compile", prose_lm, "-o", tmp_path / "file"), "E0004", "a file")
-    check(edgec_cli("compile", prose_lm, "-o", tmp_path / "file" / "out"), "E0004", "File exists")
+    check(edgec_cli("compile", prose_lm, "-o", tmp_path / "file" / "out"), "E0004", "file is a file")
     check(edgec_cli("compile", prose_lm, "-o", tmp_path), "E0004", "other files")
     if os.geteuid() != 0:
         (tmp_path / "locked").mkdir(mode=0o500)
@@ -72,6 +74,44 @@ def test_bad_options(edgec_cli: Cli, prose_lm: Path, tmp_path: Path, arguments: 
 def test_unknown_command_and_code(edgec_cli: Cli) -> None:
     check(edgec_cli("compil"), "E0002", "compil")
     check(edgec_cli("explain", "E0007x"), "E0002", "did you mean 'EDGEC-E0007'?")
+
+
+@pytest.mark.parametrize(("key", "value", "code", "word"), [
+    ("rms_norm_eps", float("nan"), "E0101", "NaN"), ("num_hidden_layers", 10**7, "E0101", "num_hidden_layers"),
+    ("model_type", "llama2000", "E0103", "llama2000"), ("max_position_embeddings", 10**9, "E0103", "1000000000"),
+    ("hidden_size", -4, "E0103", "-4"),
+])
+def test_wrong_configuration(
+    edgec_cli: Cli, prose_lm: Path, tmp_path: Path, key: str, value: object, code: str, word: str
+) -> None:
+    (tmp_path / "model.safetensors").symlink_to(prose_lm / "model.safetensors")
+    config = json.loads((prose_lm / "config.json").read_text()) | {key: value}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    check(edgec_cli("compile", tmp_path, "-o", tmp_path / "out"), code, word)
+    assert not (tmp_path / "out").exists()
+
+
+def test_names_cannot_write_to_the_terminal(edgec_cli: Cli, tmp_path: Path) -> None:
+    outcome = edgec_cli("inspect", tmp_path / "a\n\x1b[31mb")
+    check(outcome, "E0003", "a \\x1b[31mb")
+    assert "\x1b" not in outcome.err
+    bundle = tmp_path / "odd.edgec"
+    weight = np.zeros((24, 40), np.float32)
+    write_bundle(bundle, tiny_plan(weight, np.zeros(24, np.float32)), tokenizer=None, golden=None,
+                 manifest={"model": {"name": "a\x1b]0;title\x07\rb [red]"}})
+    outcome = edgec_cli("inspect", bundle)
+    assert outcome.code == 0
+    assert "a\\x1b]0;title\\x07\\rb [red]" in outcome.out
+
+
+def test_a_path_that_is_not_utf8(edgec_cli: Cli, layer_bundle: Path, tmp_path: Path) -> None:
+    odd = Path(os.fsdecode(os.fsencode(tmp_path) + b"/b\xff.edgec"))
+    try:
+        odd.write_bytes(layer_bundle.read_bytes())
+    except OSError:
+        pytest.skip("this file system takes UTF-8 names only")
+    check(edgec_cli("run", odd), "E0403", "x")  # opened, and then an input is missing
+    assert json.loads(edgec_cli("run", Path(f"{odd}2"), "--json").out)["error"]["code"] == "EDGEC-E0003"
 
 
 # Bundles ---------------------------------------------------------------------------------------------------------
@@ -104,10 +144,7 @@ def test_damaged_bundle(edgec_cli: Cli, layer_bundle: Path, tmp_path: Path) -> N
 
 
 def test_unknown_instruction_set(edgec_cli: Cli, layer_bundle: Path) -> None:
-    outcome = edgec_cli("run", layer_bundle, "--isa", "avx1024")
-    assert outcome.code != 0
-    assert "avx1024" in outcome.err
-    assert "scalar" in outcome.err
+    check(edgec_cli("run", layer_bundle, "--isa", "avx1024"), "E0002", "avx1024", "scalar")
 
 
 # Running ---------------------------------------------------------------------------------------------------------
@@ -160,6 +197,12 @@ def test_arrays_for_a_language_model(edgec_cli: Cli, prose_bundle: Path, tmp_pat
     check(edgec_cli("run", prose_bundle, "--input", f"x={tmp_path}/x.npy"), "E0002", "language model")
 
 
+def test_a_reference_of_another_kind(edgec_cli: Cli, prose_bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(
+        "import torch\n\n\ndef create():\n    return torch.nn.Linear(4, 4), (torch.randn(1, 4),)\n")
+    check(edgec_cli("compare", prose_bundle, "--reference", f"{tmp_path}/net.py:create"), "E0403", "language model")
+
+
 # Machine-readable ------------------------------------------------------------------------------------------------
 def test_json_errors(edgec_cli: Cli, tmp_path: Path) -> None:
     outcome = edgec_cli("run", tmp_path / "absent", "--json")
@@ -192,4 +235,5 @@ def test_interrupt(edgec_cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(doctor, "examine", interrupted)
-    assert edgec_cli("doctor").code == 130
+    outcome = edgec_cli("doctor")
+    assert (outcome.code, outcome.out, outcome.err) == (130, "", "interrupted\n")

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -63,8 +67,10 @@ def test_dry_run_budget_and_stop_after(edgec_cli: Cli, prose_lm: Path, tmp_path:
     assert not (tmp_path / "out").exists()
 
 
-def test_compile_for_apple(edgec_cli: Cli, prose_lm: Path, prose_bundle: Path, tmp_path: Path) -> None:
-    pytest.importorskip("ziglang")
+def test_compile_for_apple(
+    edgec_cli: Cli, prose_lm: Path, prose_bundle: Path, tmp_path: Path, require: Callable[[bool, str], None]
+) -> None:
+    require(importlib.util.find_spec("ziglang") is not None, "ziglang is not installed")
     arguments = ("compile", prose_lm, "-o", tmp_path / "out", "--target", "apple-m2")
     found = document(edgec_cli(*arguments, "--json"), "compile")
     assert found["target"] == "apple-m2"
@@ -153,8 +159,39 @@ def test_bench(edgec_cli: Cli, prose_bundle: Path, layer_bundle: Path) -> None:
     assert "t/s" in edgec_cli("bench", prose_bundle, "-p", 8, "-n", 0, "-r", 1).out
 
 
+def test_the_same_model_gives_the_same_bytes(
+    edgec_cli: Cli, prose_lm: Path, prose_bundle: Path, tmp_path: Path
+) -> None:
+    """Compiled again, from another path, with everything that watches switched on."""
+    (tmp_path / "prose_lm").symlink_to(prose_lm)
+    outcome = edgec_cli("compile", tmp_path / "prose_lm", "-o", tmp_path / "out", "--dump-dir", tmp_path / "dump")
+    assert outcome.code == 0, outcome.err
+    for name in ("model.edgec", "manifest.json", "edgec.json", "reports/memory.json"):
+        assert (tmp_path / "out" / name).read_bytes() == (prose_bundle / name).read_bytes(), name
+
+
+def test_doctor_without_a_package(edgec_cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is there for broken installations, so it must not break on one."""
+    monkeypatch.setattr("edgec.doctor._CORE", ("no-such-package",))
+    outcome = edgec_cli("doctor")
+    assert outcome.code == 1
+    assert "no-such-package" in outcome.out
+
+
+def test_a_reader_that_goes_away(prose_bundle: Path) -> None:
+    """`edgec ... | head` is no failure: 1 would say that a gate failed."""
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run([sys.executable, "-m", "edgec", "inspect", prose_bundle], cwd=ROOT, stdout=write,
+                          stderr=subprocess.PIPE, text=True, check=False)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_check(edgec_cli: Cli, prose_lm: Path, tmp_path: Path) -> None:
     assert document(edgec_cli("check", prose_lm, "--json"), "check")["supported"] is True
+    beyond = edgec_cli("check", prose_lm, "--ctx", 100000)
+    assert (beyond.code, beyond.out) == (2, "")
     (tmp_path / "odd.py").write_text(
         "import torch\n\n\nclass Odd(torch.nn.Module):\n    def forward(self, x):\n"
         "        return torch.fft.rfft(x).real + torch.det(x[:4, :4])\n\n\n"

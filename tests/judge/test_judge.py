@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -55,6 +56,12 @@ def test_uniform_model_has_the_vocabulary_as_perplexity() -> None:
     assert (found.windows, found.predictions) == (3, 27)
 
 
+def test_a_perplexity_beyond_floats_is_infinite() -> None:
+    sure = np.array([[1e4, 0.0], [1e4, 0.0]])
+    assert perplexity(lambda piece: sure, [0, 1], 2).perplexity == math.inf
+    assert math.isnan(perplexity(lambda piece: sure * np.nan, [0, 1], 2).perplexity)
+
+
 def test_perplexity_by_hand() -> None:
     logits = np.log(np.array([[0.5, 0.25, 0.25], [0.1, 0.1, 0.8], [1, 1, 1]]))
     found = perplexity(lambda piece: logits, [0, 1, 2], 3)
@@ -89,7 +96,8 @@ def test_ranks() -> None:
 
 
 def test_images(tmp_path: Path, require: Callable[[bool, str], None]) -> None:
-    image_module = pytest.importorskip("PIL.Image")
+    require(importlib.util.find_spec("PIL") is not None, "Pillow is not installed")
+    image_module = importlib.import_module("PIL.Image")
     red = image_module.new("RGB", (40, 20), (255, 0, 0))
     red.save(tmp_path / "0007_red.png")
     (tmp_path / "notes.txt").write_text("")
