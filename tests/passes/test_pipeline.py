@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from edgec import env
 from edgec.errors import EdgecError
@@ -15,8 +16,6 @@ from edgec.native.lower import capabilities
 from edgec.passes import LOWER, NORMALIZE
 from edgec.pipeline import CompileOptions, RunOptions, compile_model, prepare_model
 from tests.passes.harness import ops
-
-torch = pytest.importorskip("torch")
 
 NET = '''
 import torch

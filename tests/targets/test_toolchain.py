@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -41,12 +43,12 @@ def test_commands_are_lists_without_machine_flags() -> None:
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def cache(tmp_path_factory: pytest.TempPathFactory, require: Callable[[bool, str], None]) -> Path:
+    require(importlib.util.find_spec("ziglang") is not None, "ziglang is not installed")
     return tmp_path_factory.mktemp("cache")
 
 
 def build(name: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    pytest.importorskip("ziglang")
     monkeypatch.setenv("EDGEC_CACHE", str(cache))
     return toolchain.cross_library(device(name))
 
