@@ -23,6 +23,7 @@ from edgec.native.dims import Dim, dim, product, symbol
 from edgec.native.lower_place import bind_output, finish
 from edgec.native.lower_values import (
     DTYPES,
+    FLOATS,
     Buf,
     Dims,
     Lowering,
@@ -36,6 +37,7 @@ from edgec.native.lower_values import (
     of_data,
     safe_name,
 )
+from edgec.native.lower_weights import check_dequantize, fold_unpacked, lower_dequantize
 from edgec.native.plan import Entry, Plan, Port, Space, State
 
 _STAGE = "plan"
@@ -66,6 +68,7 @@ _STANDARD: dict[str, Row] = {
     "Constant": Row(shapes.lower_constant),
     "ConstantOfShape": Row(shapes.lower_constant_of_shape),
     "Conv": Row(nn.lower_conv, nn.check_window),
+    "DequantizeLinear": Row(lower_dequantize, check_dequantize),
     "Dropout": Row(shapes.lower_identity, shapes.check_dropout),
     "Expand": Row(shapes.lower_expand),
     "Flatten": Row(shapes.lower_flatten),
@@ -178,8 +181,10 @@ def _lower_nodes(ctx: Lowering, graph: ir.Graph) -> None:
     """Drafts every node; raises E0301 for all that fail, not only the first."""
     problems: list[tuple[ir.Node, str]] = []
     for name, initializer in graph.initializers.items():
-        if initializer.const_value is not None and initializer not in ctx.values:
-            ctx.values[initializer] = of_const(const_from(name, initializer.const_value))
+        tensor = initializer.const_value
+        # Other types have no values of their own here: only DequantizeLinear reads them.
+        if tensor is not None and initializer not in ctx.values and tensor.dtype in (*FLOATS, *DTYPES):
+            ctx.values[initializer] = of_const(const_from(name, tensor))
     lost: set[ir.Value] = set()
     for node in graph:
         if any(v in lost for v in node.inputs if v is not None):
@@ -187,7 +192,7 @@ def _lower_nodes(ctx: Lowering, graph: ir.Graph) -> None:
             continue
         ctx.layer = layer_of(node)
         try:
-            results = SUPPORTED[op_of(node)].lower(ctx, node)
+            results = fold_unpacked(ctx, node) or SUPPORTED[op_of(node)].lower(ctx, node)
         except UnsupportedError as e:
             problems.append((node, str(e)))
             lost.update(node.outputs)

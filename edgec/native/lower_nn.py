@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import onnx_ir as ir
 
 from edgec.compress.formats import Dtype, Format
-from edgec.ir.model import const_tensor, float_attr, input_of, int_attr, ints_attr, required, str_attr
+from edgec.ir.model import const_tensor, float_attr, input_of, int_attr, ints_attr, producer, required, str_attr
 from edgec.native.dims import Dim, dim, dim_max, product
 from edgec.native.lower_math import axis_last, binary, broadcast, lift, need_f32, reorder
 from edgec.native.lower_shape import expand, gather, reshape
@@ -60,7 +60,8 @@ def check_window(node: ir.Node) -> str | None:
     if any(p < 0 for p in ints_attr(node, "pads") or ()):
         return "negative padding"
     if node.op_type == "Conv":
-        weight = const_tensor(input_of(node, 1))
+        unpack = producer(input_of(node, 1), "DequantizeLinear")
+        weight = const_tensor(input_of(node, 1) if unpack is None else unpack.inputs[0])
         if weight is None:
             return "the weight is computed at run time"
         return None if len(weight.shape) in (3, 4) else f"{len(weight.shape) - 2} spatial axes; the kernels have 1 or 2"
