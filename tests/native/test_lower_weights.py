@@ -59,7 +59,8 @@ CASES = [
 def test_unpacked(case: Case) -> None:
     model = model_of(case)
     plan = build_plan(model)
-    assert len(plan.entries[0].calls) == 1, "nothing of the unpacking is left for the device"
+    # Images are turned around for the convolution; nothing of the unpacking is left for the device.
+    assert len([c for c in plan.entries[0].calls if c.kernel != "transpose"]) == 1
     got = Interpreter(plan).run("main", case.feeds)["y"]
     np.testing.assert_allclose(got, reference(case)["y"], rtol=2e-5, atol=2e-5)
 
