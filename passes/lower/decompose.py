@@ -19,11 +19,12 @@ from edgec.ir.ops import DOMAIN, attach_bodies, strip_bodies
 from edgec.ir.passes import Context, Pass
 from edgec.ir.rules import Bindings, Rule, apply_rules
 from edgec.ir.shapes import infer_shapes
-from edgec.passes.lower import decompose_math, decompose_nn, decompose_shape
+from edgec.passes.lower import decompose_conv, decompose_index, decompose_math, decompose_nn, decompose_shape
 from edgec.passes.lower.decompose_math import Decomposed, Entry
 
 TABLE: Mapping[str, Entry] = MappingProxyType({
-    **decompose_math.TABLE, **decompose_nn.TABLE, **decompose_shape.TABLE,
+    **decompose_math.TABLE, **decompose_nn.TABLE, **decompose_shape.TABLE, **decompose_conv.TABLE,
+    **decompose_index.TABLE,
 })
 
 
