@@ -3,6 +3,7 @@
     load(nn.Module object, example_inputs=...)      edgec.importers.torch
     load("path/to/file.py:factory")                 the same, after running the user's own file
     load("folder")  with a config.json              edgec.importers.hf
+    load("folder:part")                             one network of a pair, edgec.importers.hf_parts
 
 A door checks what it built against the original before it returns it; it never opens the network.
 """
@@ -32,7 +33,7 @@ def load(source: object, **options: Any) -> ir.Model:
     E0103 unknown architecture, E0104 the imported graph computes something else.
     """
     kind, what = classify(source)
-    allowed = {"hf": ("name", "check"), "torch": ("name", "check", "example_inputs", "dynamic")}[
+    allowed = {"hf": ("name", "check", "dynamic"), "torch": ("name", "check", "example_inputs", "dynamic")}[
         "hf" if kind == "hf" else "torch"
     ]
     for key in options:
@@ -42,7 +43,7 @@ def load(source: object, **options: Any) -> ir.Model:
     if kind == "hf":
         from edgec.importers import hf
 
-        return hf.load(Path(what), **options)
+        return hf.load(what, **options)
     from edgec.importers import torch as torch_door
 
     if kind == "module":
@@ -77,6 +78,8 @@ def classify(source: object) -> tuple[str, str]:
         raise EdgecError("E0101", stage=STAGE, where=text, found=f"a file ({path.suffix or 'no suffix'})",
                          wanted=SOURCES, hint=hint)
     file, colon, factory = text.rpartition(":")
+    if colon and (Path(file) / "config.json").is_file():
+        return "hf", text
     if colon and file.endswith(".py"):
         if not Path(file).is_file():
             raise EdgecError("E0003", stage=STAGE, where=file, found="no such file", wanted=SOURCES)

@@ -1,8 +1,9 @@
-"""The Hugging Face door: a local folder (config.json, *.safetensors, tokenizer.json) of a causal language model.
+"""The Hugging Face door: a local folder (config.json, *.safetensors, tokenizer.json).
 
-Two routes lead to the graph: mobius builds it from the configuration, and torch.export traces the transformers
-module. Whatever a route builds is compared with transformers (edgec.importers.hf_check); the first that agrees wins,
-and when none does the import fails with the figures of both. Nothing here opens the network or runs the folder's code.
+Causal language models are read here, all others in edgec.importers.hf_parts. Two routes lead to the graph: mobius
+builds it from the configuration, and torch.export traces the transformers module. Whatever a route builds is compared
+with transformers (edgec.importers.hf_check); the first that agrees wins, and when none does the import fails with the
+figures of both. Nothing here opens the network or runs the folder's code.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 import onnx_ir as ir
 
 from edgec.errors import EdgecError, missing_extra
-from edgec.importers.torch import keep_module_paths, quiet
+from edgec.importers.torch import Dynamic, keep_module_paths, quiet
 from edgec.ir.info import ModelInfo, attach_info
 from edgec.ir.weights import sha256_of
 
@@ -41,7 +42,7 @@ class Folder:
 
     @classmethod
     def read(cls, path: Path) -> Folder:
-        """Raises EdgecError: E0101 for what cannot be read or is not plain data, E0103 for no causal language model."""
+        """Raises EdgecError: E0101 for what cannot be read or is not plain data, E0103 for quantized weights."""
         config, where = _json(path / "config.json"), str(path / "config.json")
         if not isinstance(config.get("model_type"), str):
             raise EdgecError("E0101", stage=STAGE, where=where, found="no model_type",
@@ -55,13 +56,13 @@ class Folder:
             method = method.get("quant_method", "?") if isinstance(method, dict) else "?"
             raise EdgecError("E0103", stage=STAGE, where=where, found=f"weights quantized with {method}",
                              wanted="float weights", hint="use the original model and let edgec compress it")
-        architectures = config.get("architectures") or []
-        named = ", ".join(map(str, architectures)) if isinstance(architectures, list) else str(architectures)
-        if config.get("is_encoder_decoder") or (named and "CausalLM" not in named):
-            raise EdgecError("E0103", stage=STAGE, where=where, found=f"{config['model_type']}: {named}",
-                             wanted="a causal language model (architectures: ...ForCausalLM)",
-                             hint="other modules can be imported as FILE.py:FACTORY")
         return cls(path, config, tuple(_weight_files(path)))
+
+    @property
+    def architecture(self) -> str:
+        """The transformers class that config.json names, "" for none."""
+        named = self.config.get("architectures")
+        return str(named[0]) if isinstance(named, list) and named else ""
 
     def sha256(self) -> str:
         """Of the weight file, or of the names and hashes of several."""
@@ -87,19 +88,28 @@ class Folder:
         return tensors
 
 
-def load(path: Path, *, name: str | None = None, check: bool = True) -> ir.Model:
-    """Imports the folder `path`; weights stay in their files until a pass or the emitter reads them.
+def load(source: str, *, name: str | None = None, check: bool = True, dynamic: Dynamic | None = None) -> ir.Model:
+    """Imports FOLDER, or FOLDER:PART of a model that consists of several networks (edgec.importers.hf_parts).
 
+    Of causal language models weights stay in their files until a pass or the emitter reads them.
     Inputs: input_ids INT64 [batch, sequence], position_ids, attention_mask (of the mobius route), and per layer
     past_key_values.i.{key,value} [batch, Hkv, past, D]. Outputs: logits, then present.i.{key,value}.
-    Raises EdgecError: E0003, E0005, E0101, E0103, and E0104 when no route gives a graph that agrees with transformers.
+    Other models: see hf_parts; `dynamic` is for them alone.
+    Raises EdgecError: E0002, E0003, E0005, E0101, E0102, E0103, and E0104 when no route gives a graph that agrees with
+    transformers.
     """
-    from edgec.importers import hf_check, hf_trace
+    from edgec.importers import hf_check, hf_parts, hf_trace
 
+    path, part = split_part(source)
     folder = Folder.read(path)
     failures: list[str] = []
     differs = False
     with offline(), quiet():
+        if not is_causal_lm(folder):
+            return hf_parts.load(folder, part, name=name, check=check, dynamic=dynamic)
+        if part or dynamic:
+            raise EdgecError("E0002", stage=STAGE, where=f"part {part!r}" if part else "dynamic", found=source,
+                             wanted="a causal language model as it is: one network, any number of tokens")
         config = read_config(folder)
         for route, build in (("mobius", build_with_mobius), ("torch", hf_trace.build)):
             try:
@@ -121,6 +131,23 @@ def load(path: Path, *, name: str | None = None, check: bool = True) -> ir.Model
                      hint="please report the model's config.json with this message")
 
 
+def split_part(source: str) -> tuple[Path, str]:
+    """FOLDER or FOLDER:PART as (folder, part); a folder whose name has a colon is that folder."""
+    folder, colon, part = source.rpartition(":")
+    return (Path(folder), part) if colon and not Path(source).is_dir() else (Path(source), "")
+
+
+def is_causal_lm(folder: Folder) -> bool:
+    """By the class that config.json names, else by its family, where a family of encoders is none."""
+    auto = _transformers().models.auto.modeling_auto
+    if folder.config.get("is_encoder_decoder"):
+        return False
+    if folder.architecture:
+        return folder.architecture in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
+    kind = folder.config["model_type"]
+    return kind in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and kind not in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+
 def read_config(folder: Folder) -> Any:
     """The transformers configuration object; E0103 when this transformers does not know the family."""
     transformers = _transformers()
@@ -134,9 +161,11 @@ def read_config(folder: Folder) -> Any:
     # Tables are as long as these say, before any weight has been looked at.
     for key in ("max_position_embeddings", "vocab_size"):
         value = getattr(config, key, None)
+        if value is None and not is_causal_lm(folder):
+            continue
         if not isinstance(value, int) or not 0 < value <= _LARGEST:
             raise EdgecError("E0103", stage=STAGE, where=where, found=f"{key} = {value!r}",
-                             wanted=f"a language model with {key} in 1..{_LARGEST}")
+                             wanted=f"{key} in 1..{_LARGEST}")
     return config
 
 
@@ -219,8 +248,9 @@ def load_transformers(folder: Folder, config: Any, attention: str) -> Any:
     transformers = _transformers()
     import torch
 
+    auto: Any = transformers.AutoModelForCausalLM if is_causal_lm(folder) else transformers.AutoModel
     try:
-        module, report = transformers.AutoModelForCausalLM.from_pretrained(
+        module, report = (getattr(transformers, folder.architecture, None) or auto).from_pretrained(
             folder.path, config=config, dtype=torch.float32, attn_implementation=attention, local_files_only=True,
             trust_remote_code=False, use_safetensors=True, output_loading_info=True,
         )

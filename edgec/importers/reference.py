@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ from edgec.ir.model import Array
 
 
 class Reference:
-    """An eager PyTorch module or a transformers language model, in float32 on the CPU.
+    """An eager PyTorch module or a transformers model, in float32 on the CPU.
 
     task: as ModelInfo.task. input_names, output_names: of `run`.
     """
@@ -97,7 +96,7 @@ def load_reference(source: object, **options: Any) -> Reference:
     """
     kind, what = classify(source)
     if kind == "hf":
-        return _language_model(Path(what))
+        return _from_folder(what)
     from edgec.importers import torch as door
 
     module: Any = source
@@ -108,10 +107,14 @@ def load_reference(source: object, **options: Any) -> Reference:
     return Reference("generic", module.eval(), call.tensors, call.constants)
 
 
-def _language_model(path: Path) -> Reference:
-    from edgec.importers import hf
+def _from_folder(source: str) -> Reference:
+    from edgec.importers import hf, hf_parts
     from edgec.importers.torch import quiet
 
+    path, part = hf.split_part(source)
     folder = hf.Folder.read(path)
     with hf.offline(), quiet():
+        if not hf.is_causal_lm(folder):
+            module, tensors = hf_parts.reference(folder, part)
+            return Reference("generic", module, tensors, {})
         return Reference("causal-lm", hf.load_transformers(folder, hf.read_config(folder), "eager"), {}, {})

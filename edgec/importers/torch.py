@@ -96,12 +96,13 @@ def call_factory(spec: str) -> tuple[Any, Any, dict[str, Any]]:
 
 
 def load(module: Any, example_inputs: Any = None, *, dynamic: Dynamic | None = None, name: str | None = None,
-         source: str = "", check: bool = True) -> ir.Model:
+         source: str = "", check: bool = True, trusted: bool = False) -> ir.Model:
     """Exports `module` (torch.nn.Module, run in eval mode, left as it was) to an opset-24 graph.
 
     example_inputs: a tensor, a tuple for positional or a mapping for keyword parameters of forward; tensors become
     inputs named after the parameters, other values are constants. dynamic: {"x": {0: (1, 8)}} lets axis 0 of x vary
     in that range under the name `x_0`; {"x": {0: ("batch", 1, 8)}} names it, and one name is one size everywhere.
+    trusted: the ranges are known to be right where torch cannot prove it, as for lengths that are divided many times.
     Raises EdgecError: E0002 a bad option, E0102 with the user's source line, E0104 when ONNX Runtime on the
     exported graph differs from the module by more than 1e-4 of the largest value.
     """
@@ -113,11 +114,11 @@ def load(module: Any, example_inputs: Any = None, *, dynamic: Dynamic | None = N
     try:
         with quiet(), torch.no_grad():
             outputs = output_names(_run_pure(module, call), set(call.tensors))
-            model = to_ir(_export(module, call), list(call.tensors), outputs)
+            model = to_ir(_export(module, call, trusted), list(call.tensors), outputs)
             _name_dims(model, call)
             model.graph.name = name
             if check:
-                _compare(model, module, call, source or type(module).__name__)
+                compare(model, module, call, source or type(module).__name__)
     finally:
         for m, training in modes:
             m.training = training
@@ -254,7 +255,7 @@ def _run_pure(module: Any, call: Call) -> Any:
     return result
 
 
-def _export(module: Any, call: Call) -> Any:
+def _export(module: Any, call: Call, trusted: bool = False) -> Any:
     """torch.export first and by itself: its errors name the user's line, those of later stages do not."""
     torch = _torch()
     dims = {d.name: torch.export.Dim(d.name, min=d.low, max=d.high) for d in call.dims.values()}
@@ -266,7 +267,8 @@ def _export(module: Any, call: Call) -> Any:
         # torch prints the half-made graph before it raises; the error below says what matters of it.
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             exported = torch.export.export(module, (), arguments, strict=False,
-                                           dynamic_shapes=_nest_keywords(module, shapes) if dims else None)
+                                           dynamic_shapes=_nest_keywords(module, shapes) if dims else None,
+                                           prefer_deferred_runtime_asserts_over_guards=trusted)
     except Exception as e:
         raise _untraceable(module, e) from e
     return exported
@@ -408,7 +410,7 @@ def output_names(result: Any, taken: set[str]) -> list[str]:
     return [f"{n}_out" if n in taken else n for n in names]
 
 
-def _compare(model: ir.Model, module: Any, call: Call, where: str) -> None:
+def compare(model: ir.Model, module: Any, call: Call, where: str) -> None:
     """E0104 unless ONNX Runtime and the eager module agree, at the example's size and at the ends of the ranges."""
     torch = _torch()
     names = {v.name for v in model.graph.inputs}

@@ -41,6 +41,10 @@ def gather_nd(op: Builder, node: ir.Node) -> Decomposed:
     count = batch + picks[-1]
     if count == 1:
         return op.Gather(data, op.Squeeze(indices, op.ints([-1])), axis=0)
+    if batch == 0 and shape[: count - 1] == (1,) * (count - 1):
+        # Only the last of the indexed axes leaves a choice, so its size may be anything.
+        last = op.Gather(indices, op.const(np.int64(count - 1)), axis=-1)
+        return op.Gather(op.Squeeze(data, op.ints(range(count - 1))), last, axis=0)
     lead = [d for d in shape[:count] if isinstance(d, int)]
     if len(lead) < count or count == 0:
         return "the sizes of the axes it indexes are not known"
