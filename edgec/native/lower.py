@@ -18,6 +18,8 @@ from edgec.ir.info import ModelInfo, info_of
 from edgec.ir.model import describe, float_attr, int_attr, ints_attr, op_of, str_attr
 from edgec.native import lower_math as maths
 from edgec.native import lower_nn as nn
+from edgec.native import lower_resize as resizing
+from edgec.native import lower_rnn as recurrent
 from edgec.native import lower_shape as shapes
 from edgec.native.dims import Dim, dim, product, symbol
 from edgec.native.lower_place import bind_output, finish
@@ -54,6 +56,7 @@ class Row:
 
 _UNARY = Row(maths.lower_unary, maths.check_unary)
 _BINARY = Row(maths.lower_binary, maths.check_binary)
+_RECURRENT = Row(recurrent.lower_rnn, recurrent.check_rnn)
 _WINDOW = Row(nn.lower_pool, nn.check_window)
 _STANDARD: dict[str, Row] = {
     **dict.fromkeys((*maths.ACT, *maths.UNARY), _UNARY),
@@ -72,19 +75,23 @@ _STANDARD: dict[str, Row] = {
     "Dropout": Row(shapes.lower_identity, shapes.check_dropout),
     "Expand": Row(shapes.lower_expand),
     "Flatten": Row(shapes.lower_flatten),
+    "GRU": _RECURRENT,
     "Gather": Row(shapes.lower_gather),
     "Gemm": Row(nn.lower_gemm),
     "GlobalAveragePool": Row(maths.lower_global_pool),
     "GlobalMaxPool": Row(maths.lower_global_pool),
     "Identity": Row(shapes.lower_identity),
+    "LSTM": _RECURRENT,
     "LayerNormalization": Row(maths.lower_norm, maths.check_norm),
     "LogSoftmax": Row(maths.lower_softmax),
     "MatMul": Row(nn.lower_matmul),
     "MaxPool": _WINDOW,
     "Pad": Row(shapes.lower_pad, shapes.check_pad),
+    "RNN": _RECURRENT,
     "RMSNormalization": Row(maths.lower_norm, maths.check_norm),
     "Range": Row(shapes.lower_range),
     "Reshape": Row(shapes.lower_reshape),
+    "Resize": Row(resizing.lower_resize, resizing.check_resize),
     "RotaryEmbedding": Row(nn.lower_rotary),
     "Shape": Row(shapes.lower_shape),
     "Size": Row(shapes.lower_size),
