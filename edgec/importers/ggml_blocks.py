@@ -68,7 +68,8 @@ def _with_fifth_bit(source: _Source, bits: int, nibbles: int) -> Array:
     """Codes of five bits: four in the nibbles, the fifth at byte `bits`, one bit per value. [rows, blocks, 32]."""
     low = _nibbles(source.at(nibbles, nibbles + 16)).reshape(source.rows, -1, 32)
     high = np.unpackbits(np.ascontiguousarray(source.at(bits, bits + 4)), axis=-1, bitorder="little")
-    return low | (high << 4)
+    codes: Array = low | (high << 4)
+    return codes
 
 
 def _minima(source: _Source, first: int, block: int) -> Blocks:
@@ -136,7 +137,8 @@ def _q5_k(s: _Source) -> Packed:
         low = _nibbles(s.at(48, 176).reshape(s.rows, -1, 4, 32)).reshape(s.rows, -1, 8, 32)
         # Bit j of byte i belongs to value i of group j.
         high = (s.at(16, 48)[:, :, None, :] >> np.arange(8, dtype=np.uint8)[:, None]) & 1
-        return low | (high << 4)
+        codes: Array = low | (high << 4)
+        return codes
 
     return _grouped(s, read, ir.DataType.UINT8)
 
@@ -147,7 +149,8 @@ def _q6_k(s: _Source) -> Packed:
         low = _nibbles(s.at(0, 128).reshape(s.rows, -1, 2, 64)).reshape(s.rows, -1, 2, 4, 32)
         tops = s.at(128, 192).reshape(s.rows, -1, 2, 1, 32)
         high = (tops >> np.array([0, 2, 4, 6], np.uint8)[:, None]) & 3
-        return (low | (high << 4)).astype(np.int8) - 32
+        codes: Array = (low | (high << 4)).astype(np.int8) - 32
+        return codes
 
     shape = (s.rows, s.columns // 16)
     scale = Blocks(shape, lambda: np.ascontiguousarray(s.at(192, 208)).view(np.int8).reshape(shape), ir.DataType.INT8,

@@ -17,7 +17,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgec.compress.formats import Array
-from edgec.importers.stored import Stored
+from edgec.importers.stored import Stored, Window
 from edgec.ir.model import Builder, add_initializer
 
 _AXIS = 1
@@ -114,6 +114,16 @@ class Packed(Stored):
             value = op.Gather(value, op.const(np.argsort(self.order).astype(np.int64), name=f"{name}.order"),
                               axis=_AXIS)
         return value
+
+
+def packed_of(tensor: Stored) -> Packed | None:
+    """The packed matrix that `tensor` is, or whose rows it is. Raises ValueError for other parts of one."""
+    if not isinstance(tensor, Window) or not isinstance(tensor.source, Packed):
+        return tensor if isinstance(tensor, Packed) else None
+    rows = tensor.rows()
+    if rows is None:
+        raise ValueError("a quantized weight is not used row by row")
+    return tensor.source.rows(*rows)
 
 
 def attach(model: ir.Model, matrices: Mapping[str, Packed]) -> None:

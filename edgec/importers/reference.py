@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -11,6 +12,9 @@ from edgec.errors import EdgecError
 from edgec.importers import classify
 from edgec.ir.info import Task
 from edgec.ir.model import Array
+
+if TYPE_CHECKING:
+    from edgec.importers.onnx_original import Original
 
 
 class Reference:
@@ -89,30 +93,39 @@ class Reference:
         return torch.tensor([[int(t) for t in tokens]])
 
 
-def load_reference(source: object, **options: Any) -> Reference:
+def load_reference(source: object, **options: Any) -> Reference | Original:
     """The original of anything edgec.importers.load takes; a module object needs `example_inputs` too.
 
     Raises EdgecError as edgec.importers.load: E0002, E0003, E0005, E0101, E0103.
     """
     kind, what = classify(source)
+    if kind == "onnx":
+        from edgec.importers.onnx_original import Original
+
+        return Original(Path(what))
     if kind == "hf":
-        return _from_folder(what)
+        return _from_folder(what, bool(options.get("allow_pickle")))
     from edgec.importers import torch as door
+    from edgec.importers import torch_program
 
     module: Any = source
     example = options.get("example_inputs")
     if kind == "factory":
         module, example, _ = door.call_factory(what)
+    if torch_program.is_program(module):
+        module, example, _ = torch_program.opened(module, example, {})
+    else:
+        module.eval()
     call = door.Call.bind(module, example, {})
-    return Reference("generic", module.eval(), call.tensors, call.constants)
+    return Reference("generic", module, call.tensors, call.constants)
 
 
-def _from_folder(source: str) -> Reference:
+def _from_folder(source: str, allow_pickle: bool) -> Reference:
     from edgec.importers import hf, hf_parts
     from edgec.importers.torch import quiet
 
     path, part = hf.split_part(source)
-    folder = hf.Folder.read(path)
+    folder = hf.Folder.read(path, allow_pickle=allow_pickle)
     with hf.offline(), quiet():
         if not hf.is_causal_lm(folder):
             module, tensors = hf_parts.reference(folder, part)

@@ -30,6 +30,8 @@ TYPES: dict[str, np.dtype[Any]] = {
     "U8": np.dtype("u1"), "BOOL": np.dtype("?"),
 }
 _HEADER_LIMIT = 100 << 20
+# Norms, biases and scalars are looked at by many passes: reading them once costs less than it saves.
+_SMALL = 1 << 14
 
 
 class Stored(ABC):
@@ -147,8 +149,28 @@ class Placeholders:
 
 
 def lazy_float(stored: Stored, name: str) -> ir.TensorProtocol:
-    """A FLOAT tensor that reads its file whenever it is asked for values."""
+    """A FLOAT tensor that reads its file whenever it is asked for values; a small one is read now."""
     def compute() -> ir.TensorProtocol:
         return ir.Tensor(np.ascontiguousarray(stored.read(), np.float32), name=name)
 
+    if math.prod(stored.shape) <= _SMALL:
+        return compute()
     return ir.LazyTensor(compute, dtype=ir.DataType.FLOAT, shape=ir.Shape(stored.shape), name=name, cache=False)
+
+
+@dataclass(frozen=True)
+class Held(Stored):
+    """A torch tensor, over a mapped file or computed."""
+
+    tensor: Any
+
+    @property
+    def shape(self) -> tuple[int, ...]:  # type: ignore[override]  # always the tensor's
+        return tuple(self.tensor.shape)
+
+    def read(self) -> Array:
+        import torch
+
+        is_float = self.tensor.is_floating_point()
+        values: Array = (self.tensor.to(torch.float32) if is_float else self.tensor).contiguous().numpy()
+        return values

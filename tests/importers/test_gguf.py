@@ -139,7 +139,7 @@ def test_every_type_has_a_reference() -> None:
 
 @pytest.mark.parametrize(("kind", "dtype"), [(0, np.float32), (1, np.float16)])
 def test_plain_types(tmp_path: Path, kind: int, dtype: type) -> None:
-    values = np.random.default_rng(0).standard_normal((3, 5)).astype(dtype)
+    values: Array = np.random.default_rng(0).standard_normal((3, 5)).astype(dtype)
     row = (kind, (3, 5), values.tobytes())
     file = write_gguf(tmp_path / "m.gguf", {}, {"a": row, "b": row})
     for tensor in read_gguf(file).tensors.values():
