@@ -293,6 +293,7 @@ def test_every_entry_is_tested() -> None:
     tested = set(UNARY) | {name.split()[0] for name in CASES}
     tested |= {"ReduceLogSum", "Pow", "RotaryEmbedding", "Attention", "Clip", "Expand", "Tile"}
     tested |= {"ArgMax", "ConvTranspose"}  # tests/passes/test_decompose_conv.py
+    tested |= {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"}  # test_decompose_quantized.py
     assert set(TABLE) == tested
 
 
