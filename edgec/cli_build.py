@@ -13,7 +13,7 @@ from edgec.cli_output import envelope, note, print_json, print_table, stdout
 from edgec.cli_values import choice, format_bytes, parse_bytes, parse_dynamic
 from edgec.errors import CODES, EXIT_GATE, EXIT_UNSUPPORTED, EdgecError, did_you_mean
 
-Source = Annotated[str, typer.Argument(help="A Hugging Face folder, FILE.gguf, or FILE.py:FACTORY.", show_default=False)]
+Source = Annotated[str, typer.Argument(help="A Hugging Face folder, FILE.gguf or FILE.py:FACTORY.", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout instead of tables.")]
 Target = Annotated[str, typer.Option("--target", help="Device row; `edgec targets` lists them.")]
 Context = Annotated[
