@@ -14,6 +14,7 @@ from edgec.passes.normalize.fuse_activations import FuseActivations
 from edgec.passes.normalize.fuse_attention import FuseAttention
 from edgec.passes.normalize.fuse_norms import FuseNorms
 from edgec.passes.normalize.inline_functions import InlineFunctions
+from edgec.passes.normalize.merge_branches import MergeBranches
 from edgec.passes.normalize.normalize_linear import NormalizeLinear
 from edgec.passes.normalize.static_kv import StaticKV
 
@@ -22,6 +23,7 @@ NORMALIZE: tuple[Pass, ...] = (
     FoldConstants(),
     EliminateDead(),
     FoldBN(),
+    MergeBranches(),
     FuseActivations(),
     FuseNorms(),
     StaticKV(),
