@@ -15,6 +15,7 @@ from edgec.passes.normalize.fuse_attention import FuseAttention
 from edgec.passes.normalize.fuse_norms import FuseNorms
 from edgec.passes.normalize.inline_functions import InlineFunctions
 from edgec.passes.normalize.merge_branches import MergeBranches
+from edgec.passes.normalize.merge_linear import MergeLinear
 from edgec.passes.normalize.normalize_linear import NormalizeLinear
 from edgec.passes.normalize.static_kv import StaticKV
 
@@ -30,6 +31,7 @@ NORMALIZE: tuple[Pass, ...] = (
     FuseAttention(),
     FoldConstants(),
     NormalizeLinear(),
+    MergeLinear(),
     EliminateDead(),
 )
 COMPRESS: tuple[Pass, ...] = ()
