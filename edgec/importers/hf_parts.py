@@ -9,7 +9,8 @@ imported one network at a time, as FOLDER:PART:
     text and image (CLIP)      :text     input_ids -> text_embeds
                                :vision   pixel_values -> image_embeds
 
-There is no attention mask: the batch is 1 (`dynamic` may widen it) and sequences are not padded.
+There is no attention mask: the batch is 1 (`dynamic` may widen it) and sequences are not padded. Token ids come from
+outside: a bundle has a tokenizer only when it generates text.
 """
 
 from __future__ import annotations
@@ -103,11 +104,8 @@ def load(folder: Any, part: str, *, name: str | None = None, check: bool = True,
         with torch.no_grad():
             door.compare(model, wrapped, call, str(module.config.model_type))
     traced: ModelInfo = model.meta["edgec.info"]
-    tokenizer = folder.path / "tokenizer.json"
-    return attach_info(model, ModelInfo(
-        name=name, source=str(folder.path), source_sha256=folder.sha256(), dynamic=traced.dynamic,
-        tokenizer=tokenizer.resolve() if tokenizer.is_file() and "input_ids" in inputs else None,
-    ))
+    return attach_info(model, ModelInfo(name=name, source=str(folder.path), source_sha256=folder.sha256(),
+                                        dynamic=traced.dynamic))
 
 
 def reference(folder: Any, part: str) -> tuple[Any, dict[str, Any]]:

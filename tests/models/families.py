@@ -115,6 +115,38 @@ def make(folder: Path, family: Family, seed: int = 0) -> Path:
     return folder
 
 
+def language_error(source: str, bundle: Path) -> float:
+    """Largest difference of logits: a prompt in one piece, then one token at a time, against one pass of the original.
+    """
+    import numpy as np
+
+    from edgec.importers.reference import load_reference
+    from edgec.native.session import Model
+
+    tokens = np.random.default_rng(3).integers(3, VOCAB, PROMPT + STEPS).tolist()
+    wanted = load_reference(source).logits(tokens)[PROMPT - 1 :]
+    with Model(bundle) as model, model.session() as session:
+        found = [session.step(tokens[:PROMPT]), *(session.step([t]) for t in tokens[PROMPT:])]
+    return float(np.abs(np.stack(found).reshape(wanted.shape) - wanted).max())
+
+
+def other_error(source: str, bundle: Path) -> float:
+    """Largest difference of any output, at the traced size and, where sizes vary, at others."""
+    import numpy as np
+
+    from edgec.importers.reference import load_reference
+    from edgec.native.session import Model
+
+    original, worst = load_reference(source), 0.0
+    with Model(bundle) as model, model.session() as session:
+        for feeds in feeds_of(source):
+            wanted, found = original.run(feeds), session.run(feeds)
+            if set(found) != set(wanted):
+                return float("inf")
+            worst = max(worst, *(float(np.abs(found[key] - value).max()) for key, value in wanted.items()))
+    return worst
+
+
 def feeds_of(source: str) -> list[dict[str, Any]]:
     """Arrays for a model of OTHERS: the import's example and, where sizes vary, others down to the smallest."""
     import numpy as np
@@ -122,7 +154,8 @@ def feeds_of(source: str) -> list[dict[str, Any]]:
     from edgec.importers import hf, hf_parts
 
     path, part = hf.split_part(source)
-    module = hf_parts.load_module(hf.Folder.read(path), "eager")
+    with hf.offline():
+        module = hf_parts.load_module(hf.Folder.read(path), "eager")
     inputs = hf_parts.choose(module, part, source).inputs(module)
     dims = {dim for value in inputs.values() for dim in value.axes.values()}
     rng = np.random.default_rng(5)
