@@ -289,10 +289,10 @@ class Decoder(nn.Module):
 class Recurrent(nn.Module):
     """A torch.nn recurrent network over [B, T, 6], its last output and its states as results."""
 
-    def __init__(self, kind: type[nn.RNNBase], **options: object) -> None:
+    def __init__(self, kind: type[nn.RNNBase], units: int = 20, **options: object) -> None:
         super().__init__()
-        self.cell = kind(6, 20, batch_first=True, **options)  # type: ignore[arg-type]
-        self.head = nn.Linear(20 * (2 if self.cell.bidirectional else 1), 5)
+        self.cell = kind(6, units, batch_first=True, **options)  # type: ignore[arg-type]
+        self.head = nn.Linear(units * (2 if self.cell.bidirectional else 1), 5)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         y, state = self.cell(x)
@@ -378,6 +378,7 @@ NETS: dict[str, Net] = {
     "rnn": Net(lambda: Recurrent(nn.RNN, nonlinearity="relu"), (2, 9, 6)),
     "gru_deep": Net(lambda: Recurrent(nn.GRU, num_layers=2, bidirectional=True), (2, 9, 6)),
     "lstm_deep": Net(lambda: Recurrent(nn.LSTM, num_layers=2, bidirectional=True), (3, 70, 6)),
+    "lstm_wide": Net(lambda: Recurrent(nn.LSTM, 160), (1, 5, 6)),  # too large to be folded while it is imported
     "audio": Net(AudioNet, (1, 1, 800)),
     "vit": Net(ViT),
 }

@@ -188,6 +188,10 @@ CASES: list[Case] = [
            outputs=("y", "z", "q") if op == "LSTM" else ("y", "z"))
       for op, n in (("RNN", 1), ("GRU", 3), ("LSTM", 4))
       for direction, d in (("forward", 1), ("reverse", 1), ("bidirectional", 2)) for layout in (0,)),
+    Case("LSTM_gates_in_pieces", [("Slice", "w zero four", "a"), ("Slice", "w four end", "b"),
+                                  ("Concat", "b a", "v", {"axis": 0}), ("Unsqueeze", "v zero", "u"),
+                                  ("LSTM", "x u r", "y", {"hidden_size": 2})], {"x": f(3, 1, 5)},
+         {"w": f(8, 5), "r": f(1, 8, 2), "zero": i(0), "four": i(4), "end": i(8)}, kernels=["linear", "rnn"]),
     Case("GRU_reset_first", [("GRU", "x w r b", "y", {"hidden_size": 17})], {"x": f(6, 1, 3)},
          {"w": f(1, 51, 3), "r": f(1, 51, 17), "b": f(1, 102)}, kernels=["linear", "rnn"]),
     Case("RNN_relu", [("RNN", "x w r", "- y", {"hidden_size": 5, "activations": ["Relu"]})], {"x": f(4, 9, 3)},
