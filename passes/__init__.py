@@ -8,6 +8,7 @@ from __future__ import annotations
 from edgec.ir.passes import Pass
 from edgec.passes.lower.decompose import Decompose
 from edgec.passes.normalize.eliminate_dead import EliminateDead
+from edgec.passes.normalize.fold_affine import FoldAffine
 from edgec.passes.normalize.fold_bn import FoldBN
 from edgec.passes.normalize.fold_constants import FoldConstants
 from edgec.passes.normalize.fuse_activations import FuseActivations
@@ -30,6 +31,7 @@ NORMALIZE: tuple[Pass, ...] = (
     StaticKV(),
     FuseAttention(),
     FoldConstants(),
+    FoldAffine(),
     NormalizeLinear(),
     MergeLinear(),
     EliminateDead(),
