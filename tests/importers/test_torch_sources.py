@@ -127,10 +127,22 @@ def bent_as_onnx(x: Any, slope: Any, shift: float) -> Any:
     ("edgec_test::bent", "edgec_test::soft"), (bent, soft), (torch.ops.edgec_test.bent, "edgec_test::soft.default"),
     (torch.ops.edgec_test.bent.default, torch.ops.edgec_test.soft),
 ])
-def test_custom_operators(keys: tuple[Any, Any], tmp_path: Path) -> None:
+def test_custom_operators(keys: tuple[Any, Any]) -> None:
     x = torch.randn(3, 4)
     model = load(Custom(), example_inputs=x, custom_ops={keys[0]: bent_as_onnx, keys[1]: "Gelu"})
     assert Counter(n.op_type for n in model.graph) == {"PRelu": 1, "Add": 1, "Gelu": 1}
+
+
+def test_custom_operators_from_a_factory(tmp_path: Path) -> None:
+    path = tmp_path / "net.py"
+    path.write_text("import torch\nclass Net(torch.nn.Module):\n    def forward(self, x):\n"
+                    "        return torch.ops.edgec_test.soft(x)\ndef make():\n"
+                    "    return Net(), (torch.randn(3, 4),), {'custom_ops': {'edgec_test::soft': 'Gelu'}}\n")
+    edgec.compile(f"{path}:make", tmp_path / "out")
+    with Model(tmp_path / "out" / "model.edgec") as model, model.session() as session:
+        x = torch.randn(3, 4)
+        found = session.run({"x": x.numpy()})[model.outputs[0].name]
+        np.testing.assert_allclose(found, torch.nn.functional.gelu(x).numpy(), rtol=1e-5, atol=1e-5)
 
 
 def test_custom_operator_without_translation() -> None:
