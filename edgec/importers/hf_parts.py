@@ -33,6 +33,7 @@ _ATTENTION = "edgec_part"
 _TOKENS, _SOURCE_TOKENS, _FRAMES = 11, 13, 19
 # Where the configuration gives no longest sequence (T5), and the longest sound: ten seconds.
 _LONGEST_TEXT, _LONGEST_SOUND = 512, 160_000
+_WINDOWS = ("sliding_window", "local_attention", "attention_chunk_size")
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,8 @@ def load(folder: Any, part: str, *, name: str | None = None, check: bool = True,
         module.set_attn_implementation("eager")
         call = door.Call.bind(wrapped, {k: i.example for k, i in inputs.items()}, _joined(inputs, dynamic or {}))
         with torch.no_grad():
-            door.compare(model, wrapped, call, str(module.config.model_type))
+            # Beyond a window, on both sides of a token, its mask shows.
+            door.compare(model, wrapped, call, str(module.config.model_type), 2 * _window(module.config.to_dict()) + 9)
     traced: ModelInfo = model.meta["edgec.info"]
     return attach_info(model, ModelInfo(name=name, source=str(folder.path), source_sha256=folder.sha256(),
                                         dynamic=traced.dynamic))
@@ -165,6 +167,12 @@ def _joined(inputs: Mapping[str, Input], dynamic: door.Dynamic) -> dict[str, dic
     return axes
 
 
+def _window(config: Mapping[str, Any]) -> int:
+    """The widest window of attention that a configuration, or one inside it, speaks of; 0 for none."""
+    inner = [_window(v) for v in config.values() if isinstance(v, Mapping)]
+    return max([v for k, v in config.items() if k in _WINDOWS and isinstance(v, int)] + inner, default=0)
+
+
 def _fold_parametrizations(module: Any) -> None:
     """Replaces weights that are computed at each call (weight norm) by their values."""
     from torch.nn.utils import parametrize
@@ -200,8 +208,9 @@ def _ids(count: int, config: Any) -> Any:
 def _positions_before(module: Any) -> int:
     """Learned positions that stand before the first token's: RoBERTa and its kin count from padding_idx + 1."""
     for child in module.modules():
-        if hasattr(child, "create_position_ids_from_input_ids"):
-            return int(child.padding_idx) + 1
+        padding = getattr(getattr(child, "position_embeddings", None), "padding_idx", None)
+        if padding is not None:
+            return int(padding) + 1
     return 0
 
 
@@ -327,7 +336,7 @@ def _register_attention() -> None:
 
 def _attention(module: Any, query: Any, key: Any, value: Any, attention_mask: Any, dropout: float = 0.0,
                scaling: float | None = None, is_causal: bool | None = None, position_bias: Any = None,
-               **rest: Any) -> tuple[Any, None]:
+               sliding_window: int | None = None, **rest: Any) -> tuple[Any, None]:
     """transformers' attention interface. query [B, H, T, D], key and value [B, Hkv, S, D] -> [B, T, H, D].
 
     transformers makes no masks for an implementation that it does not know, so a mask that comes is the model's own.
@@ -338,9 +347,12 @@ def _attention(module: Any, query: Any, key: Any, value: Any, attention_mask: An
     mask = position_bias
     if attention_mask is not None:
         mask = attention_mask if mask is None else mask + attention_mask
-    if causal:
-        length = query.shape[2]
-        visible = torch.arange(length)[None] <= torch.arange(length)[:, None]
+    if causal or sliding_window:
+        row, column = torch.arange(query.shape[2])[:, None], torch.arange(key.shape[2])[None]
+        reach = sliding_window or 0
+        visible = column <= row if causal else column < row + reach
+        if reach:
+            visible = visible & (column > row - reach)
         mask = visible[None, None] if mask is None else torch.where(visible, mask, torch.finfo(query.dtype).min)
     result = torch.onnx.ops.attention(query, key, value, mask, scale=scaling, softcap=rest.get("softcap") or 0.0)[0]
     return result.transpose(1, 2).contiguous(), None

@@ -432,15 +432,18 @@ def output_names(result: Any, taken: set[str]) -> list[str]:
     return [f"{n}_out" if n in taken else n for n in names]
 
 
-def compare(model: ir.Model, module: Any, call: Call, where: str) -> None:
-    """E0104 unless ONNX Runtime and the eager module agree, at the example's size and at the ends of the ranges."""
+def compare(model: ir.Model, module: Any, call: Call, where: str, reach: int = 0) -> None:
+    """E0104 unless ONNX Runtime and the eager module agree, at the example's size and at the ends of the ranges.
+
+    reach: sizes up to this one show something that shorter ones do not.
+    """
     torch = _torch()
     names = {v.name for v in model.graph.inputs}
     sizes = [{d.name: d.traced for d in call.dims.values()}]
     if call.dims:
         sizes.append({d.name: d.low for d in call.dims.values()})
         # The upper end can be far away; four times the example already shows a size that became a constant.
-        sizes.append({d.name: min(d.high, 4 * d.traced) for d in call.dims.values()})
+        sizes.append({d.name: min(d.high, max(4 * d.traced, reach)) for d in call.dims.values()})
     with runner(model) as session:
         for tensors in (call.tensors, *(_randomized(call.sized(size)) for size in sizes)):
             wanted = torch.utils._pytree.tree_leaves(module(**call.constants, **tensors))

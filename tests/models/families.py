@@ -73,6 +73,12 @@ OTHERS: dict[str, tuple[Family, tuple[str, ...]]] = {
         "vocab_size": VOCAB, "dim": 64, "hidden_dim": 96, "n_layers": 2, "n_heads": 4,
         "max_position_embeddings": 64}), ("",)),
     "roberta": (Family("roberta", "RobertaForMaskedLM", {**_ENCODER, "pad_token_id": 1}), ("",)),
+    # Windows on both sides, RoBERTa's positions in another spelling, attention that is spelled out.
+    "modernbert": (Family("modernbert", "ModernBertModel", {
+        **_ENCODER, "local_attention": 16, "global_attn_every_n_layers": 2, "pad_token_id": 0, "cls_token_id": 1,
+        "sep_token_id": 2, "bos_token_id": 1, "eos_token_id": 2}), ("",)),
+    "mpnet": (Family("mpnet", "MPNetModel", {**_ENCODER, "pad_token_id": 1}), ("",)),
+    "deberta": (Family("deberta-v2", "DebertaV2ForSequenceClassification", _ENCODER), ("",)),
     "t5": (Family("t5", "T5ForConditionalGeneration", _T5), ("encoder", "decoder")),
     "whisper": (Family("whisper", "WhisperForConditionalGeneration", {
         "vocab_size": VOCAB, "num_mel_bins": 20, "d_model": 64, "encoder_layers": 2, "decoder_layers": 2,
@@ -160,7 +166,7 @@ def feeds_of(source: str) -> list[dict[str, Any]]:
     dims = {dim for value in inputs.values() for dim in value.axes.values()}
     rng = np.random.default_rng(5)
     result = [{key: value.example.numpy() for key, value in inputs.items()}]
-    for step in (0, 1, 23) if dims else ():
+    for step in (0, 1, 40) if dims else ():
         feeds = {}
         for key, value in inputs.items():
             shape = [d if a not in value.axes else min(value.axes[a][1] + step, value.axes[a][2])

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import edgec
+from edgec import importers
 from edgec.errors import EdgecError
+from edgec.importers import hf_parts
 from edgec.native.session import Model
 from tests.models import families, torch_zoo
 
@@ -68,6 +71,18 @@ def test_one_network_has_no_parts(folder: Make) -> None:
         with pytest.raises(EdgecError) as caught:
             edgec.compile(f"{folder(name)}:encoder", "never-written")
         assert caught.value.code == "E0002"
+
+
+def test_windows_wider_than_the_usual_lengths_are_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without its window of 50 on each side this model is wrong from 51 tokens on, and only there."""
+    family = families.OTHERS["modernbert"][0]
+    source = families.make(tmp_path / "made", replace(family, settings={**family.settings, "local_attention": 100}))
+    importers.load(source)
+    real = hf_parts._attention
+    monkeypatch.setattr(hf_parts, "_attention", lambda *args, sliding_window, **rest: real(*args, **rest))
+    with pytest.raises(EdgecError) as caught:
+        importers.load(source)
+    assert caught.value.code == "E0104"
 
 
 def test_ranges_can_be_changed(folder: Make, tmp_path: Path) -> None:
