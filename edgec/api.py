@@ -38,11 +38,13 @@ def compile(
     dynamic: Dynamic | None = None, weights: str = "auto", kv: str = "f32", memory_budget: int | None = None,
     dump_dir: Path | None = None, stop_after: str | None = None, print_after: str | None = None,
     dry_run: bool = False, tokenizer: bool = True, example_inputs: Sequence[Any] | None = None,
+    allow_pickle: bool = False,
 ) -> Compiled:
     """Compiles `source` (a Hugging Face folder, FILE.py:FACTORY, or a torch module with example_inputs) for `target`.
 
     weights: auto, f32, f16, bf16. kv: f32, f16. ctx: most tokens of a session. dynamic: {input: {axis: (min, max)}}.
-    memory_budget: bytes. tokenizer: False leaves it out of the bundle. Raises EdgecError.
+    memory_budget: bytes. tokenizer: False leaves it out of the bundle. allow_pickle: also pickled weights, read by
+    torch's restricted unpickler in a process of its own. Raises EdgecError.
     """
     from edgec.pipeline import CompileOptions, RunOptions, compile_model, prepare_model
     from edgec.targets import EmitOptions, native
@@ -61,7 +63,8 @@ def compile(
     emitter: dict[str, Any] = {"weights": weights, "kv": kv, "max_context": ctx, "memory_budget": memory_budget,
                                "tokenizer": tokenizer, "config": config}
     options = CompileOptions(
-        target=target, outdir=output, importer=_importer_options(dynamic, example_inputs), emitter=emitter,
+        target=target, outdir=output, importer=_importer_options(dynamic, example_inputs, allow_pickle),
+        emitter=emitter,
         run=RunOptions(dump_dir=dump_dir, print_after=(print_after,) if print_after else (),
                        stop_after=stop_after or ""),
     )
@@ -73,8 +76,10 @@ def compile(
     return Compiled(result.artifact, result.artifact.memory if result.artifact else {}, result.report.to_json())
 
 
-def _importer_options(dynamic: Dynamic | None, example_inputs: Sequence[Any] | None) -> dict[str, Any]:
-    options: dict[str, Any] = {}
+def _importer_options(
+    dynamic: Dynamic | None, example_inputs: Sequence[Any] | None, allow_pickle: bool = False
+) -> dict[str, Any]:
+    options: dict[str, Any] = {"allow_pickle": True} if allow_pickle else {}
     if dynamic:
         options["dynamic"] = {name: dict(axes) for name, axes in dynamic.items()}
     if example_inputs is not None:

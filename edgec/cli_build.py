@@ -13,7 +13,7 @@ from edgec.cli_output import envelope, note, print_json, print_table, stdout
 from edgec.cli_values import choice, format_bytes, parse_bytes, parse_dynamic
 from edgec.errors import CODES, EXIT_GATE, EXIT_UNSUPPORTED, EdgecError, did_you_mean
 
-Source = Annotated[str, typer.Argument(help="A Hugging Face folder, or FILE.py:FACTORY.", show_default=False)]
+Source = Annotated[str, typer.Argument(help="A Hugging Face folder, FILE.gguf or FILE.py:FACTORY.", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout instead of tables.")]
 Target = Annotated[str, typer.Option("--target", help="Device row; `edgec targets` lists them.")]
 Context = Annotated[
@@ -105,6 +105,9 @@ def compile_(
     tokenizer: Annotated[
         bool, typer.Option("--tokenizer/--no-tokenizer", help="Store the tokenizer in the bundle.")
     ] = True,
+    allow_pickle: Annotated[
+        bool, typer.Option("--allow-pickle", help="Also pickled weights, unpickled with care in another process.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Do everything but write: says memory and sizes.")] = False,
     json: Json = False,
 ) -> None:
@@ -117,7 +120,7 @@ def compile_(
         weights=choice("--weights", weights, _WEIGHTS), kv=choice("--kv", kv, _KV),
         memory_budget=parse_bytes("--memory-budget", memory_budget) if memory_budget is not None else None,
         dump_dir=dump_dir, stop_after=stop_after, print_after=print_after, dry_run=dry_run,
-        tokenizer=tokenizer,
+        tokenizer=tokenizer, allow_pickle=allow_pickle,
     )
     if json:
         print_json(envelope("compile", started, target, **result.to_dict()))

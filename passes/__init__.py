@@ -8,12 +8,15 @@ from __future__ import annotations
 from edgec.ir.passes import Pass
 from edgec.passes.lower.decompose import Decompose
 from edgec.passes.normalize.eliminate_dead import EliminateDead
+from edgec.passes.normalize.fold_affine import FoldAffine
 from edgec.passes.normalize.fold_bn import FoldBN
 from edgec.passes.normalize.fold_constants import FoldConstants
 from edgec.passes.normalize.fuse_activations import FuseActivations
 from edgec.passes.normalize.fuse_attention import FuseAttention
 from edgec.passes.normalize.fuse_norms import FuseNorms
 from edgec.passes.normalize.inline_functions import InlineFunctions
+from edgec.passes.normalize.merge_branches import MergeBranches
+from edgec.passes.normalize.merge_linear import MergeLinear
 from edgec.passes.normalize.normalize_linear import NormalizeLinear
 from edgec.passes.normalize.static_kv import StaticKV
 
@@ -22,12 +25,15 @@ NORMALIZE: tuple[Pass, ...] = (
     FoldConstants(),
     EliminateDead(),
     FoldBN(),
+    MergeBranches(),
     FuseActivations(),
     FuseNorms(),
     StaticKV(),
     FuseAttention(),
     FoldConstants(),
+    FoldAffine(),
     NormalizeLinear(),
+    MergeLinear(),
     EliminateDead(),
 )
 COMPRESS: tuple[Pass, ...] = ()

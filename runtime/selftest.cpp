@@ -17,7 +17,7 @@ struct TrialOperand {
 struct Trial {
     const char *kernel;
     uint8_t n_op, n_i, n_f;
-    TrialOperand op[6];
+    TrialOperand op[8];
     int16_t i[11];
     float f[2];
 };
@@ -52,6 +52,12 @@ const Trial kTrials[] = {
      {5, 5, 2, 2, 2, 2, 1, 1, 8, 0}, {}},
     {"pool2d", 2, 10, 0, {f32(1, 4, 4, 37), f32(1, 7, 7, 37)}, {0, 3, 3, 2, 2, 1, 1, 1, 1, 0}, {}},
     {"pool2d", 2, 10, 0, {f32(1, 4, 4, 37), f32(1, 7, 7, 37)}, {1, 3, 3, 2, 2, 1, 1, 1, 1, 0}, {}},
+    {"resize2d", 6, 0, 0,
+     {f32(1, 3, 4, 37), f32(1, 3, 3, 37), other(I32, 3, 2), f32(3, 2), other(I32, 4, 2), f32(4, 2)}, {}, {}},
+    {"rnn", 8, 2, 0,
+     {f32(3, 1, 37), f32(1, 37), kAbsent, f32(3, 1, 111), panel(F32, 3, 37, 37), f32(37), f32(1, 37), kAbsent}, {2, 0}, {}},
+    {"rnn", 8, 2, 0,
+     {f32(3, 4, 37), kAbsent, f32(4, 37), f32(3, 4, 148), panel(F16, 4, 37, 37), kAbsent, kAbsent, f32(4, 37)}, {4, 1}, {}},
     {"matmul", 3, 1, 1, {f32(2, 5, 37), f32(2, 5, 23), f32(2, 23, 37)}, {0}, {0.5f}},
     {"matmul", 3, 1, 1, {f32(2, 5, 37), f32(2, 5, 23), f32(2, 37, 23)}, {1}, {1}},
     {"attention_cached", 4, 4, 2, {f32(1, 80), f32(1, 80), f32(2, 41, 20), f32(2, 41, 20)}, {37, 4, 2, 0}, {0.25f, 0}},
@@ -143,10 +149,10 @@ float difference(const View &a, const View &b) {
 
 edgec_status run_trial(const Trial &trial, const Kernel &kernel, uint8_t isa, const Allocator &allocator,
                        Message &message) {
-    View views[2][6];
+    View views[2][sizeof Trial::op / sizeof(TrialOperand)];
     int64_t ints[11];
     for (uint32_t k = 0; k < trial.n_i; k++) ints[k] = trial.i[k];
-    uint64_t bytes = 0, offset[2][6];
+    uint64_t bytes = 0, offset[2][sizeof Trial::op / sizeof(TrialOperand)];
     for (int run = 0; run < 2; run++) {
         for (uint32_t k = 0; k < trial.n_op; k++) {
             View &v = views[run][k];

@@ -64,12 +64,13 @@ def emit(model: ir.Model, device: Device, outdir: Path, options: Mapping[str, An
     complete; an earlier output in its place is replaced. Raises EdgecError: E0004, E0005, E0007, those of plan_model.
     """
     from edgec.native.bundle import write_bundle
-    from edgec.native.golden import golden_section
+    from edgec.native.golden import golden_section, left_out
 
     chosen = EmitOptions(**options)
     info = info_of(model)
     plan, memory = plan_model(model, chosen)
-    golden = golden_section(model, plan) if chosen.golden else None
+    missing = left_out(model) if chosen.golden else "not asked for"
+    golden = None if missing else golden_section(model, plan)
     tokenizer = _tokenizer_section(info) if chosen.tokenizer else None
     library = runtime_library(device)
     described = {
@@ -79,6 +80,9 @@ def emit(model: ir.Model, device: Device, outdir: Path, options: Mapping[str, An
         "config": dict(chosen.config),
         "memory": memory,
     }
+    if golden is None:
+        # `edgec verify` and people who wonder why a device cannot check itself find the reason here.
+        described["golden"] = missing or "the format cannot describe this model's answers"
     with output_folder(outdir) as work:
         write_bundle(work / BUNDLE, plan, tokenizer=tokenizer, golden=golden, manifest=described)
         shutil.copyfile(library, work / device.library_name)

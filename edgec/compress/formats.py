@@ -25,6 +25,7 @@ from edgec.errors import EdgecError
 Array = npt.NDArray[Any]
 
 PANEL = 16
+_SLICE = 1 << 20  # values worked on at once
 
 
 class Dtype(IntEnum):
@@ -85,7 +86,15 @@ def to_storage(values: Array, dtype: Dtype, *, where: str = "") -> Array:
     """
     if dtype is Dtype.F32:
         return np.asarray(values, dtype="<f4")
-    source = np.asarray(values, dtype=np.float32)
+    # In slices: the steps between take several times the tensor, which may be as large as the memory that is left.
+    source = np.ascontiguousarray(values, dtype=np.float32).reshape(-1)
+    stored = np.empty(source.size, dtype.numpy)
+    for start in range(0, source.size, _SLICE):
+        stored[start : start + _SLICE] = _rounded(source[start : start + _SLICE], dtype, where)
+    return stored.reshape(np.shape(values))
+
+
+def _rounded(source: Array, dtype: Dtype, where: str) -> Array:
     if dtype is Dtype.F16:
         with np.errstate(over="ignore"):
             stored: Array = source.astype("<f2")
@@ -115,9 +124,8 @@ def from_storage(stored: Array, dtype: Dtype) -> Array:
 
 def lossless_dtype(values: Array) -> Dtype:
     """The smallest storage that keeps every float32: BF16 if all low halves are zero, else F16 if exact, else F32."""
-    # Slices keep the temporaries small: a tensor may be as large as the memory that is left.
     flat = np.ascontiguousarray(values, dtype=np.float32).reshape(-1)
-    slices = [flat[i : i + (1 << 20)] for i in range(0, flat.size, 1 << 20)]
+    slices = [flat[i : i + _SLICE] for i in range(0, flat.size, _SLICE)]
     if all(not (part.view(np.uint32) & 0xFFFF).any() for part in slices):
         return Dtype.BF16
     with np.errstate(over="ignore"):

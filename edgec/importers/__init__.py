@@ -1,8 +1,11 @@
 """The doors: every source of a model becomes one `onnx_ir.Model` in the *imported* form of docs/ir.md.
 
-    load(nn.Module object, example_inputs=...)      edgec.importers.torch
+    load(nn.Module object, example_inputs=...)      edgec.importers.torch; an ExportedProgram likewise
     load("path/to/file.py:factory")                 the same, after running the user's own file
     load("folder")  with a config.json              edgec.importers.hf
+    load("file.gguf")                               the same
+    load("file.onnx")                               edgec.importers.onnx
+    load("folder:part")                             one network of a pair, edgec.importers.hf_parts
 
 A door checks what it built against the original before it returns it; it never opens the network.
 """
@@ -19,7 +22,8 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 STAGE = "import"
-SOURCES = "a Hugging Face folder (config.json and *.safetensors), FILE.py:FACTORY, or a torch.nn.Module object"
+SOURCES = ("a Hugging Face folder (config.json and *.safetensors), FILE.onnx, FILE.py:FACTORY, "
+           "or a torch.nn.Module object")
 
 
 def load(source: object, **options: Any) -> ir.Model:
@@ -27,14 +31,14 @@ def load(source: object, **options: Any) -> ir.Model:
 
     source: see the module's first lines; a path may be str or Path.
     options: `name`; `check` (bool, default True: compare with the original); modules and factories also
-    `example_inputs` and `dynamic` (see edgec.importers.torch.load).
+    `example_inputs`, `dynamic` and `custom_ops` (see edgec.importers.torch.load), files `dynamic` and `max_context`.
     Raises EdgecError: E0002 unknown option, E0003 missing path, E0101 unreadable source, E0102 untraceable,
     E0103 unknown architecture, E0104 the imported graph computes something else.
     """
     kind, what = classify(source)
-    allowed = {"hf": ("name", "check"), "torch": ("name", "check", "example_inputs", "dynamic")}[
-        "hf" if kind == "hf" else "torch"
-    ]
+    allowed = {
+        "hf": ("name", "check", "dynamic", "allow_pickle"), "onnx": ("name", "check", "dynamic", "max_context"),
+    }.get(kind, ("name", "check", "example_inputs", "dynamic", "custom_ops"))
     for key in options:
         if key not in allowed:
             raise EdgecError("E0002", stage=STAGE, where=f"option {key!r}", found=f"a {kind} source",
@@ -42,7 +46,11 @@ def load(source: object, **options: Any) -> ir.Model:
     if kind == "hf":
         from edgec.importers import hf
 
-        return hf.load(Path(what), **options)
+        return hf.load(what, **options)
+    if kind == "onnx":
+        from edgec.importers import onnx as onnx_door
+
+        return onnx_door.load(Path(what), **options)
     from edgec.importers import torch as torch_door
 
     if kind == "module":
@@ -51,12 +59,12 @@ def load(source: object, **options: Any) -> ir.Model:
 
 
 def classify(source: object) -> tuple[str, str]:
-    """(kind, path): kind is `module`, `factory` or `hf`; path is "" for a module.
+    """(kind, path): kind is `module`, `factory`, `onnx` or `hf`; path is "" for a module.
 
     Decides by looking at the source only: nothing of it is run. Raises EdgecError E0003 or E0101.
     """
     torch = sys.modules.get("torch")  # whoever holds a module has imported torch
-    if torch is not None and isinstance(source, torch.nn.Module):
+    if torch is not None and isinstance(source, (torch.nn.Module, torch.export.ExportedProgram)):
         return "module", ""
     if not isinstance(source, (str, Path)):
         raise EdgecError("E0101", stage=STAGE, where="source", found=f"an object of type {type(source).__name__}",
@@ -72,11 +80,17 @@ def classify(source: object) -> tuple[str, str]:
             raise EdgecError("E0101", stage=STAGE, where=text, wanted=SOURCES,
                              found=f"a folder without config.json ({shown or 'empty'})")
         return "hf", text
+    if path.is_file() and path.suffix == ".gguf":
+        return "hf", text
+    if path.is_file() and path.suffix == ".onnx":
+        return "onnx", text
     if path.is_file():
         hint = f"name the function that builds the model: {text}:FACTORY" if path.suffix == ".py" else ""
         raise EdgecError("E0101", stage=STAGE, where=text, found=f"a file ({path.suffix or 'no suffix'})",
                          wanted=SOURCES, hint=hint)
     file, colon, factory = text.rpartition(":")
+    if colon and (Path(file) / "config.json").is_file():
+        return "hf", text
     if colon and file.endswith(".py"):
         if not Path(file).is_file():
             raise EdgecError("E0003", stage=STAGE, where=file, found="no such file", wanted=SOURCES)

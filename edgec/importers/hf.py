@@ -1,8 +1,9 @@
-"""The Hugging Face door: a local folder (config.json, *.safetensors, tokenizer.json) of a causal language model.
+"""The Hugging Face door: a local folder (config.json, *.safetensors, tokenizer.json).
 
-Two routes lead to the graph: mobius builds it from the configuration, and torch.export traces the transformers
-module. Whatever a route builds is compared with transformers (edgec.importers.hf_check); the first that agrees wins,
-and when none does the import fails with the figures of both. Nothing here opens the network or runs the folder's code.
+Causal language models are read here, all others in edgec.importers.hf_parts. Two routes lead to the graph: mobius
+builds it from the configuration, and torch.export traces the transformers module. Whatever a route builds is compared
+with transformers (edgec.importers.hf_check); the first that agrees wins, and when none does the import fails with the
+figures of both. Nothing here opens the network or runs the folder's code.
 """
 
 from __future__ import annotations
@@ -10,15 +11,18 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 
 from edgec.errors import EdgecError, missing_extra
-from edgec.importers.torch import keep_module_paths, quiet
+from edgec.importers.packed import Packed, attach, packed_of
+from edgec.importers.stored import Held, Placeholders, Stored, lazy_float, open_safetensors
+from edgec.importers.torch import Dynamic, keep_module_paths, quiet
 from edgec.ir.info import ModelInfo, attach_info
 from edgec.ir.weights import sha256_of
 
@@ -33,15 +37,26 @@ _DERIVED = ("rotary_emb.inv_freq", "attn.bias", "attn.masked_bias")
 
 @dataclass(frozen=True)
 class Folder:
-    """A model folder that has been looked at: its configuration as written and its weight files, links resolved."""
+    """A model folder that has been looked at: its configuration as written and its weight files, links resolved.
+
+    Checkpoints that are not plain safetensors (edgec.importers.hf_source) have their `tensors` here under the names
+    that transformers uses; path is then a temporary folder, alive as long as `keep`, and origin the user's.
+    """
 
     path: Path
     config: dict[str, Any]
     weights: tuple[Path, ...]
+    tensors: dict[str, Stored] | None = None
+    origin: Path | None = None
+    keep: object = None
 
     @classmethod
-    def read(cls, path: Path) -> Folder:
-        """Raises EdgecError: E0101 for what cannot be read or is not plain data, E0103 for no causal language model."""
+    def read(cls, path: Path, *, allow_pickle: bool = False) -> Folder:
+        """Raises EdgecError: E0101 for what cannot be read or is not plain data, E0103 for quantized weights."""
+        from edgec.importers import hf_source
+
+        if path.is_file():
+            return hf_source.from_gguf(path)
         config, where = _json(path / "config.json"), str(path / "config.json")
         if not isinstance(config.get("model_type"), str):
             raise EdgecError("E0101", stage=STAGE, where=where, found="no model_type",
@@ -51,17 +66,18 @@ class Folder:
                              wanted="an architecture that transformers has built in",
                              hint="code from model folders is never run")
         if "quantization_config" in config:
-            method = config["quantization_config"]
-            method = method.get("quant_method", "?") if isinstance(method, dict) else "?"
-            raise EdgecError("E0103", stage=STAGE, where=where, found=f"weights quantized with {method}",
-                             wanted="float weights", hint="use the original model and let edgec compress it")
-        architectures = config.get("architectures") or []
-        named = ", ".join(map(str, architectures)) if isinstance(architectures, list) else str(architectures)
-        if config.get("is_encoder_decoder") or (named and "CausalLM" not in named):
-            raise EdgecError("E0103", stage=STAGE, where=where, found=f"{config['model_type']}: {named}",
-                             wanted="a causal language model (architectures: ...ForCausalLM)",
-                             hint="other modules can be imported as FILE.py:FACTORY")
+            return hf_source.from_quantized(path, config, tuple(_weight_files(path)))
+        if allow_pickle and not ((path / _SINGLE).is_file() or (path / _INDEX).is_file()):
+            unpickled = hf_source.from_pickles(path, config)
+            if unpickled is not None:
+                return unpickled
         return cls(path, config, tuple(_weight_files(path)))
+
+    @property
+    def architecture(self) -> str:
+        """The transformers class that config.json names, "" for none."""
+        named = self.config.get("architectures")
+        return str(named[0]) if isinstance(named, list) and named else ""
 
     def sha256(self) -> str:
         """Of the weight file, or of the names and hashes of several."""
@@ -72,20 +88,20 @@ class Folder:
         lines = "".join(f"{w.name} {sha256_of(w)}\n" for w in self.weights)
         return hashlib.sha256(lines.encode()).hexdigest()
 
-    def tensor_count(self) -> int:
-        """Of all weight files, from their headers."""
-        import safetensors
-
-        count = 0
-        for file in self.weights:
-            with safetensors.safe_open(file, framework="np") as opened:
-                count += len(list(opened.keys()))
-        return count
+    def stored(self) -> dict[str, Stored]:
+        """The checkpoint's tensors, none of them read."""
+        if self.tensors is not None:
+            return dict(self.tensors)
+        return {name: tensor for file in self.weights for name, tensor in open_safetensors(file).items()}
 
     def state(self) -> dict[str, Any]:
-        """name -> torch tensor over the mapped file: nothing is read until a tensor's values are."""
+        """name -> torch tensor. Over the mapped file where that holds them plainly: nothing is read until a tensor's
+        values are."""
         import safetensors
+        import torch
 
+        if self.tensors is not None:
+            return {name: torch.from_numpy(np.array(t.read())) for name, t in self.tensors.items()}
         tensors: dict[str, Any] = {}
         for file in self.weights:
             try:
@@ -97,21 +113,31 @@ class Folder:
         return tensors
 
 
-def load(path: Path, *, name: str | None = None, check: bool = True) -> ir.Model:
-    """Imports the folder `path`; weights stay in their files until a pass or the emitter reads them.
+def load(source: str, *, name: str | None = None, check: bool = True, dynamic: Dynamic | None = None,
+         allow_pickle: bool = False) -> ir.Model:
+    """Imports FOLDER, or FOLDER:PART of a model that consists of several networks (edgec.importers.hf_parts).
 
+    Of causal language models weights stay in their files until a pass or the emitter reads them.
     Inputs: input_ids INT64 [batch, sequence], position_ids, attention_mask (of the mobius route), and per layer
     past_key_values.i.{key,value} [batch, Hkv, past, D]. Outputs: logits, then present.i.{key,value}.
-    Raises EdgecError: E0003, E0005, E0101, E0103, and E0104 when no route gives a graph that agrees with transformers.
+    Other models: see hf_parts; `dynamic` is for them alone.
+    Raises EdgecError: E0002, E0003, E0005, E0101, E0102, E0103, and E0104 when no route gives a graph that agrees with
+    transformers.
     """
-    from edgec.importers import hf_check, hf_trace
+    from edgec.importers import hf_check, hf_parts
 
-    folder = Folder.read(path)
+    path, part = split_part(source)
+    folder = Folder.read(path, allow_pickle=allow_pickle)
     failures: list[str] = []
     differs = False
     with offline(), quiet():
+        if not is_causal_lm(folder):
+            return hf_parts.load(folder, part, name=name, check=check, dynamic=dynamic)
+        if part or dynamic:
+            raise EdgecError("E0002", stage=STAGE, where=f"part {part!r}" if part else "dynamic", found=source,
+                             wanted="a causal language model as it is: one network, any number of tokens")
         config = read_config(folder)
-        for route, build in (("mobius", build_with_mobius), ("torch", hf_trace.build)):
+        for route, build in (("mobius", build_with_mobius), ("torch", build_by_tracing)):
             try:
                 model = build(folder, config)
                 if check:
@@ -125,10 +151,28 @@ def load(path: Path, *, name: str | None = None, check: bool = True) -> ir.Model
             model.metadata_props[ROUTE_KEY] = route
             info = _info(folder, config, name)
             model.graph.name = info.name  # mobius puts the path of the folder there
+            model.meta["edgec.files"] = folder.keep  # the tokenizer's file goes with it
             return attach_info(model, info)
     raise EdgecError("E0104" if differs else "E0103", stage=STAGE, where=str(path), found="; ".join(failures),
                      wanted="a graph whose logits equal those of transformers",
                      hint="please report the model's config.json with this message")
+
+
+def split_part(source: str) -> tuple[Path, str]:
+    """FOLDER or FOLDER:PART as (folder, part); a folder whose name has a colon is that folder."""
+    folder, colon, part = source.rpartition(":")
+    return (Path(folder), part) if colon and not Path(source).exists() else (Path(source), "")
+
+
+def is_causal_lm(folder: Folder) -> bool:
+    """By the class that config.json names, else by its family, where a family of encoders is none."""
+    auto = _transformers().models.auto.modeling_auto
+    if folder.config.get("is_encoder_decoder"):
+        return False
+    if folder.architecture:
+        return folder.architecture in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
+    kind = folder.config["model_type"]
+    return kind in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and kind not in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 
 def read_config(folder: Folder) -> Any:
@@ -144,12 +188,14 @@ def read_config(folder: Folder) -> Any:
     # Tables are as long as these say, before any weight has been looked at.
     for key in ("max_position_embeddings", "vocab_size"):
         value = getattr(config, key, None)
+        if value is None and not is_causal_lm(folder):
+            continue
         if not isinstance(value, int) or not 0 < value <= _LARGEST:
             raise EdgecError("E0103", stage=STAGE, where=where, found=f"{key} = {value!r}",
-                             wanted=f"a language model with {key} in 1..{_LARGEST}")
+                             wanted=f"{key} in 1..{_LARGEST}")
     # A graph as long as this says would be built before its weights are missed.
     layers = getattr(config, "num_hidden_layers", 0)
-    if isinstance(layers, int) and layers > (count := folder.tensor_count()):
+    if isinstance(layers, int) and layers > (count := len(folder.stored())):
         raise EdgecError("E0101", stage=STAGE, where=where, found=f"num_hidden_layers = {layers}",
                          wanted=f"no more layers than tensors, {count}")
     return config
@@ -182,9 +228,7 @@ def build_with_mobius(folder: Folder, config: Any) -> ir.Model:
         if list(package) != ["model"]:
             raise ValueError(f"it consists of {', '.join(package)}")
         model: ir.Model = package["model"]
-        state = folder.state()
-        if hasattr(built[0], "preprocess_weights"):
-            state = built[0].preprocess_weights(state)
+        state = _rearranged(getattr(built[0], "preprocess_weights", dict), folder)
     except EdgecError:
         raise
     except Exception as e:
@@ -195,7 +239,37 @@ def build_with_mobius(folder: Folder, config: Any) -> ir.Model:
     return model
 
 
-def _assign(model: ir.Model, state: dict[str, Any], folder: Folder) -> None:
+def build_by_tracing(folder: Folder, config: Any) -> ir.Model:
+    """The graph that torch.export traces; quantized weights stay packed where they are used as they are stored."""
+    from edgec.importers import hf_trace
+
+    model = hf_trace.build(folder, config)
+    packed = {name: t for name, t in (folder.tensors or {}).items() if isinstance(t, Packed)}
+    known = {name: v.shape for name, v in model.graph.initializers.items() if v.shape is not None}
+    attach(model, {k: t for k, t in packed.items() if k in known and tuple(known[k].numpy()) == t.shape})
+    return model
+
+
+def _rearranged(change: Callable[[dict[str, Any]], dict[str, Any]], folder: Folder) -> dict[str, Stored]:
+    """The checkpoint after mobius renamed, cut and turned its tensors.
+
+    Done with placeholders first, so that nothing is read. Where mobius computes with values it gets them, mapped.
+    """
+    stored = folder.stored()
+    held = Placeholders(stored)
+    try:
+        origins = {name: held.origin(t) for name, t in change(dict(held.state)).items()}
+    except (RuntimeError, NotImplementedError):  # what torch says of values that are not there
+        origins = {"": None}
+    found = {name: t for name, t in origins.items() if t is not None}
+    if len(found) == len(origins):
+        return found
+    if any(isinstance(t, Packed) for t in stored.values()):
+        raise ValueError("it computes with weights that are quantized here")
+    return {name: Held(t) for name, t in change(folder.state()).items()}
+
+
+def _assign(model: ir.Model, state: dict[str, Stored], folder: Folder) -> None:
     """Gives every empty initializer its tensor; every tensor of the files must have found its place."""
     parameters = model.graph.initializers
     missing = [k for k, v in parameters.items() if v.const_value is None and k not in state]
@@ -208,22 +282,14 @@ def _assign(model: ir.Model, state: dict[str, Any], folder: Folder) -> None:
         if names:
             raise EdgecError("E0103", stage=STAGE, where=str(folder.path),
                              found=f"{what} {', '.join(names[:5])}{' and more' if len(names) > 5 else ''}")
-    for key, value in parameters.items():
+    matrices: dict[str, Packed] = {}
+    for key, value in list(parameters.items()):
         if value.const_value is None:
-            value.const_value = mapped(state[key], key)
-
-
-def mapped(tensor: Any, name: str) -> ir.TensorProtocol:
-    """A torch tensor over a mapped file as a FLOAT tensor that is converted each time it is read, never kept."""
-    import torch
-
-    if tensor.dtype == torch.float32 and tensor.is_contiguous():
-        return ir.Tensor(tensor.numpy(), name=name)
-
-    def convert() -> ir.TensorProtocol:
-        return ir.Tensor(tensor.to(torch.float32).contiguous().numpy(), name=name)
-
-    return ir.LazyTensor(convert, dtype=ir.DataType.FLOAT, shape=ir.Shape(tensor.shape), name=name, cache=False)
+            value.const_value = lazy_float(state[key], key)
+            matrix = packed_of(state[key])
+            if matrix is not None:
+                matrices[key] = matrix
+    attach(model, matrices)
 
 
 def load_transformers(folder: Folder, config: Any, attention: str) -> Any:
@@ -234,8 +300,11 @@ def load_transformers(folder: Folder, config: Any, attention: str) -> Any:
     transformers = _transformers()
     import torch
 
+    if folder.tensors is not None:
+        return _with_tensors(folder, config, attention)
+    auto: Any = transformers.AutoModelForCausalLM if is_causal_lm(folder) else transformers.AutoModel
     try:
-        module, report = transformers.AutoModelForCausalLM.from_pretrained(
+        module, report = (getattr(transformers, folder.architecture, None) or auto).from_pretrained(
             folder.path, config=config, dtype=torch.float32, attn_implementation=attention, local_files_only=True,
             trust_remote_code=False, use_safetensors=True, output_loading_info=True,
         )
@@ -246,6 +315,28 @@ def load_transformers(folder: Folder, config: Any, attention: str) -> Any:
     absent = sorted(map(str, (*report["missing_keys"], *report["mismatched_keys"])))
     if absent:
         raise EdgecError("E0101", stage=STAGE, where=str(folder.path),
+                         found=f"tensors missing or of another shape: {', '.join(absent[:5])}",
+                         wanted=f"all weights of {config.model_type}")
+    return module.eval()
+
+
+def _with_tensors(folder: Folder, config: Any, attention: str) -> Any:
+    """The transformers module with the tensors of the folder, dense; raises EdgecError as load_transformers."""
+    import torch
+
+    transformers = _transformers()
+    family = getattr(transformers, folder.architecture, None) or transformers.AutoModelForCausalLM
+    make: Any = getattr(family, "_from_config", None) or family.from_config
+    try:
+        module = make(config, dtype=torch.float32, attn_implementation=attention)
+        loaded = module.load_state_dict(folder.state(), strict=False, assign=True)
+        module.tie_weights()
+    except Exception as e:
+        raise EdgecError("E0103", stage=STAGE, where=str(folder.origin or folder.path),
+                         found=f"transformers cannot load it: {type(e).__name__}: {str(e)[:300]}") from e
+    absent = [k for k in loaded.missing_keys if not (config.tie_word_embeddings and k == "lm_head.weight")]
+    if absent:
+        raise EdgecError("E0101", stage=STAGE, where=str(folder.origin or folder.path),
                          found=f"tensors missing or of another shape: {', '.join(absent[:5])}",
                          wanted=f"all weights of {config.model_type}")
     return module.eval()
@@ -286,16 +377,23 @@ def _info(folder: Folder, config: Any, name: str | None) -> ModelInfo:
         values = value if isinstance(value, list) else [value]
         return tuple(v for v in values if isinstance(v, int) and 0 <= v < config.vocab_size)
 
-    bos = tokens("bos_token_id")
+    bos, origin = tokens("bos_token_id"), folder.origin or folder.path
     tokenizer = folder.path / "tokenizer.json"
-    # The name goes into the manifest and onto terminals.
-    plain = "".join(c if c.isprintable() else "?" for c in folder.path.resolve().name)
     return ModelInfo(
-        task="causal-lm", name=name or plain, source=str(folder.path),
+        task="causal-lm", name=name or _name_of(origin), source=str(origin),
         source_sha256=folder.sha256(), max_context=int(config.max_position_embeddings),
         vocab_size=int(config.vocab_size), bos_token=bos[0] if bos else None, eos_tokens=tokens("eos_token_id"),
         tokenizer=tokenizer.resolve() if tokenizer.is_file() else None,
     )
+
+
+def _name_of(source: Path) -> str:
+    """What a model is called that nobody named: its folder, or its file without the suffix.
+
+    Without control characters: the name goes into the manifest and onto terminals.
+    """
+    name = source.resolve().stem if source.is_file() else source.resolve().name
+    return "".join(c if c.isprintable() else "?" for c in name)
 
 
 def _weight_files(path: Path) -> list[Path]:
@@ -316,7 +414,8 @@ def _weight_files(path: Path) -> list[Path]:
         raise EdgecError(
             "E0101", stage=STAGE, where=str(path), wanted=f"{_SINGLE} or {_INDEX}",
             found=f"weights only as {', '.join(others[:4])}" if others else "no weights",
-            hint="convert them with transformers: save_pretrained(..., safe_serialization=True)" if others else "",
+            hint="convert them with transformers: save_pretrained(..., safe_serialization=True); or --allow-pickle, if "
+                 "torch's restricted reader of pickles is enough for you" if others else "",
         )
     files = [path / name for name in names]
     for file in files:

@@ -72,7 +72,7 @@ def trace(module: Any) -> ir.Model:
     model = to_ir(exported, ["input_ids", "position_ids", *(f"past_key_values.{n}" for n in names)],
                   ["logits", *(f"present.{n}" for n in names)])
     _name_symbols(model)
-    _drop_wrapper_scope(model)
+    drop_wrapper_scope(model)
     return model
 
 
@@ -131,8 +131,8 @@ def _name_symbols(model: ir.Model) -> None:
     rename_symbols(model, names)
 
 
-def _drop_wrapper_scope(model: ir.Model) -> None:
-    """Names and module paths without the `model.` of Flat, so that they are the checkpoint's."""
+def drop_wrapper_scope(model: ir.Model) -> None:
+    """Names and module paths without the `model.` of a wrapper, so that they are the checkpoint's."""
     for node in walk(model):
         if "namespace" in node.metadata_props:
             node.metadata_props["namespace"] = node.metadata_props["namespace"].removeprefix("model.")

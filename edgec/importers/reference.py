@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,9 +13,12 @@ from edgec.importers import classify
 from edgec.ir.info import Task
 from edgec.ir.model import Array
 
+if TYPE_CHECKING:
+    from edgec.importers.onnx_original import Original
+
 
 class Reference:
-    """An eager PyTorch module or a transformers language model, in float32 on the CPU.
+    """An eager PyTorch module or a transformers model, in float32 on the CPU.
 
     task: as ModelInfo.task. input_names, output_names: of `run`.
     """
@@ -90,28 +93,41 @@ class Reference:
         return torch.tensor([[int(t) for t in tokens]])
 
 
-def load_reference(source: object, **options: Any) -> Reference:
+def load_reference(source: object, **options: Any) -> Reference | Original:
     """The original of anything edgec.importers.load takes; a module object needs `example_inputs` too.
 
     Raises EdgecError as edgec.importers.load: E0002, E0003, E0005, E0101, E0103.
     """
     kind, what = classify(source)
+    if kind == "onnx":
+        from edgec.importers.onnx_original import Original
+
+        return Original(Path(what))
     if kind == "hf":
-        return _language_model(Path(what))
+        return _from_folder(what, bool(options.get("allow_pickle")))
     from edgec.importers import torch as door
+    from edgec.importers import torch_program
 
     module: Any = source
     example = options.get("example_inputs")
     if kind == "factory":
         module, example, _ = door.call_factory(what)
+    if torch_program.is_program(module):
+        module, example, _ = torch_program.opened(module, example, {})
+    else:
+        module.eval()
     call = door.Call.bind(module, example, {})
-    return Reference("generic", module.eval(), call.tensors, call.constants)
+    return Reference("generic", module, call.tensors, call.constants)
 
 
-def _language_model(path: Path) -> Reference:
-    from edgec.importers import hf
+def _from_folder(source: str, allow_pickle: bool) -> Reference:
+    from edgec.importers import hf, hf_parts
     from edgec.importers.torch import quiet
 
-    folder = hf.Folder.read(path)
+    path, part = hf.split_part(source)
+    folder = hf.Folder.read(path, allow_pickle=allow_pickle)
     with hf.offline(), quiet():
+        if not hf.is_causal_lm(folder):
+            module, tensors = hf_parts.reference(folder, part)
+            return Reference("generic", module, tensors, {})
         return Reference("causal-lm", hf.load_transformers(folder, hf.read_config(folder), "eager"), {}, {})

@@ -22,7 +22,9 @@ import numpy as np
 import onnx_ir as ir
 
 from edgec.errors import EdgecError, did_you_mean, missing_extra
+from edgec.importers import torch_program
 from edgec.importers.check import difference, runner
+from edgec.importers.custom_ops import translations
 from edgec.ir.info import ModelInfo, attach_info
 from edgec.ir.model import Array, describe, op_of, walk
 
@@ -37,6 +39,8 @@ _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 _BOILERPLATE = ("For ", "The error above", "C++", "If you", "consider", "Caused by", "The following call", "File ")
 
 _TALKERS = ("torch", "torch.onnx", "torch.fx", "onnxscript", "mobius", "transformers")
+
+_DECLARED = ("name", "dynamic", "custom_ops")  # options that a factory may return
 
 DimRange = tuple[int, int] | tuple[str, int, int]
 Dynamic = Mapping[str, Mapping[int, DimRange]]
@@ -83,47 +87,63 @@ def call_factory(spec: str) -> tuple[Any, Any, dict[str, Any]]:
                          wanted="a file and a factory that run") from e
     finally:
         sys.path.remove(str(path.parent))
-    if not isinstance(result, tuple) or len(result) not in (2, 3) or not isinstance(result[0], torch.nn.Module):
+    if not isinstance(result, tuple) or len(result) not in (2, 3) or not (
+        isinstance(result[0], torch.nn.Module) or torch_program.is_program(result[0])
+    ):
         shown = f"a tuple of {len(result)}" if isinstance(result, tuple) else type(result).__name__
         raise EdgecError("E0101", stage=STAGE, where=spec, found=shown,
                          wanted="(module, example_inputs) or (module, example_inputs, options)")
     declared = dict(result[2]) if len(result) == 3 else {}
     for key in declared:
-        if key not in ("name", "dynamic"):
+        if key not in _DECLARED:
             raise EdgecError("E0002", stage=STAGE, where=f"{spec}: option {key!r}", found="an unknown option",
-                             wanted=did_you_mean(key, ("name", "dynamic")))
+                             wanted=did_you_mean(key, _DECLARED))
     return result[0], result[1], declared
 
 
 def load(module: Any, example_inputs: Any = None, *, dynamic: Dynamic | None = None, name: str | None = None,
-         source: str = "", check: bool = True) -> ir.Model:
-    """Exports `module` (torch.nn.Module, run in eval mode, left as it was) to an opset-24 graph.
+         source: str = "", check: bool = True, trusted: bool = False, custom_ops: Mapping[Any, Any] | None = None,
+         ) -> ir.Model:
+    """Exports `module` (torch.nn.Module, run in eval mode, left as it was; or an ExportedProgram) to an opset-24 graph.
 
     example_inputs: a tensor, a tuple for positional or a mapping for keyword parameters of forward; tensors become
     inputs named after the parameters, other values are constants. dynamic: {"x": {0: (1, 8)}} lets axis 0 of x vary
     in that range under the name `x_0`; {"x": {0: ("batch", 1, 8)}} names it, and one name is one size everywhere.
+    custom_ops: translations of torch.library operators (edgec.importers.custom_ops).
+    trusted: the ranges are known to be right where torch cannot prove it, as for lengths that are divided many times.
     Raises EdgecError: E0002 a bad option, E0102 with the user's source line, E0104 when ONNX Runtime on the
     exported graph differs from the module by more than 1e-4 of the largest value.
     """
     torch = _torch()
-    name = name or type(module).__name__
+    program = module if torch_program.is_program(module) else None
+    if program is not None:
+        module, example_inputs, dynamic = torch_program.opened(program, example_inputs, dynamic or {})
+    name = name or ("exported" if program is not None else type(module).__name__)
     call = Call.bind(module, example_inputs, dynamic or {})
-    modes = [(m, m.training) for m in module.modules()]
-    module.eval()
-    try:
-        with quiet(), torch.no_grad():
-            outputs = output_names(_run_pure(module, call), set(call.tensors))
-            model = to_ir(_export(module, call), list(call.tensors), outputs)
-            _name_dims(model, call)
-            model.graph.name = name
-            if check:
-                _compare(model, module, call, source or type(module).__name__)
-    finally:
-        for m, training in modes:
-            m.training = training
+    # An exported program has no modes: what training changes is fixed in it.
+    with evaluating(module) if program is None else contextlib.nullcontext(), quiet(), torch.no_grad():
+        outputs = output_names(_run_pure(module, call), set(call.tensors))
+        exported = _export(module, call, trusted) if program is None else program
+        model = to_ir(exported, list(call.tensors), outputs, custom_ops)
+        _name_dims(model, call)
+        model.graph.name = name
+        if check:
+            compare(model, module, call, source or type(module).__name__)
     info = ModelInfo(task="generic", name=name, source=source or f"torch module {type(module).__name__}",
                      source_sha256=_state_sha256(module), dynamic={d.name: (d.low, d.high) for d in call.dims.values()})
     return attach_info(model, info)
+
+
+@contextlib.contextmanager
+def evaluating(module: Any) -> Iterator[None]:
+    """`module` in eval mode, and afterwards as it was."""
+    modes = [(m, m.training) for m in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for m, training in modes:
+            m.training = training
 
 
 @dataclass(frozen=True)
@@ -254,7 +274,7 @@ def _run_pure(module: Any, call: Call) -> Any:
     return result
 
 
-def _export(module: Any, call: Call) -> Any:
+def _export(module: Any, call: Call, trusted: bool = False) -> Any:
     """torch.export first and by itself: its errors name the user's line, those of later stages do not."""
     torch = _torch()
     dims = {d.name: torch.export.Dim(d.name, min=d.low, max=d.high) for d in call.dims.values()}
@@ -266,7 +286,8 @@ def _export(module: Any, call: Call) -> Any:
         # torch prints the half-made graph before it raises; the error below says what matters of it.
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             exported = torch.export.export(module, (), arguments, strict=False,
-                                           dynamic_shapes=_nest_keywords(module, shapes) if dims else None)
+                                           dynamic_shapes=_nest_keywords(module, shapes) if dims else None,
+                                           prefer_deferred_runtime_asserts_over_guards=trusted)
     except Exception as e:
         raise _untraceable(module, e) from e
     return exported
@@ -283,7 +304,8 @@ def _nest_keywords(module: Any, shapes: dict[str, Any]) -> dict[str, Any]:
     return flat
 
 
-def to_ir(exported: Any, inputs: Sequence[str], outputs: Sequence[str]) -> ir.Model:
+def to_ir(exported: Any, inputs: Sequence[str], outputs: Sequence[str], custom_ops: Mapping[Any, Any] | None = None,
+          ) -> ir.Model:
     """A torch ExportedProgram as an opset-24 graph whose large weights are still the module's own tensors.
 
     Raises EdgecError E0102 when torch.onnx has no translation for an operator.
@@ -292,9 +314,11 @@ def to_ir(exported: Any, inputs: Sequence[str], outputs: Sequence[str]) -> ir.Mo
     import onnxscript.optimizer
     import onnxscript.rewriter.onnx_fusions
 
+    table = translations(custom_ops or {}, EXPORT_OPSET)
     try:
         program = torch.onnx.export(exported, dynamo=True, opset_version=EXPORT_OPSET, verbose=False, optimize=False,
-                                    input_names=list(inputs), output_names=list(outputs))
+                                    input_names=list(inputs), output_names=list(outputs),
+                                    custom_translation_table=table or None)
     except Exception as e:
         raise _untraceable(None, e) from e
     model: ir.Model = program.model
@@ -408,15 +432,18 @@ def output_names(result: Any, taken: set[str]) -> list[str]:
     return [f"{n}_out" if n in taken else n for n in names]
 
 
-def _compare(model: ir.Model, module: Any, call: Call, where: str) -> None:
-    """E0104 unless ONNX Runtime and the eager module agree, at the example's size and at the ends of the ranges."""
+def compare(model: ir.Model, module: Any, call: Call, where: str, reach: int = 0) -> None:
+    """E0104 unless ONNX Runtime and the eager module agree, at the example's size and at the ends of the ranges.
+
+    reach: sizes up to this one show something that shorter ones do not.
+    """
     torch = _torch()
     names = {v.name for v in model.graph.inputs}
     sizes = [{d.name: d.traced for d in call.dims.values()}]
     if call.dims:
         sizes.append({d.name: d.low for d in call.dims.values()})
         # The upper end can be far away; four times the example already shows a size that became a constant.
-        sizes.append({d.name: min(d.high, 4 * d.traced) for d in call.dims.values()})
+        sizes.append({d.name: min(d.high, max(4 * d.traced, reach)) for d in call.dims.values()})
     with runner(model) as session:
         for tensors in (call.tensors, *(_randomized(call.sized(size)) for size in sizes)):
             wanted = torch.utils._pytree.tree_leaves(module(**call.constants, **tensors))
@@ -467,6 +494,8 @@ def _untraceable(module: Any, error: Exception) -> EdgecError:
     hint = "make branches and sizes independent of the input's values (torch.where, torch.cond), or export a part"
     if any(word in str(error) for word in ("Constraints violated", "specialized")):
         hint = "narrow or drop the dynamic range, or use sizes from the input's shape instead of constants"
+    if "No ONNX function found" in str(error):
+        hint = "translate the operator with custom_ops={'namespace::name': FUNCTION}, or replace it in the model's code"
     where = where or (type(module).__name__ if module is not None else "torch.onnx")
     return EdgecError("E0102", stage=STAGE, where=where,
                       found=f"{type(root).__name__}: {' '.join(shown)[:400]}", wanted="one graph", hint=hint)

@@ -16,6 +16,7 @@ import onnx_ir as ir
 from edgec.compress.formats import Array, Dtype, from_storage, to_storage
 from edgec.ir.execute import Runner
 from edgec.ir.info import info_of
+from edgec.ir.weights import total_bytes
 from edgec.native.plan import Plan, Weight
 
 _STAGE = "golden"
@@ -24,6 +25,8 @@ _TOKENS, _PAIRS, _SAMPLES, _SEED = 16, 32, 64, 0x5EED
 # cache change the answer itself.
 _EXACT, _ROUNDED = 1e-3, 5e-2
 _MASK = (1 << 64) - 1
+# The reference holds all weights as float32; a compile must not need more memory for it than for everything else.
+_LARGEST = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,12 @@ def splitmix(seed: int, shapes: Sequence[tuple[int, ...]]) -> list[Array]:
         arrays.append(flat[at : at + size].reshape(shape))
         at += size
     return arrays
+
+
+def left_out(model: ir.Model) -> str:
+    """Why a bundle of this model carries no golden vectors by default; "" when it does."""
+    size = total_bytes(model)
+    return f"the reference would hold {size} bytes of weights, more than {_LARGEST}" if size > _LARGEST else ""
 
 
 def golden_section(model: ir.Model, plan: Plan) -> bytes | None:

@@ -18,11 +18,14 @@ from edgec.ir.info import ModelInfo, info_of
 from edgec.ir.model import describe, float_attr, int_attr, ints_attr, op_of, str_attr
 from edgec.native import lower_math as maths
 from edgec.native import lower_nn as nn
+from edgec.native import lower_resize as resizing
+from edgec.native import lower_rnn as recurrent
 from edgec.native import lower_shape as shapes
 from edgec.native.dims import Dim, dim, product, symbol
 from edgec.native.lower_place import bind_output, finish
 from edgec.native.lower_values import (
     DTYPES,
+    FLOATS,
     Buf,
     Dims,
     Lowering,
@@ -36,6 +39,7 @@ from edgec.native.lower_values import (
     of_data,
     safe_name,
 )
+from edgec.native.lower_weights import check_dequantize, fold_unpacked, lower_dequantize
 from edgec.native.plan import Entry, Plan, Port, Space, State
 
 _STAGE = "plan"
@@ -52,6 +56,7 @@ class Row:
 
 _UNARY = Row(maths.lower_unary, maths.check_unary)
 _BINARY = Row(maths.lower_binary, maths.check_binary)
+_RECURRENT = Row(recurrent.lower_rnn, recurrent.check_rnn)
 _WINDOW = Row(nn.lower_pool, nn.check_window)
 _STANDARD: dict[str, Row] = {
     **dict.fromkeys((*maths.ACT, *maths.UNARY), _UNARY),
@@ -66,22 +71,27 @@ _STANDARD: dict[str, Row] = {
     "Constant": Row(shapes.lower_constant),
     "ConstantOfShape": Row(shapes.lower_constant_of_shape),
     "Conv": Row(nn.lower_conv, nn.check_window),
+    "DequantizeLinear": Row(lower_dequantize, check_dequantize),
     "Dropout": Row(shapes.lower_identity, shapes.check_dropout),
     "Expand": Row(shapes.lower_expand),
     "Flatten": Row(shapes.lower_flatten),
+    "GRU": _RECURRENT,
     "Gather": Row(shapes.lower_gather),
     "Gemm": Row(nn.lower_gemm),
     "GlobalAveragePool": Row(maths.lower_global_pool),
     "GlobalMaxPool": Row(maths.lower_global_pool),
     "Identity": Row(shapes.lower_identity),
+    "LSTM": _RECURRENT,
     "LayerNormalization": Row(maths.lower_norm, maths.check_norm),
     "LogSoftmax": Row(maths.lower_softmax),
     "MatMul": Row(nn.lower_matmul),
     "MaxPool": _WINDOW,
     "Pad": Row(shapes.lower_pad, shapes.check_pad),
+    "RNN": _RECURRENT,
     "RMSNormalization": Row(maths.lower_norm, maths.check_norm),
     "Range": Row(shapes.lower_range),
     "Reshape": Row(shapes.lower_reshape),
+    "Resize": Row(resizing.lower_resize, resizing.check_resize),
     "RotaryEmbedding": Row(nn.lower_rotary),
     "Shape": Row(shapes.lower_shape),
     "Size": Row(shapes.lower_size),
@@ -178,8 +188,10 @@ def _lower_nodes(ctx: Lowering, graph: ir.Graph) -> None:
     """Drafts every node; raises E0301 for all that fail, not only the first."""
     problems: list[tuple[ir.Node, str]] = []
     for name, initializer in graph.initializers.items():
-        if initializer.const_value is not None and initializer not in ctx.values:
-            ctx.values[initializer] = of_const(const_from(name, initializer.const_value))
+        tensor = initializer.const_value
+        # Other types have no values of their own here: only DequantizeLinear reads them.
+        if tensor is not None and initializer not in ctx.values and tensor.dtype in (*FLOATS, *DTYPES):
+            ctx.values[initializer] = of_const(const_from(name, tensor))
     lost: set[ir.Value] = set()
     for node in graph:
         if any(v in lost for v in node.inputs if v is not None):
@@ -187,7 +199,7 @@ def _lower_nodes(ctx: Lowering, graph: ir.Graph) -> None:
             continue
         ctx.layer = layer_of(node)
         try:
-            results = SUPPORTED[op_of(node)].lower(ctx, node)
+            results = fold_unpacked(ctx, node) or SUPPORTED[op_of(node)].lower(ctx, node)
         except UnsupportedError as e:
             problems.append((node, str(e)))
             lost.update(node.outputs)

@@ -122,6 +122,11 @@ def lower_unary(ctx: Lowering, node: ir.Node) -> Value:
         if x.dtype is not Dtype.BOOL:
             raise UnsupportedError("Not takes a boolean")
         return unary(ctx, x, UNARY[name])
+    if name in ("Neg", "Abs") and x.dtype in (Dtype.I64, Dtype.I32):
+        # The kernel has no integers; the binary one has.
+        zero = ctx.cast(of_data(np.zeros((), np.int64)), x.dtype)
+        minus = binary(ctx, "Sub", zero, x)
+        return minus if name == "Neg" else binary(ctx, "Max", x, minus)
     need_f32(x)
     if name in UNARY:
         return unary(ctx, x, UNARY[name])
@@ -364,6 +369,9 @@ def lower_arg(ctx: Lowering, node: ir.Node) -> Value:
 
 
 def check_arg(node: ir.Node) -> str | None:
+    dtype = node.inputs[0].dtype if node.inputs[0] is not None else None
+    if dtype not in (None, ir.DataType.FLOAT):
+        return f"its input is {dtype}; the kernel takes float32"
     return "select_last_index = 1; the kernel takes the first" if int_attr(node, "select_last_index", 0) else None
 
 

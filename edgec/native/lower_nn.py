@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import onnx_ir as ir
 
 from edgec.compress.formats import Dtype, Format
-from edgec.ir.model import const_tensor, float_attr, input_of, int_attr, ints_attr, required, str_attr
+from edgec.ir.model import const_tensor, float_attr, input_of, int_attr, ints_attr, producer, required, str_attr
 from edgec.native.dims import Dim, dim, dim_max, product
 from edgec.native.lower_math import axis_last, binary, broadcast, lift, need_f32, reorder
 from edgec.native.lower_shape import expand, gather, reshape
@@ -20,11 +20,11 @@ _HEADS = (0, 2, 1, 3)  # [B, H, T, D] as the kernels want it: [B, T, H, D]
 # -- windows: convolution and pooling --------------------------------------------------------------------------------
 
 
-def _channels_last(rank: int) -> tuple[int, ...]:
+def channels_last(rank: int) -> tuple[int, ...]:
     return (0, *range(2, rank), 1)
 
 
-def _as_image(view: View) -> View:
+def as_image(view: View) -> View:
     """[B, L, C] as [B, 1, L, C]; images as they are."""
     return view if len(view.dims) == 4 else view.as_dims([view.dims[0], 1, *view.dims[1:]])
 
@@ -60,7 +60,8 @@ def check_window(node: ir.Node) -> str | None:
     if any(p < 0 for p in ints_attr(node, "pads") or ()):
         return "negative padding"
     if node.op_type == "Conv":
-        weight = const_tensor(input_of(node, 1))
+        unpack = producer(input_of(node, 1), "DequantizeLinear")
+        weight = const_tensor(input_of(node, 1) if unpack is None else unpack.inputs[0])
         if weight is None:
             return "the weight is computed at run time"
         return None if len(weight.shape) in (3, 4) else f"{len(weight.shape) - 2} spatial axes; the kernels have 1 or 2"
@@ -94,7 +95,7 @@ def lower_conv(ctx: Lowering, node: ir.Node) -> Value:
         (d + b + e - (g * (k - 1) + 1)) // s + 1
         for d, b, e, k, s, g in zip(size, begins, ends, kernel, strides, dilations, strict=True)
     ]
-    source = _as_image(ctx.view(x, _channels_last(x.rank)))
+    source = as_image(ctx.view(x, channels_last(x.rank)))
     bias_value = ctx.get(node, 2)
     bias = None if bias_value is None else ctx.rows(need_f32(bias_value, "the bias"))
     out = ctx.fresh([x.dims[0], *out_size, out_channels])
@@ -111,7 +112,7 @@ def lower_conv(ctx: Lowering, node: ir.Node) -> Value:
         w = ctx.weight(_conv_matrix(weight, groups), Format.PANEL16, wide=False)
         ctx.emit("conv2d", [out], [source, w, bias, None], [*params, groups, 0, 0], [0.0, 0.0])
     dims = (x.dims[0], dim(out_channels), *out_size[-spatial:])
-    return Value(dims, Dtype.F32, _channels_last(x.rank), buf=out.buf)
+    return Value(dims, Dtype.F32, channels_last(x.rank), buf=out.buf)
 
 
 def _conv_matrix(weight: Const, groups: int) -> Const:
@@ -144,14 +145,14 @@ def lower_pool(ctx: Lowering, node: ir.Node) -> Value:
             # A window that would start beyond the input and its left padding does not exist.
             count = count - 1 if beyond.lo >= 0 else count
         out_size.append(count)
-    source = _as_image(ctx.view(x, _channels_last(x.rank)))
+    source = as_image(ctx.view(x, channels_last(x.rank)))
     out = ctx.fresh([x.dims[0], *out_size, x.dims[1]])
     average = node.op_type == "AveragePool"
     ctx.emit(
         "pool2d", [out], [source],
         [average, *kernel, *strides, *begins, *dilations, average and int_attr(node, "count_include_pad", 0)],
     )
-    return Value((*x.dims[:2], *out_size[-spatial:]), Dtype.F32, _channels_last(x.rank), buf=out.buf)
+    return Value((*x.dims[:2], *out_size[-spatial:]), Dtype.F32, channels_last(x.rank), buf=out.buf)
 
 
 # -- matrix products -------------------------------------------------------------------------------------------------

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 
 import numpy as np
 import onnx_ir as ir
 
-from edgec.compress.formats import Dtype, Format
+from edgec.compress.formats import Array, Dtype, Format
 from edgec.ir.model import const_tensor, input_of, int_attr, ints_attr, scalar_of, str_attr
 from edgec.native.dims import Dim, dim, dim_max, dim_min, product
 from edgec.native.lower_math import broadcast, lift, norm_axis, reorder
@@ -256,6 +257,10 @@ def concat(ctx: Lowering, parts: Sequence[Value], axis: int) -> Value:
     for p in parts[1:]:
         if any(p.dims[a] != d for a, d in enumerate(parts[0].dims) if a != axis):
             raise UnsupportedError(f"parts of shapes {_text(parts[0].dims)} and {_text(p.dims)}")
+    consts = [p.const for p in parts if p.const is not None]
+    # Gates of recurrent layers come in pieces; a piece that is there twice would make the bundle larger.
+    if len(consts) == len(parts) == len({c.name for c in consts}):
+        return of_const(_joined(consts, axis))
     if len(parts) > _OPERANDS:
         head = concat(ctx, parts[:_OPERANDS], axis)
         return concat(ctx, [head, *parts[_OPERANDS:]], axis)
@@ -268,6 +273,21 @@ def concat(ctx: Lowering, parts: Sequence[Value], axis: int) -> Value:
     out = ctx.fresh([dims[a] for a in order], parts[0].dtype)
     ctx.emit("concat", [out], views, [order.index(axis)])
     return Value(dims, parts[0].dtype, order, buf=out.buf)
+
+
+def _joined(parts: Sequence[Const], axis: int) -> Const:
+    """Constants one after the other, put together whenever they are read."""
+    def read() -> Array:
+        joined = np.concatenate([p.load() for p in parts], axis=axis)
+        for p in parts:
+            p.release()
+        return joined
+
+    dims = list(parts[0].dims)
+    dims[axis] = sum(p.dims[axis] for p in parts)
+    digest = hashlib.sha256("\0".join(p.name for p in parts).encode()).hexdigest()[:16]
+    label = parts[0].label or parts[0].base
+    return Const(f"{label}.joined{axis}.{digest}", read, tuple(dims), parts[0].dtype, identity(len(dims)), label)
 
 
 def _text(dims: Dims) -> str:

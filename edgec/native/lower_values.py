@@ -264,6 +264,7 @@ class Lowering:
     tied: frozenset[str] = frozenset()  # constants that a linear reads too: gathered from its panels
     narrow: frozenset[ir.Node] = frozenset()  # nodes that need the last token only
     tokens: Dim | None = None  # the symbol of the token axis that `narrow` nodes drop
+    unpacked: set[ir.Value] = field(default_factory=set)  # constants that are stored smaller than they are used
     _narrowed: dict[ir.Value, Value] = field(default_factory=dict)
     _shared: dict[object, View] = field(default_factory=dict)
 
@@ -274,6 +275,9 @@ class Lowering:
         source = input_of(node, index)
         if source is None:
             return None
+        if source not in self.values:
+            kind = source.dtype.name if source.dtype else "?"
+            raise UnsupportedError(f"the constant {source.name!r} has type {kind}")
         value = self.values[source]
         if node in self.narrow and source.producer() not in self.narrow and self.tokens in value.dims:
             if source not in self._narrowed:

@@ -13,6 +13,7 @@ from edgec.native.dims import Dim, product
 from edgec.native.plan import ALIGN, Call
 
 _WIDEN_ROWS = 24  # from here on 16-bit weights are widened once per panel
+_SEQUENCES = 8  # that a recurrent layer works on together
 _QUERY_ROWS, _SPAN = 48, 64  # rows and positions that attention works on together
 
 
@@ -31,6 +32,9 @@ def _call(call: Call) -> int:
             weight, k = call.operands[2], call.operands[2].dims[2].hi
             block = max(4, min(8, 131072 // max(1, k) // 12)) * 12
             return (block + (0 if weight.dtype is Dtype.F32 else 2 * PANEL)) * k * 4
+        case "rnn":
+            y, weight = call.operands[0], call.operands[4]
+            return min(_SEQUENCES, y.dims[1].hi) * y.dims[2].hi * (weight.dims[0].hi + 2) * 4
         case "matmul":
             return 2 * PANEL * call.operands[1].dims[-1].hi * 4
         case "attention":

@@ -137,6 +137,65 @@ int64_t pool2d_cost(const Args &a) {
 }
 int64_t pool2d_scratch(const Args &) { return 0; }
 
+const char *resize2d_check(const Args &a) {
+    if (!arity(a, 6, 0, 0)) return kArity;
+    const View &y = a.op[0], &x = a.op[1];
+    if (!activation(y) || !activation(x)) return kMissing;
+    if (y.rank != 4 || x.rank != 4 || y.dim[0] != x.dim[0] || y.dim[3] != x.dim[3]) return kShape;
+    if (x.dim[1] < 1 || x.dim[2] < 1) return "the image has no pixels";
+    for (int k = 0; k < 2; ++k) {
+        const View &index = a.op[2 + 2 * k], &factor = a.op[3 + 2 * k];
+        if (!plain(index, I32) || !bounded(index) || !activation(factor)) return kMissing;
+        if (index.rank != 2 || !same_dims(index, factor) || index.dim[0] != y.dim[1 + k] || index.dim[1] < 1)
+            return "the tables do not fit";
+    }
+    return nullptr;
+}
+int64_t resize2d_tiles(const Args &a) { return empty(a.op[0]) ? 0 : a.op[0].dim[0] * a.op[0].dim[1]; }
+int64_t resize2d_cost(const Args &a) {
+    if (empty(a.op[0])) return 1;
+    const double taps = (double)a.op[2].dim[1] * (double)a.op[4].dim[1];
+    const double pixels = (double)(count_of(a.op[0]) / a.op[0].dim[3]);
+    const double ns = pixels * taps * (3 + (double)a.op[0].dim[3] / 8);
+    return ns < 1e15 ? (int64_t)ns + 1 : (int64_t)1e15;
+}
+int64_t resize2d_scratch(const Args &) { return 0; }
+
+const char *rnn_check(const Args &a) {
+    if (!arity(a, 8, 2, 0)) return kArity;
+    const View &y = a.op[0], &g = a.op[3], &w = a.op[4], &bias = a.op[5];
+    if (!activation(y) || !activation(g) || !weight(w)) return kMissing;
+    if (y.rank != 3 || g.rank != 3 || w.rank != 3 || y.dim[0] != g.dim[0] || y.dim[1] != g.dim[1]) return kShape;
+    static const int64_t gates[] = {1, 1, 3, 3, 4};
+    if (!between(a.i[0], 0, 4) || !flag(a.i[1])) return kParam;
+    const int64_t h = y.dim[2], n = gates[a.i[0]];
+    if (y.dim[0] < 1) return "there is no step";
+    if (w.dim[0] != n || w.dim[1] != h || w.dim[2] != h || g.dim[2] != n * h) return kShape;
+    if (bias.data && (n != 3 || !activation(bias) || !is_vector(bias, h))) return "the bias does not fit";
+    static const int states[] = {1, 6, 2, 7};
+    for (int k = 0; k < 4; ++k) {
+        const View &state = a.op[states[k]];
+        if (!state.data) continue;
+        if (k >= 2 && a.i[0] != 4) return "only an LSTM has a cell state";
+        if (!activation(state) || state.rank != 2 || state.dim[0] != y.dim[1] || state.dim[1] != h) return kShape;
+    }
+    return nullptr;
+}
+int64_t rnn_tiles(const Args &a) { return empty(a.op[0]) ? 0 : ceil_div(a.op[0].dim[1], kRnnRows); }
+int64_t rnn_cost(const Args &a) {
+    if (empty(a.op[0])) return 1;
+    const RnnShape s = rnn_shape(a);
+    const double n = (double)s.gates * (double)s.h;
+    const int64_t step = product_cost((double)s.b, n, (double)s.h, n * (double)s.h * (double)dtype_size(a.op[4].dtype));
+    const double ns = (double)s.t * ((double)step + (double)s.b * n + 100);
+    return ns < 1e15 ? (int64_t)ns : (int64_t)1e15;
+}
+int64_t rnn_scratch(const Args &a) {  // state, cell state or reset state, gates
+    if (empty(a.op[0])) return 0;
+    const RnnShape s = rnn_shape(a);
+    return imin(kRnnRows, s.b) * s.h * (s.gates + 2) * (int64_t)sizeof(float);
+}
+
 const char *matmul_check(const Args &a) {
     if (!arity(a, 3, 1, 1)) return kArity;
     const View &y = a.op[0], &p = a.op[1], &q = a.op[2];

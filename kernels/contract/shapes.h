@@ -96,6 +96,16 @@ EDGEC_INLINE ConvShape conv_shape(const Args &a) {
     return s;
 }
 
+struct RnnShape {
+    int64_t t, b, h, gates, panels;  // panels per gate; tiles = blocks of kRnnRows sequences
+};
+constexpr int64_t kRnnRows = 8;
+
+EDGEC_INLINE RnnShape rnn_shape(const Args &g) {
+    const View &y = g.op[0];
+    return RnnShape{y.dim[0], y.dim[1], y.dim[2], g.op[4].dim[0], ceil_div(y.dim[2], 16)};
+}
+
 struct MatmulShape {
     int64_t m, n, k, batch, panels, row_blocks, panel_blocks;  // tiles = batch * panel_blocks * row_blocks
 };

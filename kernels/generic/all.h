@@ -6,6 +6,8 @@
 #include "conv2d.h"
 #include "dwconv2d.h"
 #include "pool2d.h"
+#include "resize2d.h"
+#include "rnn.h"
 #include "matmul.h"
 #include "kv_write.h"
 #include "norm.h"

@@ -19,11 +19,19 @@ from edgec.ir.ops import DOMAIN, attach_bodies, strip_bodies
 from edgec.ir.passes import Context, Pass
 from edgec.ir.rules import Bindings, Rule, apply_rules
 from edgec.ir.shapes import infer_shapes
-from edgec.passes.lower import decompose_math, decompose_nn, decompose_shape
+from edgec.passes.lower import (
+    decompose_conv,
+    decompose_index,
+    decompose_math,
+    decompose_nn,
+    decompose_quantized,
+    decompose_shape,
+)
 from edgec.passes.lower.decompose_math import Decomposed, Entry
 
 TABLE: Mapping[str, Entry] = MappingProxyType({
-    **decompose_math.TABLE, **decompose_nn.TABLE, **decompose_shape.TABLE,
+    **decompose_math.TABLE, **decompose_nn.TABLE, **decompose_shape.TABLE, **decompose_conv.TABLE,
+    **decompose_index.TABLE, **decompose_quantized.TABLE,
 })
 
 
@@ -31,6 +39,8 @@ def _special_form(node: ir.Node) -> Entry | None:
     """The entry for a form that no backend takes although it takes the operator."""
     if node.op_type in ("Max", "Min") and len(node.inputs) > 2:
         return decompose_math.variadic
+    if node.op_type in ("MaxPool", "Resize") and decompose_quantized.chooses(node):
+        return decompose_quantized.in_float
     if node.op_type in ("LayerNormalization", "RMSNormalization"):
         dims = dims_of(node.inputs[0])
         if dims is not None and int_attr(node, "axis", -1) % len(dims) != len(dims) - 1:

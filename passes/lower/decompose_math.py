@@ -263,6 +263,22 @@ def power(op: Builder, node: ir.Node) -> Decomposed:
     return "its exponent is not a constant 2, 3, 0.5 or -0.5"
 
 
+def arg_max(op: Builder, node: ir.Node) -> Decomposed:
+    """Of INT32, in FLOAT, which has 24 bits: the largest upper 20 bits first, then the largest lower 12 among those."""
+    x = required(node, 0)
+    if x.dtype == ir.DataType.BOOL:
+        return op.ArgMax(op.Cast(x, to=int(ir.DataType.FLOAT)), axis=int_attr(node, "axis", 0),
+                         keepdims=int_attr(node, "keepdims", 1))
+    if x.dtype != ir.DataType.INT32 or int_attr(node, "select_last_index", 0):
+        return f"its input is {x.dtype}, or it takes the last of equals"
+    low = op.Mod(x, op.like(1 << 12, x))
+    high = op.Cast(op.Div(op.Sub(x, low), op.like(1 << 12, x)), to=int(ir.DataType.FLOAT))
+    top = op.ReduceMax(high, op.ints([int_attr(node, "axis", 0)]), keepdims=1)
+    rest = op.Cast(low, to=int(ir.DataType.FLOAT))
+    among = op.Where(op.Equal(high, top), rest, op.const(np.array(-1, np.float32)))
+    return op.ArgMax(among, axis=int_attr(node, "axis", 0), keepdims=int_attr(node, "keepdims", 1))
+
+
 def gemm(op: Builder, node: ir.Node) -> Decomposed:
     a, b, c = required(node, 0), required(node, 1), input_of(node, 2)
     alpha, beta = float_attr(node, "alpha", 1.0), float_attr(node, "beta", 1.0)
@@ -376,7 +392,7 @@ TABLE: Mapping[str, Entry] = {
     "Softmax": softmax, "LogSoftmax": log_softmax, "Sum": variadic, "Mean": mean, "ReduceLogSum": reduce_log_sum,
     "ReduceLogSumExp": reduce_log_sum_exp, "ReduceL1": reduce_l1, "ReduceL2": reduce_l2,
     "ReduceSumSquare": reduce_sum_square, "Reciprocal": reciprocal, "Neg": negative, "Abs": absolute,
-    "GreaterOrEqual": or_equal, "LessOrEqual": or_equal, "Tan": tangent, "Pow": power, "Gemm": gemm,
+    "GreaterOrEqual": or_equal, "LessOrEqual": or_equal, "Tan": tangent, "Pow": power, "Gemm": gemm, "ArgMax": arg_max,
     "GlobalAveragePool": global_pool, "GlobalMaxPool": global_pool, "Einsum": einsum, "CastLike": cast_like,
     "Trilu": trilu, "LpNormalization": lp_normalization, "MeanVarianceNormalization": mean_variance_normalization,
 }

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -72,24 +72,18 @@ def _group_scaled(weight: Array, scale: Vector, axis: int) -> Array:
 class FoldIntoProducer(Rule):
     """Conv, ConvTranspose, Gemm or MatMul, perhaps with its bias as an Add, followed by BatchNormalization."""
 
-    roots = ("BatchNormalization",)
+    roots: ClassVar[tuple[str, ...]] = ("BatchNormalization",)
+
+    def affine(self, node: ir.Node, **parts: Any) -> Affine | str:
+        """What `node` does to each channel, or why that is none."""
+        return affine_of(node)
 
     def match(self, node: ir.Node) -> Bindings | None:
-        x = required(node, 0)
-        add = producer(x, "Add")
-        bias: ir.Value | None = None
-        if add is not None:
-            for i in (0, 1):
-                if const_tensor(add.inputs[i]) is not None and producer(add.inputs[1 - i], "MatMul") is not None:
-                    bias, x = add.inputs[i], required(add, 1 - i)
-        linear = producer(x, *_LINEAR)
-        if linear is None:
-            return None
-        return {"linear": linear, "bias": bias, "chain": [v for v in (x, node.inputs[0]) if v is not None]}
+        return linear_before(required(node, 0))
 
     def check(self, node: ir.Node, **parts: Any) -> str | None:
         linear: ir.Node = parts["linear"]
-        affine = affine_of(node)
+        affine = self.affine(node, **parts)
         if isinstance(affine, str):
             return affine
         if not all(single_use(value) for value in parts["chain"]):
@@ -102,8 +96,9 @@ class FoldIntoProducer(Rule):
             return f"the weight of {describe(linear)} is shared"
         if weight.is_graph_output():
             return f"the weight of {describe(linear)} is a graph output"
-        if is_op(linear, "MatMul", "Gemm") and (rank_of(linear.outputs[0]) != 2 or len(tensor.shape) != 2):
-            # BatchNormalization works on dim 1; a linear's channels are its last dim.
+        # BatchNormalization works on dim 1; a linear's channels are its last dim.
+        wrong = is_op(node, "BatchNormalization") and rank_of(linear.outputs[0]) != 2
+        if is_op(linear, "MatMul", "Gemm") and (wrong or len(tensor.shape) != 2):
             return f"{describe(linear)} is not a matrix of [batch, channels]"
         bias = parts["bias"] or (None if is_op(linear, "MatMul") else input_of(linear, 2))
         if bias is not None and const_of(bias, _CHANNELS) is None:
@@ -112,7 +107,7 @@ class FoldIntoProducer(Rule):
 
     def rewrite(self, op: Builder, node: ir.Node, **parts: Any) -> ir.Value:
         linear: ir.Node = parts["linear"]
-        affine = affine_of(node)
+        affine = self.affine(node, **parts)
         assert isinstance(affine, Affine)  # checked
         scale, shift = affine.scale, affine.shift
         weight = required(linear, 1)
@@ -149,10 +144,22 @@ class FoldIntoProducer(Rule):
         return out.outputs[0]
 
 
+def linear_before(value: ir.Value) -> Bindings | None:
+    """The linear that makes `value`, perhaps with its bias as an Add, and the values on the way."""
+    x, add = value, producer(value, "Add")
+    bias: ir.Value | None = None
+    if add is not None:
+        for i in (0, 1):
+            if const_tensor(add.inputs[i]) is not None and producer(add.inputs[1 - i], "MatMul") is not None:
+                bias, x = add.inputs[i], required(add, 1 - i)
+    linear = producer(x, *_LINEAR)
+    return None if linear is None else {"linear": linear, "bias": bias, "chain": [x, value]}
+
+
 class FoldIntoConsumers(Rule):
     """BatchNormalization read only by Conv, Gemm or MatMul with constant weights of their own."""
 
-    roots = ("BatchNormalization",)
+    roots: ClassVar[tuple[str, ...]] = ("BatchNormalization",)
 
     def match(self, node: ir.Node) -> Bindings | None:
         users = [use.node for use in node.outputs[0].uses()]
@@ -160,9 +167,13 @@ class FoldIntoConsumers(Rule):
             return None
         return {"users": users}
 
+    def affine(self, node: ir.Node, **parts: Any) -> Affine | str:
+        """What `node` does to each channel, or why that is none."""
+        return affine_of(node)
+
     def check(self, node: ir.Node, **parts: Any) -> str | None:
         users: Sequence[ir.Node] = parts["users"]
-        affine = affine_of(node)
+        affine = self.affine(node, **parts)
         if isinstance(affine, str):
             return affine
         if node.outputs[0].is_graph_output():
@@ -174,11 +185,11 @@ class FoldIntoConsumers(Rule):
         return None
 
     def rewrite(self, op: Builder, node: ir.Node, **parts: Any) -> ir.Value:
-        affine = affine_of(node)
+        affine = self.affine(node, **parts)
         assert isinstance(affine, Affine)  # checked
         for user in parts["users"]:
             _fold_forward(op, user, affine)
-        return required(node, 0)
+        return next(v for v in node.inputs if v is not None and const_tensor(v) is None)
 
 
 def _forward_problem(node: ir.Node, user: ir.Node, affine: Affine) -> str:
@@ -191,7 +202,7 @@ def _forward_problem(node: ir.Node, user: ir.Node, affine: Affine) -> str:
     if user.graph is not node.graph:
         return f"{describe(user)} is in another graph"
     if is_op(user, "MatMul"):
-        if rank_of(user.inputs[0]) != 2 or len(tensor.shape) != 2:
+        if (is_op(node, "BatchNormalization") and rank_of(user.inputs[0]) != 2) or len(tensor.shape) != 2:
             return f"{describe(user)} is not a matrix of [batch, channels]"
         return "" if not affine.shift.any() else f"{describe(user)} has no bias to take the shift"
     bias = input_of(user, 2)

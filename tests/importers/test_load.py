@@ -54,7 +54,7 @@ def test_python_file_without_factory(tmp_path: Path) -> None:
 def test_unknown_option(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     assert "did you mean 'check'" in refused(tmp_path, "E0002", chek=False).wanted
-    refused(tmp_path, "E0002", dynamic={})
+    refused(tmp_path, "E0002", example_inputs=())
 
 
 @pytest.mark.parametrize(
@@ -64,9 +64,9 @@ def test_unknown_option(tmp_path: Path) -> None:
         ("[]", "E0101", "a JSON list"),
         ("{}", "E0101", "no model_type"),
         ({"model_type": "llama", "auto_map": {"AutoModel": "x.Y"}}, "E0101", "auto_map"),
-        ({"model_type": "llama", "quantization_config": {"quant_method": "gptq"}}, "E0103", "gptq"),
-        ({"model_type": "bert", "architectures": ["BertForMaskedLM"]}, "E0103", "BertForMaskedLM"),
-        ({"model_type": "t5", "is_encoder_decoder": True}, "E0103", "t5"),
+        ({"model_type": "llama", "quantization_config": {"quant_method": "gptq"}}, "E0101", "no weights"),
+        ({"model_type": "bert", "architectures": ["BertForMaskedLM"]}, "E0101", "no weights"),
+        ({"model_type": "t5", "is_encoder_decoder": True}, "E0101", "no weights"),
         ({"model_type": "llama"}, "E0101", "no weights"),
     ],
 )

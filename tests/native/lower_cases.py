@@ -118,6 +118,8 @@ CASES: list[Case] = [
     one("Pow", f(5, low=0.1), "unary", {"p": np.float32(0.5).reshape(())}, name="Pow_root"),
     one("Pow", f(5), "binary", {"p": i(3).reshape(())}, name="Pow_integer"),
     Case("Mod", [("Mod", "a b", "y")], {"a": i(7, -7, 8), "b": i(3, 3, -5)}, kernels=["binary"]),
+    Case("integer_neg", [("Neg", "a", "y")], {"a": i(7, 0, -8)}, kernels=["binary"]),
+    Case("integer_abs", [("Abs", "a", "y")], {"a": i(7, 0, -8)}, kernels=["binary"] * 2),
     Case("integer_div", [("Div", "a b", "y")], {"a": i(7, -7, 8), "b": i(2, 2, -3)}, kernels=["binary"]),
     Case("logic", [("Less", "a b", "p"), ("Less", "b c", "q"), ("And", "p q", "r"), ("Or", "r p", "s"),
                    ("Xor", "s q", "t"), ("Not", "t", "y")], {"a": f(9), "b": f(9), "c": f(9)}),
@@ -155,6 +157,48 @@ CASES: list[Case] = [
     one("AveragePool", _X4, None, name="AveragePool", kernel_shape=[3, 3], pads=[1, 1, 1, 1]),
     one("AveragePool", _X4, None, name="AveragePool_pad", kernel_shape=[3, 3], pads=[1, 1, 1, 1], count_include_pad=1),
     one("AveragePool", _X4, None, name="AveragePool_ceil", kernel_shape=[2, 2], strides=[2, 2], ceil_mode=1),
+    *(one("Resize", f(2, 3, 5, 6), None, {"roi": np.zeros(0, np.float32), "k": np.float32([1, 1, v, h])},
+          name=f"Resize_{mode}_{where}_{v}_{h}", mode=mode, coordinate_transformation_mode=where)
+      for mode, where, v, h in (
+          ("nearest", "asymmetric", 2, 3), ("nearest", "half_pixel", 1.6, 0.5), ("nearest", "align_corners", 2, 2),
+          ("linear", "half_pixel", 2, 1.5), ("linear", "align_corners", 3, 1), ("linear", "pytorch_half_pixel", 0.2, 2),
+          ("linear", "half_pixel_symmetric", 1.3, 0.7), ("cubic", "half_pixel", 1.5, 0.6),
+          ("cubic", "align_corners", 2, 2))),
+    *(one("Resize", f(1, 2, 9, 5), None, {"roi": np.zeros(0, np.float32), "k": np.float32([v, h])},
+          name=f"Resize_{mode}_{name}", mode=mode, axes=[2, 3], **{name: 1})
+      for mode, name, v, h in (("linear", "antialias", 0.4, 0.7), ("cubic", "antialias", 0.5, 2),
+                               ("cubic", "exclude_outside", 2, 1.5))),
+    one("Resize", f(1, 2, 9, 5), None, {"roi": np.zeros(0, np.float32), "k": np.float32([0.3, 0.7])},
+        name="Resize_antialias_inside", mode="cubic", axes=[2, 3], antialias=1, exclude_outside=1),
+    *(one("Resize", f(1, 2, 5, 6), None, {"roi": np.zeros(0, np.float32), "k": np.float32([1, 1, 1.5, 0.7])},
+          name=f"Resize_{how}", nearest_mode=how) for how in ("round_prefer_ceil", "floor", "ceil")),
+    Case("Resize_sizes", [("Conv", "x w", "c"), ("Resize", "c - - s", "y", {"mode": "linear", "axes": [2, 3]})],
+         {"x": f(1, 3, 5, 6)}, {"w": f(4, 3, 1, 1), "s": i(7, 9)}, dims={"x": ["b", 3, 5, 6]},
+         dynamic={"b": (1, 4)}, kernels=["transpose", "linear", "resize2d", "transpose"]),
+    Case("Resize_line", [("Resize", "x - k", "y", {"mode": "linear"})], {"x": f(2, 3, 5)},
+         {"k": np.float32([1, 1, 2.5])}, kernels=["transpose", "resize2d", "transpose"]),
+    # recurrent layers
+    *(Case(f"{op}_{direction}_{layout}", [(op, "x w r b - h" + (" c" if op == "LSTM" else ""),
+           "y z" + (" q" if op == "LSTM" else ""), {
+               "hidden_size": 5, "direction": direction, "layout": layout,
+               **({"linear_before_reset": 1} if op == "GRU" else {})})],
+           {"x": f(*((2, 4, 3) if layout else (4, 2, 3))), "h": f(*((2, d, 5) if layout else (d, 2, 5)))}
+           | ({"c": f(*((2, d, 5) if layout else (d, 2, 5)))} if op == "LSTM" else {}),
+           {"w": f(d, 5 * n, 3), "r": f(d, 5 * n, 5), "b": f(d, 10 * n)},
+           outputs=("y", "z", "q") if op == "LSTM" else ("y", "z"))
+      for op, n in (("RNN", 1), ("GRU", 3), ("LSTM", 4))
+      for direction, d in (("forward", 1), ("reverse", 1), ("bidirectional", 2)) for layout in (0,)),
+    Case("LSTM_gates_in_pieces", [("Slice", "w zero four", "a"), ("Slice", "w four end", "b"),
+                                  ("Concat", "b a", "v", {"axis": 0}), ("Unsqueeze", "v zero", "u"),
+                                  ("LSTM", "x u r", "y", {"hidden_size": 2})], {"x": f(3, 1, 5)},
+         {"w": f(8, 5), "r": f(1, 8, 2), "zero": i(0), "four": i(4), "end": i(8)}, kernels=["linear", "rnn"]),
+    Case("GRU_reset_first", [("GRU", "x w r b", "y", {"hidden_size": 17})], {"x": f(6, 1, 3)},
+         {"w": f(1, 51, 3), "r": f(1, 51, 17), "b": f(1, 102)}, kernels=["linear", "rnn"]),
+    Case("RNN_relu", [("RNN", "x w r", "- y", {"hidden_size": 5, "activations": ["Relu"]})], {"x": f(4, 9, 3)},
+         {"w": f(1, 5, 3), "r": f(1, 5, 5, low=-0.4, high=0.4)}, kernels=["linear", "rnn"]),
+    Case("LSTM_dynamic", [("LSTM", "x w r b", "y z q", {"hidden_size": 20})], {"x": f(5, 3, 4)},
+         {"w": f(1, 80, 4), "r": f(1, 80, 20), "b": f(1, 160)}, outputs=("y", "q"), dims={"x": ["t", "n", 4]},
+         dynamic={"t": (1, 40), "n": (1, 20)}, kernels=["linear", "rnn"]),
     one("GlobalAveragePool", _X4), one("GlobalMaxPool", _X4),
     # matrix products
     one("MatMul", f(2, 3, 4), "linear", {"w": f(4, 5)}),

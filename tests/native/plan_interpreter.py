@@ -111,6 +111,38 @@ def k_pool2d(y, o, i, f):  # type: ignore[no-untyped-def]
     return total / (i[1] * i[2]) if i[9] else total / np.maximum(inside, 1)
 
 
+def k_resize2d(y, o, i, f):  # type: ignore[no-untyped-def]
+    x, rows, row_weights, cols, col_weights = o
+    assert rows.min() >= 0
+    assert rows.max() < x.shape[1]
+    assert cols.min() >= 0
+    assert cols.max() < x.shape[2]
+    tall = (x[:, rows] * row_weights[None, :, :, None, None]).sum(2)
+    return (tall[:, :, cols] * col_weights[None, None, :, :, None]).sum(3)
+
+
+def k_rnn(y, o, i, f):  # type: ignore[no-untyped-def]
+    g, w, bias, h, c = o
+    (mode, reverse), (steps, batch, units) = i, y[0].shape
+    h, c = (np.zeros((batch, units)) if s is None else s for s in (h, c))
+    bias = 0.0 if bias is None else bias
+    out = np.empty((steps, batch, units))
+    for t in reversed(range(steps)) if reverse else range(steps):
+        x, p = np.split(g[t], w.shape[0], axis=1), [h @ gate.T for gate in w]
+        if mode < 2:
+            h = activate((5, 1)[mode], x[0] + p[0], 0, 0)
+        elif mode < 4:
+            z, r = sigmoid(x[0] + p[0]), sigmoid(x[1] + p[1])
+            inner = (r * h) @ w[2].T + bias if mode == 3 else r * (p[2] + bias)
+            h = (1 - z) * np.tanh(x[2] + inner) + z * h
+        else:
+            enter, leave, keep = (sigmoid(x[k] + p[k]) for k in range(3))
+            c = keep * c + enter * np.tanh(x[3] + p[3])
+            h = leave * np.tanh(c)
+        out[t] = h
+    return out, h, c
+
+
 def k_matmul(y, o, i, f):  # type: ignore[no-untyped-def]
     return f[0] * (o[0] @ (np.swapaxes(o[1], -1, -2) if i[0] else o[1]))
 
@@ -217,7 +249,8 @@ def k_cast(y, o, i, f):  # type: ignore[no-untyped-def]
 
 
 RUN: dict[str, Callable[..., Any]] = {
-    "linear": k_linear, "conv2d": k_conv2d, "dwconv2d": k_dwconv2d, "pool2d": k_pool2d, "matmul": k_matmul,
+    "linear": k_linear, "conv2d": k_conv2d, "dwconv2d": k_dwconv2d, "pool2d": k_pool2d,
+    "resize2d": k_resize2d, "rnn": k_rnn, "matmul": k_matmul,
     "attention_cached": k_attention_cached, "attention": k_attention, "kv_write": k_kv_write,
     "rmsnorm": k_norm(False), "layernorm": k_norm(True), "rope": k_rope,
     "unary": lambda y, o, i, f: activate(i[0], o[0], *f), "binary": k_binary,

@@ -8,9 +8,10 @@ import pytest
 
 from edgec.ir.model import walk
 from edgec.ir.passes import Context
+from edgec.native.lower import capabilities, unsupported
 from edgec.passes.lower.decompose import TABLE, Decompose
 from edgec.pipeline import run_passes
-from tests.passes.harness import model, ops, reasons, run
+from tests.passes.harness import close, evaluate, model, ops, reasons, run
 
 _BASE = {
     "Add", "Sub", "Mul", "Div", "Exp", "Log", "Sqrt", "Tanh", "Erf", "Sin", "Cos", "Max", "Min", "Greater", "Less",
@@ -88,6 +89,27 @@ CASES = {
     "Einsum implicit": 'g (float[2,3] a, float[3] b) => (float[2] y) { y = Einsum<equation = "ij,j">(a, b) }',
     "Einsum one": 'g (float[2,3,4] a) => (float[4,2] y) { y = Einsum<equation = "ijk->ki">(a) }',
     "Einsum outer": 'g (float[2] a, float[3] b) => (float[2,3] y) { y = Einsum<equation = "i,j->ij">(a, b) }',
+    "GatherND": "g (float[4,3,2] x) => (float[3,2] y) { i = Constant<value = int64[3,2] {0, 1, -1, 2, 3, -3}>()"
+                " y = GatherND(x, i) }",
+    "GatherND one": "g (float[4,3] x) => (float[2,2,3] y) { i = Constant<value = int64[2,2,1] {0, 1, -1, 2}>()"
+                    " y = GatherND(x, i) }",
+    "GatherND batch": "g (float[2,3,4,2] x) => (float[2,3,2] y) {"
+                      " i = Constant<value = int64[2,3,1] {0, 1, -1, 2, 3, -2}>() y = GatherND<batch_dims = 2>(x, i) }",
+    "GatherND element": "g (float[2,3] x) => (float[2] y) { i = Constant<value = int64[2,2] {0, 1, -1, 2}>()"
+                        " y = GatherND(x, i) }",
+    "GatherND last": "g (float[1,1,N,3] x) => (float[2,3] y) {"
+                     " i = Constant<value = int64[2,3] {0, -1, 1, 0, 0, -1}>() y = GatherND(x, i) }",
+    "GatherElements": "g (float[2,4,3] x) => (float[2,1,3] y) {"
+                      " i = Constant<value = int64[2,1,3] {0, 1, -1, 2, 3, -4}>()"
+                      " y = GatherElements<axis = 1>(x, i) }",
+    "GatherElements at run time": "g (float[3,2] x, int64[3,2] i) => (float[3,2] y) { y = GatherElements(x, i) }",
+    "OneHot": "g (int64[2,3] x) => (float[2,5,3] y) { d = Constant<value = int64 {5}>()"
+              " v = Constant<value = float[2] {-1.0, 2.0}>() y = OneHot<axis = 1>(x, d, v) }",
+    "CumSum": "g (float[2,7,N] x) => (float[2,7,N] y) { a = Constant<value = int64 {1}>() y = CumSum(x, a) }",
+    "CumSum integers": "g (int64[6] x) => (int64[6] y) { a = Constant<value = int64 {-1}>()"
+                       " y = CumSum<exclusive = 1, reverse = 1>(x, a) }",
+    "CumSum reverse": "g (float[5,2] x) => (float[5,2] y) { a = Constant<value = int64 {0}>()"
+                      " y = CumSum<reverse = 1>(x, a) }",
     "BatchNormalization": "g (float[N,3,4] x, float[3] s, float[3] b, float[3] m, float[3] v0) => (float[N,3,4] y) {"
                           " v = Exp(v0) y = BatchNormalization(x, s, b, m, v) }",
 }
@@ -239,6 +261,20 @@ def test_a_node_the_target_refuses_is_decomposed_although_it_knows_the_operator(
     assert ops(after) == {"Swish": 1, "Mul": 2, "Sigmoid": 1}
 
 
+@pytest.mark.parametrize("keepdims", [0, 1])
+def test_arg_max_of_integers_is_exact(keepdims: int) -> None:
+    """Neighbours beyond the 24 bits of a float, the first of equals, negative ones, and the ends of the range."""
+    rows = [[2**30, 2**30 + 1, 5, 2**30 + 1], [-7, -8, -7, -9], [-(2**31), -(2**31) + 1, -(2**31), -(2**31)],
+            [2**31 - 2, 2**31 - 1, 0, -1], [3, 3, 4095, 4096]]
+    shape = "5,1" if keepdims else "5"
+    graph = model(f"g (int32[5,4] x) => (int64[{shape}] y) {{ y = ArgMax<axis = 1, keepdims = {keepdims}>(x) }}")
+    feeds = {"x": np.array(rows, np.int32)}
+    wanted = evaluate(graph, feeds)
+    after = run_passes(graph, [Decompose()], Context(capabilities=capabilities(), refuses=unsupported)).model
+    close(evaluate(after, feeds), wanted)
+    assert [unsupported(node) for node in after.graph] == [None] * len(after.graph)
+
+
 @pytest.mark.parametrize(("text", "reason"), [
     ('g (float[2,2] a) => (float[2] y) { y = Einsum<equation = "ii->i">(a) }', "repeated"),
     ('g (float[2,2] a) => (float[2,2] y) { y = Einsum<equation = "...i->...i">(a) }', "ellipsis"),
@@ -256,6 +292,8 @@ def test_declines_with_a_reason(text: str, reason: str) -> None:
 def test_every_entry_is_tested() -> None:
     tested = set(UNARY) | {name.split()[0] for name in CASES}
     tested |= {"ReduceLogSum", "Pow", "RotaryEmbedding", "Attention", "Clip", "Expand", "Tile"}
+    tested |= {"ArgMax", "ConvTranspose"}  # tests/passes/test_decompose_conv.py
+    tested |= {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"}  # test_decompose_quantized.py
     assert set(TABLE) == tested
 
 

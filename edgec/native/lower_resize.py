@@ -1,0 +1,168 @@
+"""Lowering of Resize: which input pixels each output pixel reads, and how much of each, as tables."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from edgec.compress.formats import Array, Dtype
+from edgec.ir.model import float_attr, int_attr, ints_attr, str_attr
+from edgec.native.dims import dim
+from edgec.native.lower_math import need_f32
+from edgec.native.lower_nn import as_image, channels_last
+from edgec.native.lower_values import Const, Lowering, UnsupportedError, Value, View
+
+_NEAREST: dict[str, Callable[[Array], Array]] = {
+    "round_prefer_floor": lambda x: np.ceil(x - np.float32(0.5)),
+    "round_prefer_ceil": lambda x: np.floor(x + np.float32(0.5)),
+    "floor": np.floor,
+    "ceil": np.ceil,
+}
+_COORDINATES = ("half_pixel", "half_pixel_symmetric", "pytorch_half_pixel", "align_corners", "asymmetric")
+
+
+@dataclass(frozen=True)
+class _Filter:
+    """The attributes that decide the weights. support: how far the unscaled filter reaches."""
+
+    mode: str
+    coordinates: str
+    nearest: str
+    cubic: float
+    exclude_outside: bool
+    antialias: bool
+
+    @property
+    def support(self) -> int:
+        return {"nearest": 1, "linear": 1, "cubic": 2}[self.mode]
+
+    def weight(self, distance: Array) -> Array:
+        """Linear and cubic (Keys 1981) interpolation; distance >= 0."""
+        d, a = distance, self.cubic
+        if self.mode == "linear":
+            return np.maximum(0.0, 1.0 - d)
+        near = ((a + 2) * d - (a + 3)) * d * d + 1
+        far = ((a * d - 5 * a) * d + 8 * a) * d - 4 * a
+        return np.where(d <= 1, near, np.where(d < 2, far, 0.0))
+
+
+def check_resize(node: ir.Node) -> str | None:
+    mode = str_attr(node, "mode", "nearest")
+    coordinates = str_attr(node, "coordinate_transformation_mode", "half_pixel")
+    if mode not in ("nearest", "linear", "cubic"):
+        return f"mode = {mode!r}"
+    if coordinates not in _COORDINATES:
+        return f"coordinate_transformation_mode = {coordinates!r}"
+    if str_attr(node, "nearest_mode", "round_prefer_floor") not in _NEAREST:
+        return f"nearest_mode = {str_attr(node, 'nearest_mode', '')!r}"
+    policy = str_attr(node, "keep_aspect_ratio_policy", "stretch")
+    return None if policy == "stretch" else f"keep_aspect_ratio_policy = {policy!r}"
+
+
+def lower_resize(ctx: Lowering, node: ir.Node) -> Value:
+    """X [B, C, W] or [B, C, H, W], resized along its last one or two axes, whose sizes must be known."""
+    x = need_f32(ctx.need(node, 0))
+    if x.rank not in (3, 4):
+        raise UnsupportedError(f"a tensor of rank {x.rank}; the kernel takes images and sequences")
+    how = _Filter(
+        str_attr(node, "mode", "nearest"), str_attr(node, "coordinate_transformation_mode", "half_pixel"),
+        str_attr(node, "nearest_mode", "round_prefer_floor"), float_attr(node, "cubic_coeff_a", -0.75),
+        bool(int_attr(node, "exclude_outside", 0)), bool(int_attr(node, "antialias", 0)),
+    )
+    tables: list[View] = []
+    sizes = [1, 1]
+    for axis, (out, scale) in enumerate(_sizes(ctx, node, x)):
+        size = x.dims[axis].const
+        if axis < 2:
+            if scale != 1.0:
+                raise UnsupportedError(f"axis {axis} is resized; the kernel resizes images")
+            continue
+        if size is None:
+            raise UnsupportedError(f"the size {x.dims[axis]} of axis {axis} is not known at compile time")
+        sizes.append(out)
+        tables += _tables(ctx, how, size, out, scale)
+    if x.rank == 3:
+        tables = [*_tables(ctx, _Filter("nearest", "asymmetric", "floor", 0.0, False, False), 1, 1, 1.0), *tables]
+    order = channels_last(x.rank)
+    source = as_image(ctx.view(x, order))
+    dims = (*x.dims[:2], *map(dim, sizes[2:]))
+    out_view = ctx.fresh([dims[a] for a in order])
+    ctx.emit("resize2d", [as_image(out_view)], [source, *tables])
+    return Value(dims, Dtype.F32, order, buf=out_view.buf)
+
+
+def _sizes(ctx: Lowering, node: ir.Node, x: Value) -> list[tuple[int, float]]:
+    """(size, scale) of every axis of the result; an axis that keeps its size has scale 1, whatever its size."""
+    axes = [a % x.rank for a in ints_attr(node, "axes") or range(x.rank)]
+    result = [(d.const or 0, 1.0) for d in x.dims]
+    scales, sizes = ctx.get(node, 2), ctx.get(node, 3)
+    if scales is not None and scales.const is not None and scales.count != 0:
+        for axis, scale in zip(axes, scales.const.load().reshape(-1).tolist(), strict=True):
+            if scale != 1.0:
+                # As ONNX Runtime multiplies: 10 * float32(0.7) is 7, while exact arithmetic would give 6.
+                result[axis] = int(np.float32(result[axis][0]) * np.float32(scale)), scale
+        return result
+    known = None if sizes is None else ctx.known(sizes)
+    if known is None:
+        raise UnsupportedError("the size of the result is not known at compile time")
+    for axis, wanted in zip(axes, known.reshape(-1), strict=True):
+        if dim(wanted) != x.dims[axis]:
+            size, given = x.dims[axis].const, dim(wanted).const
+            if size is None or given is None:
+                raise UnsupportedError(f"axis {axis}: {x.dims[axis]} to {wanted} is not known at compile time")
+            result[axis] = given, given / size
+    return result
+
+
+def _tables(ctx: Lowering, how: _Filter, size: int, out: int, scale: float) -> list[View]:
+    """Indices i32 [out, taps] and weights f32 [out, taps] as constants."""
+    index, weight = resize_table(how, size, out, scale)
+    name = f"resize.{size}.{out}.{scale!r}.{'.'.join(map(str, vars(how).values()))}"
+    return [_constant(ctx, f"{name}.index", index, Dtype.I32), _constant(ctx, f"{name}.weight", weight, Dtype.F32)]
+
+
+def _constant(ctx: Lowering, name: str, array: Array, dtype: Dtype) -> View:
+    return ctx.weight(Const(name, lambda: array, array.shape, dtype, (0, 1)))
+
+
+def resize_table(how: _Filter, size: int, out: int, scale: float) -> tuple[Array, Array]:
+    """Which of `size` inputs each of `out` outputs reads, and their weights.
+
+    Source: the ONNX operator Resize, version 19; positions in float32 as ONNX Runtime and PyTorch compute them.
+    """
+    at = _positions(how.coordinates, size, out, scale)
+    if how.mode == "nearest":
+        index = np.clip(_NEAREST[how.nearest](at), 0, size - 1)[:, None]
+        return index.astype(np.int32), np.ones((out, 1), np.float32)
+    smooth = how.antialias and scale < 1.0
+    reach = how.support / scale if smooth else float(how.support)
+    first = np.floor(at.astype(np.float64) - reach) + 1
+    taps = np.arange(math.ceil(2 * reach))
+    places = first[:, None] + taps
+    distance = np.abs(places - at[:, None]) * (scale if smooth else 1.0)
+    weight = how.weight(distance)
+    if how.exclude_outside and (how.antialias or how.mode == "cubic"):
+        weight = np.where((places >= 0) & (places < size), weight, 0.0)
+    weight = weight / weight.sum(axis=1, keepdims=True)
+    return np.clip(places, 0, size - 1).astype(np.int32), weight.astype(np.float32)
+
+
+def _positions(coordinates: str, size: int, out: int, scale: float) -> Array:
+    """Where each output pixel lies among the input pixels, float32 [out]."""
+    i, factor = np.arange(out, dtype=np.float32), np.float32(scale)
+    half = np.float32(0.5)
+    if coordinates == "align_corners":
+        return i * np.float32((size - 1) / (out - 1)) if out > 1 else np.zeros(out, np.float32)
+    if coordinates == "asymmetric":
+        return i / factor
+    if coordinates == "pytorch_half_pixel" and out <= 1:
+        return np.zeros(out, np.float32)
+    shift = np.float32(0)
+    if coordinates == "half_pixel_symmetric":
+        # The part of the input that the rounded-down output covers, centred.
+        shift = np.float32(size / 2 * (1 - out / (size * scale)))
+    return shift + (i + half) / factor - half

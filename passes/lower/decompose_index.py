@@ -1,0 +1,126 @@
+"""Operators that pick, mark and accumulate along an axis, in Gather, Where, Slice and arithmetic."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from edgec.ir.model import Builder, const_of, dims_of, input_of, int_attr, rank_of, required, scalar_of
+from edgec.passes.lower.decompose_math import Decomposed, Entry
+
+_STEPS = 1 << 20  # the longest axis of a running sum
+
+
+def _from_front(op: Builder, indices: ir.Value, size: int) -> ir.Value:
+    """Indices that count from either end as indices that count from the front."""
+    known = const_of(indices)
+    if known is not None:
+        whole = np.asarray(known, np.int64)
+        return op.const(np.where(whole < 0, whole + size, whole))
+    wide: ir.Value = op.Cast(indices, to=int(ir.DataType.INT64))
+    return op.Where(op.Less(wide, op.const(np.int64(0))), op.Add(wide, op.const(np.int64(size))), wide)
+
+
+def _strides(dims: Sequence[int]) -> list[int]:
+    return [int(np.prod(dims[a + 1 :], dtype=np.int64)) for a in range(len(dims))]
+
+
+def _ramp(op: Builder, size: int, step: int, axis: int, rank: int) -> ir.Value:
+    """0, step, 2 step, ... along `axis` of `rank` axes."""
+    return op.const((np.arange(size, dtype=np.int64) * step).reshape([-1 if a == axis else 1 for a in range(rank)]))
+
+
+def gather_nd(op: Builder, node: ir.Node) -> Decomposed:
+    """One Gather of whole rows: the indexed axes are joined to one, and so are the indices."""
+    data, indices = required(node, 0), required(node, 1)
+    batch, picks, shape = int_attr(node, "batch_dims", 0), dims_of(indices), dims_of(data)
+    if picks is None or shape is None or not isinstance(picks[-1], int):
+        return "the rank of its data or the width of its indices is not known"
+    count = batch + picks[-1]
+    if count == 1:
+        return op.Gather(data, op.Squeeze(indices, op.ints([-1])), axis=0)
+    if batch == 0 and shape[: count - 1] == (1,) * (count - 1):
+        # Only the last of the indexed axes leaves a choice, so its size may be anything.
+        last = op.Gather(indices, op.const(np.int64(count - 1)), axis=-1)
+        return op.Gather(op.Squeeze(data, op.ints(range(count - 1))), last, axis=0)
+    lead = [d for d in shape[:count] if isinstance(d, int)]
+    if len(lead) < count or count == 0:
+        return "the sizes of the axes it indexes are not known"
+    strides, rank = _strides(lead), len(picks) - 1
+    flat: ir.Value | None = None
+    for k in range(count):
+        part = _ramp(op, lead[k], strides[k], k, rank) if k < batch else op.Mul(
+            _from_front(op, op.Gather(indices, op.const(np.int64(k - batch)), axis=-1), lead[k]),
+            op.const(np.int64(strides[k])))
+        flat = part if flat is None else op.Add(flat, part)
+    rest = [op.Shape(data, start=count)] if len(shape) > count else []
+    joined = op.Concat(op.ints([int(np.prod(lead))]), *rest, axis=0) if rest else op.ints([-1])
+    return op.Gather(op.Reshape(data, joined), flat, axis=0)
+
+
+def gather_elements(op: Builder, node: ir.Node) -> Decomposed:
+    """y[i, j] = x[indices[i, j], j]: the position in the flat data is computed for each element."""
+    data, indices = required(node, 0), required(node, 1)
+    shape, picks = dims_of(data), dims_of(indices)
+    if shape is None or picks is None:
+        return "the rank of its data or of its indices is not known"
+    known = [d for d in shape if isinstance(d, int)]
+    wanted = [d for d in picks if isinstance(d, int)]
+    if len(known) < len(shape) or len(wanted) < len(picks):
+        return "the size of its data or of its indices is not known"
+    axis, strides = int_attr(node, "axis", 0) % len(known), _strides(known)
+    flat = op.Mul(_from_front(op, indices, known[axis]), op.const(np.int64(strides[axis])))
+    for a, size in enumerate(wanted):
+        if a != axis and size > 1:
+            flat = op.Add(flat, _ramp(op, size, strides[a], a, len(known)))
+    return op.Gather(op.Reshape(data, op.ints([-1])), flat, axis=0)
+
+
+def one_hot(op: Builder, node: ir.Node) -> Decomposed:
+    indices, depth, values = required(node, 0), scalar_of(input_of(node, 1)), const_of(input_of(node, 2), 2)
+    rank = rank_of(indices)
+    if depth is None or values is None or rank is None:
+        return "its depth, its values or the rank of its indices is not known"
+    axis = int_attr(node, "axis", -1) % (rank + 1)
+    at = op.Unsqueeze(_from_front(op, indices, int(depth)), op.ints([axis]))
+    hit = op.Equal(at, _ramp(op, int(depth), 1, axis, rank + 1))
+    return op.Where(hit, op.const(values.reshape(-1)[1]), op.const(values.reshape(-1)[0]))
+
+
+def cum_sum(op: Builder, node: ir.Node) -> Decomposed:
+    """Sums over windows of 1, 2, 4, ... (Hillis, Steele 1986): exact for integers, and for floats of few roundings."""
+    x, axis_value = required(node, 0), scalar_of(input_of(node, 1))
+    dims = dims_of(x)
+    if dims is None or axis_value is None:
+        return "its axis or the rank of its input is not known"
+    axis = int(axis_value) % len(dims)
+    size = dims[axis]
+    if not isinstance(size, int) or size > _STEPS:
+        return "the length of the axis it sums over is not known"
+    if size == 0:
+        return op.Identity(x)
+    at, reverse = op.ints([axis]), bool(int_attr(node, "reverse", 0))
+
+    def shifted(value: ir.Value, by: int) -> ir.Value:
+        start, end, rest = (by, size, size - by) if reverse else (0, size - by, 0)
+        kept = op.Slice(value, op.ints([start]), op.ints([end]), at)
+        # Zeros of the right shape without knowing the other sizes: a part of x times 0 would keep its NaN.
+        edge = op.Slice(value, op.ints([rest]), op.ints([rest + by]), at)
+        zeros = op.Expand(op.like(0, x), op.Shape(edge))
+        return op.Concat(*((kept, zeros) if reverse else (zeros, kept)), axis=axis)
+
+    total = x
+    if int_attr(node, "exclusive", 0):
+        total = shifted(total, 1)
+    width = 1
+    while width < size:
+        total = op.Add(total, shifted(total, width))
+        width *= 2
+    return op.Identity(total) if total is x else total
+
+
+TABLE: Mapping[str, Entry] = {
+    "GatherND": gather_nd, "GatherElements": gather_elements, "OneHot": one_hot, "CumSum": cum_sum,
+}

@@ -1,0 +1,112 @@
+"""Rounding of activations to 8 bits in simpler operators.
+
+The codes are computed in float32 and kept as 8-bit integers only where something besides DequantizeLinear reads them:
+this gives a quantized model's numbers, not yet its speed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx_ir as ir
+
+from edgec.ir.model import Builder, dims_of, input_of, int_attr, producer, rank_of, required, str_attr
+from edgec.passes.lower.decompose_math import Decomposed, Entry
+
+_FLOAT = int(ir.DataType.FLOAT)
+_RANGES = {ir.DataType.UINT8: (0, 255), ir.DataType.INT8: (-128, 127)}
+
+
+def _spread(op: Builder, node: ir.Node, factor: ir.Value) -> ir.Value | str:
+    """A scale or zero point so that it broadcasts against input 0: as it is, or along `axis`."""
+    if int_attr(node, "block_size", 0):
+        return "it has a scale per block"
+    if rank_of(factor) == 0 or dims_of(factor) == (1,):
+        return factor
+    rank = rank_of(node.inputs[0])
+    if rank is None or rank_of(factor) != 1:
+        return "the rank of its input or of its scale is not known"
+    axis = int_attr(node, "axis", 1) % rank
+    return op.Reshape(factor, op.ints([-1 if a == axis else 1 for a in range(rank)]))
+
+
+def quantize_linear(op: Builder, node: ir.Node) -> Decomposed:
+    """saturate(round(x / scale) + zero), ties to even."""
+    x, scale, zero = required(node, 0), _spread(op, node, required(node, 1)), input_of(node, 2)
+    kind = zero.dtype if zero is not None else ir.DataType(int_attr(node, "output_dtype", 0) or ir.DataType.UINT8)
+    if kind not in _RANGES:
+        return f"it rounds to {kind.name if kind else 'an unknown type'}; UINT8 and INT8 are known"
+    if isinstance(scale, str):
+        return scale
+    codes = op.Round(op.Div(x, scale))
+    if zero is not None:
+        shift = _spread(op, node, zero)
+        if isinstance(shift, str):
+            return shift
+        codes = op.Add(codes, op.Cast(shift, to=_FLOAT))
+    low, high = (op.const(np.array(v, np.float32)) for v in _RANGES[kind])
+    return op.Cast(op.Clip(codes, low, high), to=int(kind))
+
+
+def _float_codes(value: ir.Value) -> ir.Value | None:
+    """The codes of quantize_linear before they became integers, when `value` was made there."""
+    cast = producer(value, "Cast")
+    clip = producer(input_of(cast, 0), "Clip") if cast is not None else None
+    inner = producer(input_of(clip, 0), "Add", "Round") if clip is not None else None
+    if inner is not None and inner.op_type == "Add":
+        inner = producer(inner.inputs[0], "Round")
+    whole = inner is not None and value.dtype in _RANGES and clip is not None
+    return clip.outputs[0] if whole and clip is not None else None
+
+
+def dequantize_linear(op: Builder, node: ir.Node) -> Decomposed:
+    """(x - zero) * scale."""
+    x, scale, zero = required(node, 0), _spread(op, node, required(node, 1)), input_of(node, 2)
+    if isinstance(scale, str):
+        return scale
+    if node.outputs[0].dtype not in (ir.DataType.FLOAT, None):
+        return "its result is not FLOAT"
+    codes = _float_codes(x) or op.Cast(x, to=_FLOAT)
+    if zero is not None:
+        shift = _spread(op, node, zero)
+        if isinstance(shift, str):
+            return shift
+        codes = op.Sub(codes, op.Cast(shift, to=_FLOAT))
+    return op.Mul(codes, scale)
+
+
+def dynamic_quantize_linear(op: Builder, node: ir.Node) -> Decomposed:
+    """QuantizeLinear to UINT8 with the range of the values themselves, widened to hold 0."""
+    x, nothing = required(node, 0), op.const(np.array(0, np.float32))
+    largest = op.Max(op.ReduceMax(x, keepdims=0), nothing)
+    smallest = op.Min(op.ReduceMin(x, keepdims=0), nothing)
+    span = op.Sub(largest, smallest)
+    one, steps = op.const(np.array(1, np.float32)), op.const(np.array(255, np.float32))
+    scale = op.Where(op.Equal(span, nothing), one, op.Div(span, steps))
+    shift = op.Clip(op.Round(op.Div(op.Neg(smallest), scale)), nothing, steps)
+    zero = op.Cast(shift, to=int(ir.DataType.UINT8))
+    for made, kind in ((scale, ir.DataType.FLOAT), (zero, ir.DataType.UINT8)):
+        made.type, made.shape = ir.TensorType(kind), ir.Shape([])
+    return [op.QuantizeLinear(x, scale, zero), scale, zero]
+
+
+def in_float(op: Builder, node: ir.Node) -> Decomposed:
+    """An operator that only chooses among the values of its 8-bit input, on float values instead."""
+    x = required(node, 0)
+    new = op.node(node.op_type, [op.Cast(x, to=_FLOAT), *node.inputs[1:]],
+                  {k: a.value for k, a in node.attributes.items()})
+    return op.Cast(new.outputs[0], to=int(x.dtype or ir.DataType.UINT8))
+
+
+def chooses(node: ir.Node) -> bool:
+    """Whether `in_float` holds for `node`."""
+    if node.inputs[0] is None or node.inputs[0].dtype not in _RANGES or len(node.outputs) != 1:
+        return False
+    return node.op_type == "MaxPool" or (node.op_type == "Resize" and str_attr(node, "mode", "nearest") == "nearest")
+
+
+TABLE: Mapping[str, Entry] = {
+    "QuantizeLinear": quantize_linear, "DequantizeLinear": dequantize_linear,
+    "DynamicQuantizeLinear": dynamic_quantize_linear,
+}

@@ -1,0 +1,145 @@
+"""Files that are damaged or mean harm: every one is an error before anything of it is mapped."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx.helper as make
+import pytest
+
+from edgec.errors import EdgecError
+from edgec.importers import onnx_file
+
+WEIGHT = np.arange(12, dtype=np.float32).reshape(3, 4)
+
+
+def write(folder: Path, **external: str) -> Path:
+    """y = x W with W in the file w.bin beside it, or where `external` says."""
+    weight = onnx.TensorProto(name="w", data_type=onnx.TensorProto.FLOAT, dims=WEIGHT.shape,
+                              data_location=onnx.TensorProto.EXTERNAL)
+    for key, value in {"location": "w.bin", "offset": "0", "length": str(WEIGHT.nbytes), **external}.items():
+        weight.external_data.add(key=key, value=value)
+    x, y = make.make_tensor_value_info("x", 1, [2, 3]), make.make_tensor_value_info("y", 1, [2, 4])
+    graph = make.make_graph([make.make_node("MatMul", ["x", "w"], ["y"])], "g", [x], [y], [weight])
+    model = make.make_model(graph, opset_imports=[make.make_opsetid("", 24)], ir_version=10)
+    path = folder / "model.onnx"
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+def refused(path: Path, code: str = "E0101") -> EdgecError:
+    with pytest.raises(EdgecError) as caught:
+        onnx_file.read(path)
+    assert caught.value.code == code, caught.value.render()
+    return caught.value
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    inside = tmp_path / "model"
+    inside.mkdir()
+    (inside / "w.bin").write_bytes(WEIGHT.tobytes())
+    (tmp_path / "secret.bin").write_bytes(WEIGHT.tobytes())
+    return inside
+
+
+def test_a_good_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(folder)
+    monkeypatch.chdir(folder)
+    model, sha256 = onnx_file.read(Path("model.onnx"))
+    monkeypatch.chdir("/")
+    tensor = model.graph.initializers["w"].const_value
+    assert tensor is not None
+    assert np.array_equal(tensor.numpy(), WEIGHT)
+    (folder / "w.bin").write_bytes((WEIGHT + 1).tobytes())
+    assert onnx_file.read(folder / "model.onnx")[1] != sha256
+
+
+def test_a_folder_below_and_a_link_inside(folder: Path) -> None:
+    (folder / "data").mkdir()
+    (folder / "w.bin").rename(folder / "data" / "w.bin")
+    onnx_file.read(write(folder, location="data/w.bin"))
+    (folder / "link.bin").symlink_to("data/w.bin")
+    onnx_file.read(write(folder, location="link.bin"))
+
+
+@pytest.mark.parametrize("location", ["../secret.bin", "/etc/hostname", "a/../../secret.bin", "", ".", "no.bin",
+                                      "c:\\w.bin", "..\\secret.bin", "w.bin\0"])
+def test_places_outside(folder: Path, location: str) -> None:
+    assert "external data" in refused(write(folder, location=location)).found
+
+
+def test_links_out(folder: Path) -> None:
+    (folder / "link.bin").symlink_to("../secret.bin")
+    assert "link" in refused(write(folder, location="link.bin")).found
+    (folder / "way").symlink_to("..")
+    assert "link" in refused(write(folder, location="way/secret.bin")).found
+    os.link(folder.parent / "secret.bin", folder / "hard.bin")
+    assert "hard link" in refused(write(folder, location="hard.bin")).found
+
+
+def test_not_a_regular_file(folder: Path) -> None:
+    os.mkfifo(folder / "pipe.bin")
+    assert "regular" in refused(write(folder, location="pipe.bin")).found
+
+
+@pytest.mark.parametrize("external", [
+    {"offset": "4"}, {"offset": "-4"}, {"length": "44"}, {"length": "999999999999"}, {"offset": "99999999999999999999"},
+    {"offset": "four"}, {"length": "-48"},
+])
+def test_bytes_outside_the_file(folder: Path, external: dict[str, str]) -> None:
+    refused(write(folder, **external))
+
+
+def test_data_files_too_short(folder: Path) -> None:
+    (folder / "w.bin").write_bytes(WEIGHT.tobytes()[:-1])
+    assert "47" in refused(write(folder)).found
+
+
+@pytest.mark.parametrize("change", ["raw", "dims", "dtype", "negative", "huge"])
+def test_tensors_that_do_not_fit(tmp_path: Path, change: str) -> None:
+    weight = onnx.numpy_helper.from_array(WEIGHT, "w")
+    if change == "raw":
+        weight.raw_data = weight.raw_data[:-4]
+    elif change == "dims":
+        weight.dims[0] = 4
+    elif change == "dtype":
+        weight.data_type = 77
+    elif change == "negative":
+        weight.dims[0] = -3
+    else:
+        weight.dims[0] = 1 << 50
+    node = make.make_node("Constant", [], ["y"], value=weight)
+    model = make.make_model(make.make_graph([node], "g", [], [make.make_tensor_value_info("y", 1, [3, 4])]))
+    path = tmp_path / "model.onnx"
+    path.write_bytes(model.SerializeToString())
+    assert "tensor 'w'" in refused(path).where
+
+
+def test_no_model_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    refused(path, "E0003")
+    for data in (b"", b"\x08\x01", b"\xff" * 100, b"# not a model\n"):
+        path.write_bytes(data)
+        refused(path)
+
+
+def test_every_cut_of_a_file_is_an_error_or_a_model(folder: Path) -> None:
+    """A truncated file never ends in anything but EdgecError."""
+    path = write(folder)
+    data = path.read_bytes()
+    for size in range(0, len(data), 7):
+        path.write_bytes(data[:size])
+        with contextlib.suppress(EdgecError):
+            onnx_file.read(path)
+
+
+def test_too_many_nodes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnx_file, "MAX_NODES", 0)
+    assert "nodes" in refused(write(folder)).found
+    monkeypatch.setattr(onnx_file, "MAX_FILE_BYTES", 10)
+    assert "bytes" in refused(folder / "model.onnx").found
