@@ -9,13 +9,13 @@ namespace edgec {
 namespace {
 
 struct TrialOperand {
-    uint8_t dtype, format, rank;
-    int16_t dim[4];
+    uint8_t dtype, format, rank, dim[4];
 };
 
-// One small call. Sizes lie just above a vector or a tile, so that main loops and remainders both run.
+// One small call. Sizes lie just above a vector or a tile, so that main loops and remainders both run. Without pointers:
+// the table then needs no relocations and takes half the room.
 struct Trial {
-    const char *kernel;
+    char kernel[20];
     uint8_t n_op, n_i, n_f;
     TrialOperand op[8];
     int16_t i[11];
@@ -23,15 +23,15 @@ struct Trial {
 };
 
 constexpr TrialOperand kAbsent = {0, 0, 0, {}};
-constexpr TrialOperand f32(int16_t a) { return {F32, PLAIN, 1, {a}}; }
-constexpr TrialOperand f32(int16_t a, int16_t b) { return {F32, PLAIN, 2, {a, b}}; }
-constexpr TrialOperand f32(int16_t a, int16_t b, int16_t c) { return {F32, PLAIN, 3, {a, b, c}}; }
-constexpr TrialOperand f32(int16_t a, int16_t b, int16_t c, int16_t d) { return {F32, PLAIN, 4, {a, b, c, d}}; }
-constexpr TrialOperand panel(uint8_t dtype, int16_t a, int16_t b) { return {dtype, PANEL16, 2, {a, b}}; }
-constexpr TrialOperand panel(uint8_t dtype, int16_t a, int16_t b, int16_t c) { return {dtype, PANEL16, 3, {a, b, c}}; }
-constexpr TrialOperand other(uint8_t dtype, int16_t a) { return {dtype, PLAIN, 1, {a}}; }
-constexpr TrialOperand other(uint8_t dtype, int16_t a, int16_t b) { return {dtype, PLAIN, 2, {a, b}}; }
-constexpr TrialOperand other(uint8_t dtype, int16_t a, int16_t b, int16_t c) { return {dtype, PLAIN, 3, {a, b, c}}; }
+constexpr TrialOperand f32(uint8_t a) { return {F32, PLAIN, 1, {a}}; }
+constexpr TrialOperand f32(uint8_t a, uint8_t b) { return {F32, PLAIN, 2, {a, b}}; }
+constexpr TrialOperand f32(uint8_t a, uint8_t b, uint8_t c) { return {F32, PLAIN, 3, {a, b, c}}; }
+constexpr TrialOperand f32(uint8_t a, uint8_t b, uint8_t c, uint8_t d) { return {F32, PLAIN, 4, {a, b, c, d}}; }
+constexpr TrialOperand panel(uint8_t dtype, uint8_t a, uint8_t b) { return {dtype, PANEL16, 2, {a, b}}; }
+constexpr TrialOperand panel(uint8_t dtype, uint8_t a, uint8_t b, uint8_t c) { return {dtype, PANEL16, 3, {a, b, c}}; }
+constexpr TrialOperand other(uint8_t dtype, uint8_t a) { return {dtype, PLAIN, 1, {a}}; }
+constexpr TrialOperand other(uint8_t dtype, uint8_t a, uint8_t b) { return {dtype, PLAIN, 2, {a, b}}; }
+constexpr TrialOperand other(uint8_t dtype, uint8_t a, uint8_t b, uint8_t c) { return {dtype, PLAIN, 3, {a, b, c}}; }
 
 const Trial kTrials[] = {
     {"linear", 5, 2, 2, {f32(1, 37), f32(1, 67), panel(F32, 37, 67), f32(37), f32(1, 37)}, {4, 0}, {}},
