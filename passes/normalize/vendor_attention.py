@@ -75,8 +75,8 @@ def _attend(op: Builder, node: ir.Node, q: ir.Value, k: ir.Value, v: ir.Value, m
             past: tuple[ir.Value | None, ir.Value | None], heads: tuple[int, int], *, causal: bool,
             softcap: float | None = None) -> tuple[ir.Value, ir.Value, ir.Value]:
     """(y, present key, present value) of q, k, v [B, S, H*D]; presents are [B, H, T, D]."""
-    settings: dict[str, Any] = {"q_num_heads": heads[0], "kv_num_heads": heads[1], "scale": _scale(node), "softcap": softcap,
-                "is_causal": int(causal)}
+    settings: dict[str, Any] = {"q_num_heads": heads[0], "kv_num_heads": heads[1], "scale": _scale(node),
+                                "softcap": softcap, "is_causal": int(causal)}
     if past[0] is not None and past[1] is not None:
         y, key, value = op.Attention.many(3, q, k, v, mask, *past, **settings)
         return y, key, value
