@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from edgec.judge.speed import Samples
+    from edgec.support import CheckReport
     from edgec.targets import Artifact
 
 Dynamic = Mapping[str, Mapping[int, tuple[int, int]]]
@@ -38,11 +39,12 @@ def compile(
     dynamic: Dynamic | None = None, weights: str = "auto", kv: str = "f32", memory_budget: int | None = None,
     dump_dir: Path | None = None, stop_after: str | None = None, print_after: str | None = None,
     dry_run: bool = False, tokenizer: bool = True, example_inputs: Sequence[Any] | None = None,
-    allow_pickle: bool = False,
+    allow_pickle: bool = False, custom_ops: Mapping[Any, Any] | None = None,
 ) -> Compiled:
-    """Compiles `source` (a Hugging Face folder, FILE.py:FACTORY, or a torch module with example_inputs) for `target`.
+    """Compiles `source` (a Hugging Face folder, an .onnx file, FILE.py:FACTORY, or a torch module) for `target`.
 
     weights: auto, f32, f16, bf16. kv: f32, f16. ctx: most tokens of a session. dynamic: {input: {axis: (min, max)}}.
+    example_inputs: what a torch module's forward takes. custom_ops: what operators of torch.library are in ONNX.
     memory_budget: bytes. tokenizer: False leaves it out of the bundle. allow_pickle: also pickled weights, read by
     torch's restricted unpickler in a process of its own. Raises EdgecError.
     """
@@ -63,8 +65,9 @@ def compile(
     emitter: dict[str, Any] = {"weights": weights, "kv": kv, "max_context": ctx, "memory_budget": memory_budget,
                                "tokenizer": tokenizer, "config": config}
     options = CompileOptions(
-        target=target, outdir=output, importer=_importer_options(dynamic, example_inputs, allow_pickle),
-        emitter=emitter,
+        target=target, outdir=output, emitter=emitter,
+        importer=_importer_options(source, ctx, dynamic, example_inputs, allow_pickle)
+        | ({"custom_ops": custom_ops} if custom_ops else {}),
         run=RunOptions(dump_dir=dump_dir, print_after=(print_after,) if print_after else (),
                        stop_after=stop_after or ""),
     )
@@ -77,9 +80,15 @@ def compile(
 
 
 def _importer_options(
-    dynamic: Dynamic | None, example_inputs: Sequence[Any] | None, allow_pickle: bool = False
+    source: str | object, ctx: int | None, dynamic: Dynamic | None, example_inputs: Sequence[Any] | None,
+    allow_pickle: bool = False,
 ) -> dict[str, Any]:
+    from edgec.importers import classify
+
     options: dict[str, Any] = {"allow_pickle": True} if allow_pickle else {}
+    # A graph file does not say how long its contexts may be.
+    if ctx is not None and classify(source)[0] == "onnx":
+        options["max_context"] = ctx
     if dynamic:
         options["dynamic"] = {name: dict(axes) for name, axes in dynamic.items()}
     if example_inputs is not None:
@@ -90,19 +99,23 @@ def _importer_options(
 def inspect(source: str) -> dict[str, Any]:
     """Facts about a model or a bundle (a file, or a folder with model.edgec). Nothing is run. Raises EdgecError."""
     path = Path(source)
-    if (path.is_file() and path.suffix != ".py") or (path / "model.edgec").is_file():
+    if (path.is_file() and path.suffix not in (".py", ".onnx", ".gguf")) or (path / "model.edgec").is_file():
         return _inspect_bundle(path / "model.edgec" if path.is_dir() else path)
     from edgec import importers
+    from edgec.ir.estimate import estimated_ram
     from edgec.ir.info import info_of
     from edgec.ir.model import walk
 
     model = importers.load(source, check=False)
     info = info_of(model)
     weights = [v.const_value for v in model.graph.initializers.values() if v.const_value is not None]
+    # Shapes, axes and limits are no parameters.
+    parameters = [w for w in weights if len(w.shape) and w.dtype.name not in ("INT64", "INT32", "BOOL", "STRING")]
     return {
         "kind": "model", "name": info.name, "task": info.task, "sha256": info.source_sha256,
         "max_context": info.max_context, "vocab_size": info.vocab_size,
-        "parameters": sum(w.size for w in weights), "weight_bytes": sum(w.nbytes for w in weights),
+        "parameters": sum(w.size for w in parameters), "weight_bytes": sum(w.nbytes for w in weights),
+        "estimated_ram_bytes": estimated_ram(model)["total"], "estimated_ram": estimated_ram(model),
         "inputs": [_port(v) for v in model.graph.inputs], "outputs": [_port(v) for v in model.graph.outputs],
         "operators": dict(Counter(_operator(node) for node in walk(model))),
     }
@@ -146,78 +159,19 @@ def _elements(dims: Sequence[int]) -> int:
     return count
 
 
-@dataclass(frozen=True)
-class Problem:
-    """An operator that cannot be compiled. layers, shapes: of the nodes it concerns, in graph order."""
-
-    op: str
-    reason: str
-    count: int
-    layers: tuple[str, ...]
-    shapes: tuple[str, ...]
-    suggestion: str
-
-
-@dataclass(frozen=True)
-class CheckReport:
-    """problems: empty when the model compiles. operators: name -> count after all passes."""
-
-    problems: tuple[Problem, ...]
-    operators: dict[str, int] = field(default_factory=dict)
-
-    def to_dict(self) -> dict[str, Any]:
-        return {"supported": not self.problems, "problems": [asdict(p) for p in self.problems],
-                "operators": self.operators}
-
-
 def check(
     source: str | object, *, target: str = "host", ctx: int | None = None, dynamic: Dynamic | None = None,
-    example_inputs: Sequence[Any] | None = None,
+    example_inputs: Sequence[Any] | None = None, save_node: Path | None = None,
 ) -> CheckReport:
     """Everything in `source` that cannot be compiled for `target`, grouped by operator and reason.
 
-    Imports the model, runs all passes and, when every operator can be compiled, plans; writes nothing. Raises
-    EdgecError when it cannot be imported or planned (E0302 a shape, E0002 a `ctx` beyond the model's).
+    Imports the model, runs all passes and, when every operator can be compiled, plans. save_node: a folder for one
+    runnable .onnx file per different node among them; nothing else is written. Raises EdgecError when the model cannot
+    be imported or planned (E0302 a shape, E0002 a `ctx` beyond the model's).
     """
-    from edgec.env import SPEC
-    from edgec.ir.model import walk
-    from edgec.native.lower import unsupported
-    from edgec.pipeline import CompileOptions, prepare_model
-    from edgec.targets import EmitOptions, native
-    from edgec.targets.devices import device
+    from edgec.support import examine
 
-    device(target)
-    options = CompileOptions(target=target, importer=_importer_options(dynamic, example_inputs))
-    # The specification of the last stage would stop at the operators that are to be listed here.
-    with SPEC.override(0):
-        model = prepare_model(source, options).model
-    groups: dict[tuple[str, str], list[ir.Node]] = {}
-    operators: Counter[str] = Counter()
-    for node in walk(model):
-        operators[_operator(node)] += 1
-        reason = unsupported(node)
-        if reason is not None:
-            groups.setdefault((_operator(node), reason), []).append(node)
-    problems = tuple(
-        Problem(op, reason, len(nodes), tuple(_layer(n) for n in nodes), tuple(_shapes(n) for n in nodes),
-                "replace it in the model's code by operators that `edgec check` accepts")
-        for (op, reason), nodes in sorted(groups.items())
-    )
-    if not problems:
-        native.plan_model(model, EmitOptions(max_context=ctx))
-    return CheckReport(problems, dict(operators))
-
-
-def _layer(node: ir.Node) -> str:
-    """The module path the importer kept, else the node's name."""
-    return node.metadata_props.get("namespace") or node.name or "?"
-
-
-def _shapes(node: ir.Node) -> str:
-    def one(value: ir.Value | None) -> str:
-        return "x".join(map(str, value.shape)) or "scalar" if value is not None and value.shape is not None else "?"
-
-    return ", ".join(one(v) for v in node.inputs) + " -> " + ", ".join(one(v) for v in node.outputs)
+    return examine(source, target, _importer_options(source, ctx, dynamic, example_inputs), ctx, save_node)
 
 
 def compare(bundle: Path | str, reference: str, **options: Any) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,7 +13,12 @@ from edgec.cli_output import envelope, note, print_json, print_table, stdout
 from edgec.cli_values import choice, format_bytes, parse_bytes, parse_dynamic
 from edgec.errors import CODES, EXIT_GATE, EXIT_UNSUPPORTED, EdgecError, did_you_mean
 
-Source = Annotated[str, typer.Argument(help="A Hugging Face folder, FILE.gguf or FILE.py:FACTORY.", show_default=False)]
+if TYPE_CHECKING:
+    from edgec.support import Problem
+
+Source = Annotated[
+    str, typer.Argument(help="A Hugging Face folder, FILE.gguf, FILE.onnx or FILE.py:FACTORY.", show_default=False)
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout instead of tables.")]
 Target = Annotated[str, typer.Option("--target", help="Device row; `edgec targets` lists them.")]
 Context = Annotated[
@@ -65,24 +70,31 @@ def inspect(
 
 
 def check(
-    model: Source, target: Target = "host", ctx: Context = None, dynamic: Dynamic = None, json: Json = False
+    model: Source, target: Target = "host", ctx: Context = None, dynamic: Dynamic = None,
+    save_node: Annotated[
+        Path | None, typer.Option("--save-node", help="Write each node that cannot be compiled as an .onnx file here.")
+    ] = None,
+    json: Json = False,
 ) -> None:
     """Whether a model compiles for a target; lists everything that stands in the way. Exit code 3 if something does."""
     from edgec import api
 
     started = time.time()
-    report = api.check(model, target=target, ctx=ctx, dynamic=parse_dynamic("--dynamic", dynamic or []))
+    report = api.check(model, target=target, ctx=ctx, dynamic=parse_dynamic("--dynamic", dynamic or []),
+                       save_node=save_node)
     if json:
         print_json(envelope("check", started, target, **report.to_dict()))
     elif report.problems:
         print_table(
             ("operator", "count", "reason", "where", "shapes", "suggestion"),
-            [(p.op, p.count, p.reason, _short(p.layers), _short(p.shapes), p.suggestion) for p in report.problems],
+            [(p.op, p.count, p.reason, _short(_places(p)), _short(p.shapes), p.suggestion) for p in report.problems],
         )
     else:
         print_table(("operator", "count"), sorted(report.operators.items()), f"{model} compiles for {target}")
     if report.problems:
         note(f"{sum(p.count for p in report.problems)} nodes cannot be compiled for {target}")
+        if save_node is not None:
+            note(f"{sum(len(p.saved) for p in report.problems)} different ones are in {save_node}")
         raise typer.Exit(EXIT_UNSUPPORTED)
 
 
@@ -191,6 +203,12 @@ def explain(
                             exit_code=row.exit))
     else:
         stdout().print(f"EDGEC-{key}: {row.title}\n{row.explain}\nExit status {row.exit}.", markup=False)
+
+
+def _places(problem: Problem) -> list[str]:
+    """Module paths with the lines of the user's code, each once."""
+    both = (f"{layer} ({line})" if line else layer for layer, line in zip(problem.layers, problem.lines, strict=True))
+    return list(dict.fromkeys(both))
 
 
 def _short(items: Sequence[str], most: int = 3) -> str:

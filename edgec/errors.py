@@ -32,7 +32,7 @@ CODES: dict[str, Code] = {
     "E0005": Code(EXIT_USAGE, "missing extra", "This command needs an optional part of edgec: pip install 'edgec[NAME]'."),
     "E0006": Code(EXIT_USAGE, "unknown target", "No device row has this name; `edgec targets` lists them."),
     "E0007": Code(EXIT_USAGE, "toolchain problem", "A compiler needed for this target is missing or failed; see `edgec doctor`."),
-    "E0101": Code(EXIT_USAGE, "unreadable model", "The source is not a model that edgec reads: a Hugging Face folder, FILE.py:FACTORY."),
+    "E0101": Code(EXIT_USAGE, "unreadable model", "The source is not a model that edgec reads: a Hugging Face folder, FILE.onnx, FILE.py:FACTORY."),
     "E0102": Code(EXIT_UNSUPPORTED, "untraceable model", "PyTorch could not export the module as one graph."),
     "E0103": Code(EXIT_UNSUPPORTED, "unsupported architecture", "The model family is not one that this door can import."),
     "E0104": Code(EXIT_UNSUPPORTED, "import differs from the original", "The imported graph does not compute what the original computes; edgec stops rather than be silently wrong."),

@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 
 from edgec.errors import EdgecError, did_you_mean
@@ -34,6 +35,7 @@ RTOL = 1e-4
 # A value that is rounded to 8 bits may fall to the other side of a tie, one part in 255, and move what follows.
 QUANTIZED_RTOL = 5e-2
 _ROUNDING = ("QuantizeLinear", "DynamicQuantizeLinear")
+_RANDOM = ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial")
 # Context lengths as the configurations beside exported models call them.
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "context_length", "seq_length")
 _CONFIG_BYTES = 1 << 20
@@ -69,17 +71,20 @@ def load(path: Path, *, name: str | None = None, check: bool = True,
     rounding = any(n.op_type in _ROUNDING or n.op_type.startswith(("QLinear", "QAttention", "QGemm"))
                    for n in walk(model))
     spell_vendor_operators(model)
-    if check and not foreign(model):
+    if check and not incomparable(model):
         _compare(path, model, QUANTIZED_RTOL if rounding else RTOL)
     return model
 
 
-def foreign(model: ir.Model) -> list[ir.Node]:
-    """Operators of no known operator set: nothing can run them, and the compile lists all of them."""
+def incomparable(model: ir.Model) -> list[ir.Node]:
+    """Operators of no known operator set, which nothing can run, and random ones, which never give the same twice.
+
+    No target has them: the compile lists all of them.
+    """
     return [
         n for n in walk(model)
-        if (op_of(n)[0] not in ("", DOMAIN, VENDOR))
-        or (op_of(n)[0] == "" and onnx_opset.schema(n.op_type, OPSET) is None)
+        if op_of(n)[0] not in ("", DOMAIN, VENDOR) or (op_of(n)[0] == "" and (
+            n.op_type in _RANDOM or onnx_opset.schema(n.op_type, OPSET) is None))
     ]
 
 
@@ -230,13 +235,16 @@ def _cases(model: ir.Model, original: Original) -> Iterator[tuple[dict[str, Arra
     The size of a symbol without a range is anybody's guess: 2, else 1, else the first error stands.
     """
     info: ModelInfo = model.meta["edgec.info"]
+    if original.task == "causal-lm":
+        yield from _tokens(original, info.vocab_size)
+        return
     free = {d for v in model.graph.inputs for d in dims_of(v) or () if isinstance(d, str)} - set(info.dynamic)
     ends = [{k: (low, low) for k, (low, _) in info.dynamic.items()}] if info.dynamic else []
     accepted: int | None = None
     for declared in ({}, *ends):
         problem: EdgecError | None = None
         for guess in (2, 1) if accepted is None else (accepted,):
-            sizes = {} if info.task == "causal-lm" else dict.fromkeys(free, (guess, guess))
+            sizes = dict.fromkeys(free, (guess, guess))
             feeds = _feeds(model, replace(info, dynamic={**info.dynamic, **declared, **sizes}))
             try:
                 wanted = original.run(feeds)
@@ -251,6 +259,17 @@ def _cases(model: ir.Model, original: Original) -> Iterator[tuple[dict[str, Arra
             raise EdgecError("E0102", stage=STAGE, where="random inputs", found=problem.found,
                              wanted="sizes and values that the model accepts",
                              hint="declare what varies: --dynamic INPUT:AXIS=MIN..MAX") from problem
+
+
+def _tokens(original: Original, vocabulary: int) -> Iterator[tuple[dict[str, Array], dict[str, Array]]]:
+    """A prompt, and a few tokens after it over random keys and values."""
+    rng = np.random.default_rng(0)
+    for count, past in ((7, 0), (5, 6)):
+        feeds = original.token_feeds([int(t) for t in rng.integers(0, vocabulary, count)], past, {})
+        for name, value in feeds.items():
+            if np.issubdtype(value.dtype, np.floating):
+                feeds[name] = rng.standard_normal(value.shape).astype(value.dtype)
+        yield feeds, original.run(feeds)
 
 
 def _feeds(model: ir.Model, info: ModelInfo) -> dict[str, Array]:

@@ -35,7 +35,6 @@ def read(path: Path) -> tuple[ir.Model, str]:
     Raises EdgecError: E0003 for a file that cannot be read, E0101 for one that is not an ONNX model or breaks a rule
     above.
     """
-    import google.protobuf.message
     import onnx
 
     try:
@@ -49,7 +48,7 @@ def read(path: Path) -> tuple[ir.Model, str]:
     proto = onnx.ModelProto()
     try:
         proto.ParseFromString(data)
-    except (google.protobuf.message.DecodeError, RecursionError) as e:
+    except Exception as e:  # protobuf's DecodeError, whose module has no types, or a RecursionError
         raise _bad(path, f"no ONNX model: {e}", "a complete .onnx file") from e
     del data  # the message has copied it
     if not proto.HasField("graph") or not proto.opset_import:

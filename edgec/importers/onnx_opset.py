@@ -213,7 +213,8 @@ def _pad(op: Builder, node: ir.Node) -> ir.Value:
 
 def _resize_11(op: Builder, node: ir.Node) -> ir.Value:
     """Coordinates were x / scale; the nearest one was below when enlarging and above when shrinking."""
-    scales = const_of(input_of(node, 1))
+    known = const_of(input_of(node, 1))
+    scales = None if known is None else known.astype(np.float64)
     mode = str_attr(node, "mode", "nearest")
     nearest = "floor"
     if mode == "nearest":

@@ -71,22 +71,26 @@ class Original:
                 past += 1
         return produced
 
+    def token_feeds(self, tokens: Sequence[int], past: int, caches: Mapping[str, Array]) -> dict[str, Array]:
+        """Inputs for `tokens` after `past` others whose keys and values are `caches` (by input name; {}: zeros)."""
+        count = len(tokens)
+        known: dict[str, Array] = {
+            "input_ids": np.array([tokens], np.int64), "attention_mask": np.ones((1, past + count), np.int64),
+            "position_ids": np.arange(past, past + count, dtype=np.int64)[None],
+        }
+        kinds = {v.name: np.int32 if "int32" in v.type else np.int64 for v in self._session.get_inputs()}
+        feeds = {k: v.astype(kinds[k]) for k, v in known.items() if k in kinds}
+        for name, port in self._caches.items():
+            half = np.float16 if "float16" in port.type else np.float32
+            feeds[name] = caches.get(name, np.zeros((1, port.shape[1], past, port.shape[3]), half))
+        return feeds
+
     def _step(self, tokens: Sequence[int], past: int, caches: dict[str, Array]) -> tuple[Array, dict[str, Array]]:
         if self.task != "causal-lm":
             raise EdgecError("E0403", stage=_STAGE, where="tokens", found="a generic model", wanted="a language model")
         if len(tokens) == 0:
             raise EdgecError("E0403", stage=_STAGE, where="tokens", found="no token", wanted="at least one token")
-        count = len(tokens)
-        feeds: dict[str, Array] = {
-            "input_ids": np.array([tokens], np.int64), "attention_mask": np.ones((1, past + count), np.int64),
-            "position_ids": np.arange(past, past + count, dtype=np.int64)[None],
-        }
-        kinds = {v.name: np.int32 if "int32" in v.type else np.int64 for v in self._session.get_inputs()}
-        feeds = {k: v.astype(kinds[k]) for k, v in feeds.items() if k in kinds}
-        for name, port in self._caches.items():
-            half = np.float16 if "float16" in port.type else np.float32
-            feeds[name] = caches.get(name, np.zeros((1, port.shape[1], 0, port.shape[3]), half))
-        found = self.run(feeds)
+        found = self.run(self.token_feeds(tokens, past, caches))
         logits = found.pop("logits", None)
         if logits is None or len(found) != len(self._caches):
             raise EdgecError("E0403", stage=_STAGE, where="outputs", found=", ".join(self.output_names),

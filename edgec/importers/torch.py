@@ -26,7 +26,7 @@ from edgec.importers import torch_program
 from edgec.importers.check import difference, runner
 from edgec.importers.custom_ops import translations
 from edgec.ir.info import ModelInfo, attach_info
-from edgec.ir.model import Array, describe, op_of, walk
+from edgec.ir.model import LINE, Array, describe, op_of, walk
 
 STAGE = "import"
 EXPORT_OPSET, OPSET = 23, 24
@@ -34,6 +34,7 @@ EXPORT_OPSET, OPSET = 23, 24
 RTOL = 1e-4
 
 _RAISED_AT = re.compile(r'The following call raised this error:\s+File "([^"]+)", line (\d+), in \w+\s+([^\n]*)')
+_FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 # Lines of torch's messages that speak to its developers.
 _BOILERPLATE = ("For ", "The error above", "C++", "If you", "consider", "Caused by", "The following call", "File ")
@@ -333,10 +334,14 @@ def to_ir(exported: Any, inputs: Sequence[str], outputs: Sequence[str], custom_o
 def keep_module_paths(model: ir.Model) -> None:
     """Leaves on each node the path of the module it came from, as `namespace`, and drops the exporters' other notes.
 
-    Those hold source lines with the paths of this machine, which have no place in a file that travels.
+    Those hold source lines with the paths of this machine, which have no place in a file that travels. The line of the
+    user's own code stays in memory (LINE), for messages.
     """
     for node in walk(model, functions=True):
         notes = node.metadata_props
+        line = _users_line(notes.get("pkg.torch.onnx.stack_trace", ""))
+        if line:
+            node.meta[LINE] = line
         scopes = notes.get("pkg.torch.onnx.name_scopes") or notes.get("pkg.onnxscript.name_scopes")
         path = ""
         if scopes is not None:
@@ -348,6 +353,12 @@ def keep_module_paths(model: ir.Model) -> None:
             del notes[key]
         if path:
             notes["namespace"] = path
+
+
+def _users_line(trace: str) -> str:
+    """FILE:LINE of the innermost frame that is no library's, "" when there is none."""
+    frames = [(file, line) for file, line in _FRAME.findall(trace) if "site-packages" not in Path(file).parts]
+    return ":".join(frames[-1]) if frames else ""
 
 
 def lift_opset(model: ir.Model) -> None:

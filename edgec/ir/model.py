@@ -21,6 +21,8 @@ AttrValue = int | float | str | Sequence[int] | Sequence[float] | Sequence[str] 
 
 # Standard operators written under this name are the same operators.
 _STANDARD_ALIAS = "ai.onnx"
+# Key of `Node.meta`, which never leaves the process: FILE:LINE of the user's code behind a node.
+LINE = "edgec.line"
 # Constants a pass looks into without being asked for more: scalars, shapes, small tables.
 SMALL = 4096
 
@@ -185,7 +187,8 @@ class Builder:
     """Makes the nodes that replace `anchor`: `op.Mul(a, b)`, `op.LayerNormalization(x, w, axis=-1)`, `op.const(...)`.
 
     Keyword arguments are attributes (None: left out). `_outputs=n` asks for n outputs and returns a tuple, `_domain`
-    names another operator domain. New nodes inherit the anchor's metadata, so profiles still show the module path.
+    names another operator domain. New nodes inherit the anchor's metadata, so profiles still show the module path,
+    and its line.
     """
 
     anchor: ir.Node
@@ -203,6 +206,8 @@ class Builder:
             op_type, trimmed, {k: v for k, v in attributes.items() if v is not None}, domain=domain,
             num_outputs=outputs, metadata_props=dict(self.anchor.metadata_props),
         )
+        if LINE in self.anchor.meta:
+            new.meta[LINE] = self.anchor.meta[LINE]
         stem = self.stem
         new.name = f"{stem}/{op_type}_{len(self.nodes)}"
         for i, out in enumerate(new.outputs):

@@ -146,16 +146,20 @@ def build_plan(
     settings the model cannot have.
     """
     info = info_of(model)
-    problems = [(node, reason) for node in model.graph if (reason := unsupported(node)) is not None]
-    if problems:
-        raise UnsupportedNodesError(problems)
     store = Weights(weights)
-    if info.task == "causal-lm":
-        return _language_model(model.graph, info, store, kv, max_context, prefill_chunk)
-    if max_context is not None:
+    if info.task != "causal-lm" and max_context is not None:
         raise EdgecError("E0002", stage=_STAGE, where="max_context", found=str(max_context),
                          wanted="a language model", hint="leave the context out: this model has none")
-    return _generic(model.graph, info, store)
+    try:
+        if info.task == "causal-lm":
+            return _language_model(model.graph, info, store, kv, max_context, prefill_chunk)
+        return _generic(model.graph, info, store)
+    except EdgecError as e:
+        # A size that is not known may be the fault of an operator that is: that one is said first.
+        problems = [(node, reason) for node in model.graph if (reason := unsupported(node)) is not None]
+        if isinstance(e, UnsupportedNodesError) or not problems:
+            raise
+        raise UnsupportedNodesError(problems) from e
 
 
 class UnsupportedNodesError(EdgecError):
@@ -174,7 +178,7 @@ class UnsupportedNodesError(EdgecError):
 def unsupported_nodes(model: ir.Model) -> tuple[tuple[ir.Node, str], ...]:
     """Every node of a lowered graph that `build_plan` would refuse, with the reason; empty when it plans.
 
-    Goes further than `unsupported`: where all operators are known, types and shapes are followed through the graph.
+    Goes further than `unsupported`: types and shapes are followed through the graph as far as its operators are known.
     Raises EdgecError for what is not about one node, as `build_plan` does.
     """
     try:
@@ -194,7 +198,10 @@ def _lower_nodes(ctx: Lowering, graph: ir.Graph) -> None:
             ctx.values[initializer] = of_const(const_from(name, tensor))
     lost: set[ir.Value] = set()
     for node in graph:
-        if any(v in lost for v in node.inputs if v is not None):
+        reason = unsupported(node)
+        if reason is not None:
+            problems.append((node, reason))
+        if reason is not None or any(v in lost for v in node.inputs if v is not None):
             lost.update(node.outputs)
             continue
         ctx.layer = layer_of(node)

@@ -101,7 +101,8 @@ def _direction(ctx: Lowering, node: ir.Node, x: Value, d: int, w: Const, r: Cons
         one = a[d].reshape(2, gates * units).copy()
         if apart:
             one[1, 2 * units :] = 0
-        return one.sum(axis=0)
+        total: Array = one.sum(axis=0)
+        return total
 
     projection = w.derive(f"d{d}", w.dims[1:], lambda a: a[d])
     recurrence = r.derive(f"d{d}", (gates, units, units), lambda a: a[d].reshape(gates, units, units))

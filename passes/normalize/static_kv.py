@@ -99,6 +99,7 @@ class _Conversion:
         self._fix_batch()
         self.graph.inputs.append(self.past_len)
         self._replace_positions()
+        self._replace_token_shapes()
         self._replace_shapes()
         # All masks are read before the first layer changes: a mask may come out of one that is about to go.
         windows = [self._window(site) for site in self.sites]
@@ -154,6 +155,25 @@ class _Conversion:
                     raise RefusedError(f"{value.name} is {value.dtype} of rank {rank_of(value)}")
                 value.replace_all_uses_with(new[value.name], replace_graph_outputs=True)
                 self.graph.inputs.remove(value)
+
+    def _replace_token_shapes(self) -> None:
+        """Shape of anything as long as input_ids reads input_ids itself: a mask then depends on how many, not which."""
+        seq = (dims_of(self.tokens) or (None, None))[1]
+        for node in list(self.graph):
+            source = input_of(node, 0)
+            if not is_op(node, "Shape") or source is self.tokens or not isinstance(seq, str):
+                continue
+            dims = list(dims_of(source) or ())
+            stop = node.attributes.get("end")
+            picked = dims[int_attr(node, "start", 0):None if stop is None else stop.as_int()]
+            if seq not in picked or not all(isinstance(d, int) or d == seq for d in picked):
+                continue
+            op = Builder(node)
+            parts = [op.Shape(self.tokens, start=1, end=2) if d == seq else op.ints([int(d or 0)]) for d in picked]
+            result = parts[0] if len(parts) == 1 else op.Concat(*parts, axis=0)
+            self._insert(op, node)
+            replace_value(node.outputs[0], result)
+            self.graph.remove(node, safe=True)
 
     def _replace_shapes(self) -> None:
         """Shape(past) and Shape(present) in terms of past_len; anything else that reads a cache is refused."""

@@ -75,8 +75,8 @@ def _attend(op: Builder, node: ir.Node, q: ir.Value, k: ir.Value, v: ir.Value, m
             past: tuple[ir.Value | None, ir.Value | None], heads: tuple[int, int], *, causal: bool,
             softcap: float | None = None) -> tuple[ir.Value, ir.Value, ir.Value]:
     """(y, present key, present value) of q, k, v [B, S, H*D]; presents are [B, H, T, D]."""
-    settings = {"q_num_heads": heads[0], "kv_num_heads": heads[1], "scale": _scale(node), "softcap": softcap,
-                "is_causal": int(causal)}
+    settings: dict[str, Any] = {"q_num_heads": heads[0], "kv_num_heads": heads[1], "scale": _scale(node),
+                                "softcap": softcap, "is_causal": int(causal)}
     if past[0] is not None and past[1] is not None:
         y, key, value = op.Attention.many(3, q, k, v, mask, *past, **settings)
         return y, key, value
@@ -183,7 +183,8 @@ class PackedAttention(VendorRule):
             mask = _padding_bias(op, required(node, 3), _tokens(op, x), total,
                                  float_attr(node, "mask_filter_value", _HIDDEN))
         mask = _added(op, mask, input_of(node, 5))
-        y, key, value = _attend(op, node, *qkv, mask, pasts, (heads, heads),
+        q, k, v = qkv
+        y, key, value = _attend(op, node, q, k, v, mask, pasts, (heads, heads),
                                 causal=bool(int_attr(node, "unidirectional", 0)))
         if len(node.outputs) == 1:
             return [y]

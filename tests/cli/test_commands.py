@@ -201,7 +201,7 @@ def test_check(edgec_cli: Cli, prose_lm: Path, tmp_path: Path) -> None:
     assert outcome.code == 3
     report = json.loads(outcome.out)
     assert report["supported"] is False
-    assert {"op", "reason", "count", "layers", "shapes", "suggestion"} == set(report["problems"][0])
+    assert {"op", "reason", "count", "layers", "lines", "shapes", "suggestion", "saved"} == set(report["problems"][0])
     # All of them at once, not the first.
     assert {"DFT", "Det"} <= {p["op"] for p in report["problems"]}
     assert "DFT" in edgec_cli("check", f"{tmp_path}/odd.py:create").out

@@ -24,6 +24,8 @@ def test_kinds(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "net.py").write_text("")
     assert classify(tmp_path) == ("hf", str(tmp_path))
+    (tmp_path / "net.onnx").write_bytes(b"")
+    assert classify(tmp_path / "net.onnx") == ("onnx", str(tmp_path / "net.onnx"))
     assert classify(f"{tmp_path}/net.py:make") == ("factory", f"{tmp_path}/net.py:make")
     assert classify(torch.nn.Identity()) == ("module", "")
 
@@ -36,9 +38,9 @@ def test_missing_path() -> None:
 def test_foreign_sources(tmp_path: Path) -> None:
     (tmp_path / "some.txt").write_text("x")
     assert "some.txt" in refused(tmp_path, "E0101").found
-    (tmp_path / "model.onnx").write_bytes(b"\x08\x01")
-    error = refused(tmp_path / "model.onnx", "E0101")
-    assert ".onnx" in error.found
+    (tmp_path / "model.tflite").write_bytes(b"\x08\x01")
+    error = refused(tmp_path / "model.tflite", "E0101")
+    assert ".tflite" in error.found
     assert "Hugging Face folder" in error.wanted
     assert "FACTORY" in error.wanted
     assert "float" in refused(1.5, "E0101").found
