@@ -15,7 +15,7 @@ struct Epilogue {
 struct LinearShape {
     int64_t m, n, k, panels;
     int64_t row_blocks, panel_blocks;  // tiles = row_blocks * panel_blocks
-    bool rows_outer;                   // the panel block runs fastest, else the row block
+    bool rows_outer = false;           // the panel block runs fastest, else the row block
 };
 // At most this many rows take the matrix-vector path, in which a tile is one panel.
 constexpr int64_t kVectorRows = 3;
