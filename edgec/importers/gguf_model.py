@@ -32,6 +32,8 @@ _LAYER_NAMES = {
     "attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm", "ffn_gate": "mlp.gate_proj",
     "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj",
 }
+# Above every real head and every real base of the frequencies.
+_LARGEST = 1 << 32
 _FREQUENCIES = "rope_freqs.weight"
 # Llama 3.1 and later: all of its models share these, and differ in the factor.
 _LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
@@ -67,25 +69,35 @@ def config_of(file: GGUF) -> dict[str, Any]:
         raise EdgecError("E0101", stage=STAGE, where=f"{file.path}, {kind}.attention.head_count", found=str(heads),
                          wanted="1 or more")
     width = need("embedding_length")
-    theta = file.metadata.get(f"{kind}.rope.freq_base", 10000.0)
+    theta = _number(file, f"{kind}.rope.freq_base", 10000.0)
     model_type, architecture, _ = _FAMILIES[kind]
-    size = int(file.metadata.get(f"{kind}.attention.key_length", width // heads))
+    size = int(_number(file, f"{kind}.attention.key_length", width // heads))
     config: dict[str, Any] = {
         "model_type": model_type, "architectures": [architecture], "vocab_size": embedding.shape[0],
         "hidden_size": width, "num_hidden_layers": need("block_count"), "num_attention_heads": heads,
-        "num_key_value_heads": file.metadata.get(f"{kind}.attention.head_count_kv", heads), "head_dim": size,
+        "num_key_value_heads": int(_number(file, f"{kind}.attention.head_count_kv", heads)),
+        "head_dim": size,
         "intermediate_size": need("feed_forward_length"),
         "rms_norm_eps": float(need("attention.layer_norm_rms_epsilon", (float,))),
         "max_position_embeddings": need("context_length"), "hidden_act": "silu", "torch_dtype": "float32",
         "tie_word_embeddings": "output.weight" not in file.tensors,
         "attention_bias": "blk.0.attn_q.bias" in file.tensors, "mlp_bias": "blk.0.ffn_up.bias" in file.tensors,
-        "rope_parameters": _rope(file, kind, float(theta), size),
+        "rope_parameters": _rope(file, kind, theta, size),
     }
     for key in ("bos_token_id", "eos_token_id"):
         value = file.metadata.get(f"tokenizer.ggml.{key}")
         if isinstance(value, int):
             config[key] = value
     return config
+
+
+def _number(file: GGUF, key: str, default: float) -> float:
+    """An optional positive number of the metadata; E0101 for anything else under its key."""
+    value = file.metadata.get(key, default)
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value <= _LARGEST:
+        raise EdgecError("E0101", stage=STAGE, where=f"{file.path}, {key}", found=repr(value)[:100],
+                         wanted=f"a number above 0, at most {_LARGEST}")
+    return value
 
 
 def _rope(file: GGUF, kind: str, theta: float, size: int) -> dict[str, Any]:
@@ -96,13 +108,13 @@ def _rope(file: GGUF, kind: str, theta: float, size: int) -> dict[str, Any]:
                        "rotary positions over whole heads, plain or scaled linearly")
     if scaling == "linear":
         return {"rope_type": "linear", "rope_theta": theta,
-                "factor": float(file.metadata.get(f"{kind}.rope.scaling.factor", 1.0))}
+                "factor": _number(file, f"{kind}.rope.scaling.factor", 1.0)}
     if _FREQUENCIES not in file.tensors:
         return {"rope_type": "default", "rope_theta": theta}
     stored = file.tensors[_FREQUENCIES].read().reshape(-1)
     factor = float(stored.max(initial=1.0))
-    wanted = _llama3_factors(theta, size, factor)
-    if stored.shape != wanted.shape or not np.allclose(stored, wanted, rtol=1e-4):
+    # The sizes first: what the metadata says may be any number.
+    if stored.size != -(-size // 2) or not np.allclose(stored, _llama3_factors(theta, size, factor), rtol=1e-4):
         raise _refused(file, f"{_FREQUENCIES} of its own", "the frequencies of Llama 3")
     return {"rope_type": "llama3", "rope_theta": theta, "factor": factor, **_LLAMA3}
 

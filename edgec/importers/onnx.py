@@ -8,6 +8,7 @@ config.json that exporters put beside it, or from the option `max_context`.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -39,6 +40,8 @@ _RANDOM = ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLi
 # Context lengths as the configurations beside exported models call them.
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "context_length", "seq_length")
 _CONFIG_BYTES = 1 << 20
+# Values of one input whose sizes are all known: the comparison makes that many.
+_INPUT_VALUES = 1 << 28
 _PAST = re.compile(r"past|cache", re.IGNORECASE)
 
 
@@ -61,7 +64,9 @@ def load(path: Path, *, name: str | None = None, check: bool = True,
     _name_sizes(model)
     ranges = _declare(model, dynamic or {})
     infer_shapes(model)
-    info = ModelInfo(task="generic", name=name or path.stem, source=str(path), source_sha256=sha256, dynamic=ranges)
+    # The name goes into the manifest and onto terminals.
+    plain = "".join(c if c.isprintable() else "?" for c in path.stem)
+    info = ModelInfo(task="generic", name=name or plain, source=str(path), source_sha256=sha256, dynamic=ranges)
     if _has_cache(model):
         info = _language_model(model, info, path, max_context)
     elif max_context is not None:
@@ -95,6 +100,8 @@ def _well_typed(model: ir.Model, path: Path) -> None:
     found = verify.well_formed(model)
     found += [f"graph input {v.name!r} has no dtype or no rank" for v in model.graph.inputs
               if v.dtype is None or dims_of(v) is None]
+    found += [f"graph input {v.name!r} has {n} values" for v in model.graph.inputs
+              if (n := math.prod(d for d in dims_of(v) or () if isinstance(d, int))) > _INPUT_VALUES]
     found += [f"initializer {k!r} has no value" for k, v in model.graph.initializers.items() if v.const_value is None]
     if found:
         raise EdgecError("E0101", stage=STAGE, where=str(path), found="; ".join(found[:10]),

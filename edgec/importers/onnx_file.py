@@ -110,7 +110,8 @@ def _check_tensor(tensor: Any, path: Path, folder: Path, used: dict[str, Path]) 
                          wanted="a data type of ONNX")
     dtype = ir.DataType(tensor.data_type)
     dims = list(tensor.dims)
-    if any(d < 0 for d in dims) or math.prod(dims) > MAX_ELEMENTS:
+    # A size of 0 does not make the others harmless: numpy multiplies those that are left.
+    if any(d < 0 for d in dims) or math.prod(d or 1 for d in dims) > MAX_ELEMENTS:
         raise EdgecError("E0101", stage=STAGE, where=where, found=f"shape {dims}", wanted="sizes from 0")
     if dtype == ir.DataType.STRING:
         return
@@ -119,6 +120,8 @@ def _check_tensor(tensor: Any, path: Path, folder: Path, used: dict[str, Path]) 
         if tensor.HasField("raw_data") and len(tensor.raw_data) != wanted:
             raise EdgecError("E0101", stage=STAGE, where=where, found=f"{len(tensor.raw_data)} bytes",
                              wanted=f"{wanted} bytes for {dtype} {dims}")
+        if not tensor.HasField("raw_data"):
+            _check_fields(tensor, dtype, where)
         return
     entries = {entry.key: entry.value for entry in tensor.external_data}
     location = entries.get("location", "")
@@ -133,6 +136,20 @@ def _check_tensor(tensor: Any, path: Path, folder: Path, used: dict[str, Path]) 
         raise EdgecError("E0101", stage=STAGE, where=where, found=f"bytes {offset}..{offset + length} of {size}",
                          wanted=f"{wanted} bytes for {dtype} {dims}, inside {location}",
                          hint="copy or export the model again with all of its files")
+
+
+def _check_fields(tensor: Any, dtype: ir.DataType, where: str) -> None:
+    """Values that stand in a typed field instead of bytes: as many as the shape has."""
+    count = math.prod(tensor.dims)
+    if dtype in (ir.DataType.COMPLEX64, ir.DataType.COMPLEX128):
+        count *= 2
+    elif dtype.itemsize < 1:  # several in one byte, a byte in one int32
+        count = math.ceil(count * dtype.itemsize)
+    fields = (tensor.float_data, tensor.int32_data, tensor.int64_data, tensor.double_data, tensor.uint64_data)
+    found = sum(len(f) for f in fields)
+    if found != count:
+        raise EdgecError("E0101", stage=STAGE, where=where, found=f"{found} values",
+                         wanted=f"{count} for {dtype} {list(tensor.dims)}")
 
 
 def _confined(location: str, where: str, folder: Path) -> Path:

@@ -30,6 +30,8 @@ TYPES: dict[str, np.dtype[Any]] = {
     "U8": np.dtype("u1"), "BOOL": np.dtype("?"),
 }
 _HEADER_LIMIT = 100 << 20
+# No honest tensor has more; numpy refuses more dims and larger sizes, even beside a size of 0.
+_RANK, _SIZE = 8, 1 << 40
 # Norms, biases and scalars are looked at by many passes: reading them once costs less than it saves.
 _SMALL = 1 << 14
 
@@ -115,12 +117,14 @@ def open_safetensors(file: Path) -> dict[str, Dense]:
             dtype = TYPES.get(entry["dtype"])
             if dtype is None:
                 raise ValueError(f"{name} has type {entry['dtype']}")
+            if len(shape) > _RANK or math.prod(d or 1 for d in shape) > _SIZE:
+                raise ValueError(f"{name} has shape {shape}")
             if min((0, *shape)) < 0 or not 0 <= first <= end <= size - 8 - length:
                 raise ValueError(f"{name} lies at bytes {first}..{end}")
             if end - first != math.prod(shape) * dtype.itemsize:
                 raise ValueError(f"{name} {list(shape)} of {entry['dtype']} has {end - first} bytes")
             tensors[name] = Dense(file, 8 + length + first, dtype, shape)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as e:
         raise EdgecError("E0101", stage=STAGE, where=str(file), found=str(e)[:300],
                          wanted="a complete safetensors file", hint="copy or download the file again") from e
     return tensors

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from graphlib import CycleError, TopologicalSorter
+
 import onnx_ir as ir
 
 from edgec.errors import EdgecError
@@ -11,6 +13,8 @@ from edgec.ir.rules import RuleReport, apply_rules
 from edgec.ir.shapes import infer_shapes
 from edgec.passes.normalize import vendor_attention, vendor_fused, vendor_norms, vendor_quantized
 
+# Functions that call functions double with every step: far above every real model, and soon reached by a mean one.
+_MAX_NODES = 1 << 20
 _RULES = (*vendor_norms.RULES, *vendor_fused.RULES, *vendor_attention.RULES, *vendor_quantized.RULES)
 
 
@@ -44,10 +48,14 @@ def spell_vendor_operators(model: ir.Model) -> RuleReport:
 def inline(model: ir.Model) -> bool:
     """Replaces calls of model-local functions by their bodies; True when there were any, used or not.
 
-    Raises EdgecError E0101 for functions of another opset or calling each other in a circle.
+    Raises EdgecError E0101 for functions of another opset, calling each other in a circle, or together too long.
     """
     import onnx_ir.passes.common as common
 
+    count = _nodes_inlined(model)
+    if count > _MAX_NODES:
+        raise EdgecError("E0101", stage="pass inline_functions", where="functions of the model",
+                         found=f"{count} nodes with every call replaced", wanted=f"at most {_MAX_NODES}")
     try:
         modified = common.InlinePass(criteria=lambda function: function.domain != DOMAIN)(model).modified
     except (ValueError, ir.passes.PassError, ir.passes.PreconditionError) as e:
@@ -59,3 +67,16 @@ def inline(model: ir.Model) -> bool:
         del model.functions[key]
         modified = True
     return modified
+
+
+def _nodes_inlined(model: ir.Model) -> int:
+    """Nodes of the graph after inlining; 0 for functions in a circle, which the inliner itself refuses."""
+    calls = {key: [node.op_identifier() for node in function.all_nodes()]
+             for key, function in model.functions.items() if key[0] != DOMAIN}
+    sizes: dict[ir.OperatorIdentifier, int] = {}
+    try:
+        for key in TopologicalSorter({k: calls.keys() & set(v) for k, v in calls.items()}).static_order():
+            sizes[key] = sum(sizes.get(c, 1) for c in calls[key])
+    except CycleError:
+        return 0
+    return sum(sizes.get(node.op_identifier(), 1) for node in model.graph.all_nodes())

@@ -287,6 +287,20 @@ class MatMulNBits(VendorRule):
             return "its columns are in another order (g_idx)"
         if any(const_tensor(node.inputs[i]) is None for i in given(node, 1, 2, 3)):
             return "its weights are not constant"
+        return self._misfit(node, **parts)
+
+    @staticmethod
+    def _misfit(node: ir.Node, bits: int, block: int, n: int, k: int) -> str | None:
+        """What of the attributes the tensors contradict; the rewriting then relies on both."""
+        if min(block, n, k) < 1 or block * bits % 8:
+            return f"N = {n}, K = {k} in blocks of {block}"
+        blocks = -(-k // block)
+        # Zero points are packed per row when they are bytes, else there is one per block.
+        zeros = input_of(node, 3)
+        row = -(-blocks * bits // 8) if zeros is not None and zeros.dtype == ir.DataType.UINT8 else blocks
+        for index, wanted in ((1, n * blocks * (block * bits // 8)), (2, n * blocks), (3, n * row)):
+            if given(node, index) and (found := _constant(node, index).size) != wanted:
+                return f"input {index} has {found} values instead of {wanted}"
         return None
 
     def rewrite(self, op: Builder, node: ir.Node, **parts: Any) -> ir.Value:

@@ -206,7 +206,9 @@ def test_gguf_with_a_tokenizer(tmp_path: Path, prose_lm: Path) -> None:
 @pytest.mark.parametrize(("pairs", "reason"), [
     ({"general.architecture": "mamba"}, "architecture 'mamba'"), ({"llama.expert_count": 8}, "mixture"),
     ({"llama.rope.scaling.type": "yarn"}, "yarn"), ({"llama.block_count": "two"}, "'two'"),
-    ({"llama.attention.head_count": 0}, "found: 0"),
+    ({"llama.attention.head_count": 0}, "found: 0"), ({"llama.attention.key_length": "wide"}, "'wide'"),
+    ({"llama.attention.head_count_kv": [1, 2]}, "[1, 2]"), ({"llama.rope.freq_base": "high"}, "'high'"),
+    ({"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": "x"}, "'x'"),
 ])
 def test_gguf_refused(tmp_path: Path, pairs: dict[str, Any], reason: str) -> None:
     file, _ = gguf_of(tiny_lm.make(tmp_path, "llama"), tmp_path / "tiny.gguf", **pairs)

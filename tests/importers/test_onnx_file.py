@@ -100,7 +100,7 @@ def test_data_files_too_short(folder: Path) -> None:
     assert "47" in refused(write(folder)).found
 
 
-@pytest.mark.parametrize("change", ["raw", "dims", "dtype", "negative", "huge"])
+@pytest.mark.parametrize("change", ["raw", "dims", "dtype", "negative", "huge", "huge beside 0", "field", "no field"])
 def test_tensors_that_do_not_fit(tmp_path: Path, change: str) -> None:
     weight = onnx.numpy_helper.from_array(WEIGHT, "w")
     if change == "raw":
@@ -111,6 +111,12 @@ def test_tensors_that_do_not_fit(tmp_path: Path, change: str) -> None:
         weight.data_type = 77
     elif change == "negative":
         weight.dims[0] = -3
+    elif change == "huge beside 0":
+        weight.dims[:] = [1 << 62, 0]
+        weight.raw_data = b""
+    elif change in ("field", "no field"):
+        weight.ClearField("raw_data")
+        weight.float_data.extend([1.0] * (11 if change == "field" else 0))
     else:
         weight.dims[0] = 1 << 50
     node = make.make_node("Constant", [], ["y"], value=weight)
@@ -143,3 +149,16 @@ def test_too_many_nodes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "nodes" in refused(write(folder)).found
     monkeypatch.setattr(onnx_file, "MAX_FILE_BYTES", 10)
     assert "bytes" in refused(folder / "model.onnx").found
+
+
+@pytest.mark.parametrize("kind", ["FLOAT", "FLOAT16", "BFLOAT16", "INT64", "UINT64", "DOUBLE", "BOOL", "INT4", "UINT4",
+                                  "COMPLEX64"])
+def test_values_in_typed_fields(tmp_path: Path, kind: str) -> None:
+    weight = make.make_tensor("w", getattr(onnx.TensorProto, kind), [3], [1, 0, 1])
+    assert not weight.HasField("raw_data")
+    node = make.make_node("Constant", [], ["y"], value=weight)
+    model = make.make_model(make.make_graph([node], "g", [], [make.make_tensor_value_info("y", weight.data_type, [3])]))
+    path = tmp_path / "model.onnx"
+    path.write_bytes(model.SerializeToString())
+    tensor = onnx_file.read(path)[0].graph[0].attributes["value"].as_tensor()
+    assert tensor.numpy().astype(np.complex64).real.tolist() == [1, 0, 1]

@@ -103,3 +103,14 @@ def test_functions_in_a_circle_are_refused() -> None:
     with pytest.raises(EdgecError) as caught:
         InlineFunctions().call(graph, Context())
     assert caught.value.code == "E0101"
+
+
+def test_functions_that_double_are_refused_before_they_are_inlined() -> None:
+    functions = '<opset_import: ["" : 24], domain: "local"> F0 (x) => (y) { y = Neg(x) }\n' + "\n".join(
+        f'<opset_import: ["" : 24, "local" : 1], domain: "local"> F{i} (x) => (y)'
+        f" {{ t = local.F{i - 1}(x) y = local.F{i - 1}(t) }}" for i in range(1, 40))
+    graph = model("g (float[2] x) => (float[2] y) { y = local.F39(x) }", functions=functions, domains={"local": 1})
+    with pytest.raises(EdgecError) as caught:
+        InlineFunctions().call(graph, Context())
+    assert caught.value.code == "E0101"
+    assert str(1 << 39) in caught.value.found

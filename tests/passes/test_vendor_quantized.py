@@ -192,6 +192,18 @@ def test_an_order_of_columns_is_a_reason() -> None:
     assert "g_idx" in reasons(run_passes(graph, [InlineFunctions()], Context()).records[0].rules)
 
 
+@pytest.mark.parametrize(("sizes", "reason"), [
+    ("K = 32, N = 5, block_size = 0", "blocks of 0"), ("K = 32, N = -5, block_size = 32", "N = -5"),
+    ("K = 64, N = 5, block_size = 32", "input 1 has 80"), ("K = 32, N = 4, block_size = 32", "input 1 has 80"),
+    ("K = 32, N = 5, block_size = 16", "input 2 has 5"),
+])
+def test_sizes_that_contradict_the_weights_are_a_reason(sizes: str, reason: str) -> None:
+    graph = model("g (float[2,32] x, uint8[5,1,16] b, float[5] s) => (float[2,5] y) {"
+                  f" y = com.microsoft.MatMulNBits<{sizes}, bits = 4>(x, b, s) }}",
+                  domains=VENDOR, b=codes(np.uint8, 5, 1, 16), s=floats(5))
+    assert reason in reasons(run_passes(graph, [InlineFunctions()], Context()).records[0].rules)
+
+
 @pytest.mark.parametrize(("kind", "bits"), [("uint8", 4), ("uint8", 8), ("uint4", 4), ("int4", 4)])
 @pytest.mark.parametrize("zeros", [False, True])
 def test_gather_of_blocks(kind: str, bits: int, zeros: bool) -> None:
