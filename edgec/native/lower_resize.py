@@ -16,6 +16,7 @@ from edgec.native.lower_math import need_f32
 from edgec.native.lower_nn import as_image, channels_last
 from edgec.native.lower_values import Const, Lowering, UnsupportedError, Value, View
 
+_LARGEST = 1 << 24  # entries of one table
 _NEAREST: dict[str, Callable[[Array], Array]] = {
     "round_prefer_floor": lambda x: np.ceil(x - np.float32(0.5)),
     "round_prefer_ceil": lambda x: np.floor(x + np.float32(0.5)),
@@ -102,6 +103,8 @@ def _sizes(ctx: Lowering, node: ir.Node, x: Value) -> list[tuple[int, float]]:
     scales, sizes = ctx.get(node, 2), ctx.get(node, 3)
     if scales is not None and scales.const is not None and scales.count != 0:
         for axis, scale in zip(axes, scales.const.load().reshape(-1).tolist(), strict=True):
+            if not 0 < scale < math.inf:
+                raise UnsupportedError(f"scale {scale} of axis {axis}")
             if scale != 1.0:
                 # As ONNX Runtime multiplies: 10 * float32(0.7) is 7, while exact arithmetic would give 6.
                 result[axis] = int(np.float32(result[axis][0]) * np.float32(scale)), scale
@@ -114,12 +117,18 @@ def _sizes(ctx: Lowering, node: ir.Node, x: Value) -> list[tuple[int, float]]:
             size, given = x.dims[axis].const, dim(wanted).const
             if size is None or given is None:
                 raise UnsupportedError(f"axis {axis}: {x.dims[axis]} to {wanted} is not known at compile time")
+            if min(size, given) < 1:
+                raise UnsupportedError(f"axis {axis}: {size} to {given} pixels")
             result[axis] = given, given / size
     return result
 
 
 def _tables(ctx: Lowering, how: _Filter, size: int, out: int, scale: float) -> list[View]:
     """Indices i32 [out, taps] and weights f32 [out, taps] as constants."""
+    # Antialiasing reads as many pixels as become one, which a mean scale makes more than the image has.
+    taps = 2 * how.support / min(scale, 1.0) if how.antialias else 2 * how.support
+    if out < 1 or out * taps > _LARGEST:
+        raise UnsupportedError(f"{size} to {out} pixels with scale {scale:g}")
     index, weight = resize_table(how, size, out, scale)
     name = f"resize.{size}.{out}.{scale!r}.{'.'.join(map(str, vars(how).values()))}"
     return [_constant(ctx, f"{name}.index", index, Dtype.I32), _constant(ctx, f"{name}.weight", weight, Dtype.F32)]
