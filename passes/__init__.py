@@ -13,6 +13,7 @@ from edgec.passes.normalize.fold_bn import FoldBN
 from edgec.passes.normalize.fold_constants import FoldConstants
 from edgec.passes.normalize.fuse_activations import FuseActivations
 from edgec.passes.normalize.fuse_attention import FuseAttention
+from edgec.passes.normalize.fuse_group_norm import FuseGroupNorm
 from edgec.passes.normalize.fuse_norms import FuseNorms
 from edgec.passes.normalize.inline_functions import InlineFunctions
 from edgec.passes.normalize.merge_branches import MergeBranches
@@ -27,6 +28,7 @@ NORMALIZE: tuple[Pass, ...] = (
     FoldBN(),
     MergeBranches(),
     FuseActivations(),
+    FuseGroupNorm(),
     FuseNorms(),
     StaticKV(),
     FuseAttention(),

@@ -19,68 +19,17 @@ from edgec.ir.model import (
     float_attr,
     input_of,
     int_attr,
-    ints_attr,
-    ints_of,
     is_op,
     producer,
     rank_of,
     required,
-    scalar_of,
     single_use,
 )
 from edgec.ir.passes import Context, Pass
 from edgec.ir.rules import Bindings, Rule, apply_rules
+from edgec.passes.normalize.norm_parts import deviation, mean_of
 
 _WIDTH = 1 << 20
-
-
-def _square_of(value: ir.Value | None) -> ir.Value | None:
-    node = producer(value, "Pow", "Mul")
-    if node is None:
-        return None
-    a, b = required(node, 0), required(node, 1)
-    square = scalar_of(b) == 2.0 if node.op_type == "Pow" else a is b
-    return a if square else None
-
-
-def _mean_of(value: ir.Value | None) -> ir.Value | None:
-    """x when `value` is its mean over the last dim, kept as a dim of 1."""
-    node = producer(value, "ReduceMean")
-    if node is None or not int_attr(node, "keepdims", 1):
-        return None
-    axes = ints_of(input_of(node, 1)) if input_of(node, 1) is not None else ints_attr(node, "axes")
-    rank = rank_of(node.inputs[0])
-    last = axes is not None and len(axes) == 1 and (axes[0] == -1 or (rank is not None and axes[0] == rank - 1))
-    return required(node, 0) if last else None
-
-
-def _variance(value: ir.Value | None) -> tuple[ir.Value, float] | None:
-    """(x, eps) when `value` is mean(x²) + eps."""
-    node = producer(value, "Add")
-    if node is None:
-        return None
-    for i in (0, 1):
-        epsilon, x = scalar_of(node.inputs[1 - i]), _square_of(_mean_of(node.inputs[i]))
-        if epsilon is not None and x is not None:
-            return x, epsilon
-    return None
-
-
-def _deviation(value: ir.Value | None, inverse: bool) -> tuple[ir.Value, float] | None:
-    """(x, eps) when `value` is sqrt(mean(x²) + eps), or one over it."""
-    node = producer(value, "Sqrt", "Pow", "Reciprocal", "Div")
-    if node is None:
-        return None
-    if node.op_type == "Pow":
-        return _variance(node.inputs[0]) if scalar_of(node.inputs[1]) == (-0.5 if inverse else 0.5) else None
-    if node.op_type == "Sqrt":
-        inner = producer(node.inputs[0], "Reciprocal")
-        if inverse:
-            return None if inner is None else _variance(inner.inputs[0])
-        return _variance(node.inputs[0])
-    if not inverse or (node.op_type == "Div" and scalar_of(node.inputs[0]) != 1.0):
-        return None
-    return _deviation(node.inputs[0 if node.op_type == "Reciprocal" else 1], inverse=False)
 
 
 class FuseRMS(Rule):
@@ -92,7 +41,7 @@ class FuseRMS(Rule):
         a, b = required(node, 0), required(node, 1)
         sides = ((a, b),) if node.op_type == "Div" else ((a, b), (b, a))
         for x, factor in sides:
-            found = _deviation(factor, inverse=node.op_type == "Mul")
+            found = deviation(factor, inverse=node.op_type == "Mul")
             if found is not None and found[0] is x:
                 return {"x": x, "epsilon": found[1]}
         return None
@@ -119,7 +68,7 @@ class CenterRMS(Rule):
         center = producer(node.inputs[0], "Sub")
         if center is None or center.inputs[0] is None or not _last(node):
             return None
-        return {"x": center.inputs[0]} if _mean_of(center.inputs[1]) is center.inputs[0] else None
+        return {"x": center.inputs[0]} if mean_of(center.inputs[1]) is center.inputs[0] else None
 
     def rewrite(self, op: Builder, node: ir.Node, **parts: Any) -> ir.Value:
         return op.LayerNormalization(parts["x"], required(node, 1), axis=-1, epsilon=float_attr(node, "epsilon", 1e-5))
