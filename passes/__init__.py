@@ -15,6 +15,7 @@ from edgec.passes.normalize.fuse_activations import FuseActivations
 from edgec.passes.normalize.fuse_attention import FuseAttention
 from edgec.passes.normalize.fuse_group_norm import FuseGroupNorm
 from edgec.passes.normalize.fuse_norms import FuseNorms
+from edgec.passes.normalize.fuse_rotary import FuseRotary
 from edgec.passes.normalize.inline_functions import InlineFunctions
 from edgec.passes.normalize.merge_branches import MergeBranches
 from edgec.passes.normalize.merge_linear import MergeLinear
@@ -30,6 +31,7 @@ NORMALIZE: tuple[Pass, ...] = (
     FuseActivations(),
     FuseGroupNorm(),
     FuseNorms(),
+    FuseRotary(),
     StaticKV(),
     FuseAttention(),
     FoldConstants(),
