@@ -41,7 +41,7 @@ def compile(
     dry_run: bool = False, tokenizer: bool = True, example_inputs: Sequence[Any] | None = None,
     allow_pickle: bool = False, custom_ops: Mapping[Any, Any] | None = None,
 ) -> Compiled:
-    """Compiles `source` (a Hugging Face folder, an .onnx file, FILE.py:FACTORY, or a torch module) for `target`.
+    """Compiles `source` (a Hugging Face folder or hub id, an .onnx file, FILE.py:FACTORY, a torch module) for `target`.
 
     weights: auto, f32, f16, bf16. kv: f32, f16. ctx: most tokens of a session. dynamic: {input: {axis: (min, max)}}.
     example_inputs: what a torch module's forward takes. custom_ops: what operators of torch.library are in ONNX.
@@ -96,17 +96,23 @@ def _importer_options(
     return options
 
 
-def inspect(source: str) -> dict[str, Any]:
-    """Facts about a model or a bundle (a file, or a folder with model.edgec). Nothing is run. Raises EdgecError."""
+def inspect(source: str, *, allow_pickle: bool = False) -> dict[str, Any]:
+    """Facts about a model or a bundle (a file, or a folder with model.edgec). Nothing is run. Raises EdgecError.
+
+    allow_pickle: as of compile.
+    """
     path = Path(source)
     if (path.is_file() and path.suffix not in (".py", ".onnx", ".gguf")) or (path / "model.edgec").is_file():
+        if allow_pickle:
+            raise EdgecError("E0002", stage="inspect", where="allow_pickle", found="a bundle, which holds no pickles",
+                             wanted="a model")
         return _inspect_bundle(path / "model.edgec" if path.is_dir() else path)
     from edgec import importers
     from edgec.ir.estimate import estimated_ram
     from edgec.ir.info import info_of
     from edgec.ir.model import walk
 
-    model = importers.load(source, check=False)
+    model = importers.load(source, check=False, **({"allow_pickle": True} if allow_pickle else {}))
     info = info_of(model)
     weights = [v.const_value for v in model.graph.initializers.values() if v.const_value is not None]
     # Shapes, axes and limits are no parameters.
@@ -161,17 +167,18 @@ def _elements(dims: Sequence[int]) -> int:
 
 def check(
     source: str | object, *, target: str = "host", ctx: int | None = None, dynamic: Dynamic | None = None,
-    example_inputs: Sequence[Any] | None = None, save_node: Path | None = None,
+    example_inputs: Sequence[Any] | None = None, save_node: Path | None = None, allow_pickle: bool = False,
 ) -> CheckReport:
     """Everything in `source` that cannot be compiled for `target`, grouped by operator and reason.
 
     Imports the model, runs all passes and, when every operator can be compiled, plans. save_node: a folder for one
-    runnable .onnx file per different node among them; nothing else is written. Raises EdgecError when the model cannot
-    be imported or planned (E0302 a shape, E0002 a `ctx` beyond the model's).
+    runnable .onnx file per different node among them; nothing else is written. allow_pickle: as of compile. Raises
+    EdgecError when the model cannot be imported or planned (E0302 a shape, E0002 a `ctx` beyond the model's).
     """
     from edgec.support import examine
 
-    return examine(source, target, _importer_options(source, ctx, dynamic, example_inputs), ctx, save_node)
+    return examine(source, target, _importer_options(source, ctx, dynamic, example_inputs, allow_pickle), ctx,
+                   save_node)
 
 
 def compare(bundle: Path | str, reference: str, **options: Any) -> dict[str, Any]:

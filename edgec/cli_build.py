@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from edgec.support import Problem
 
 Source = Annotated[
-    str, typer.Argument(help="A Hugging Face folder, FILE.gguf, FILE.onnx or FILE.py:FACTORY.", show_default=False)
+    str, typer.Argument(help="A Hugging Face folder or ORG/NAME, FILE.gguf, FILE.onnx or FILE.py:FACTORY.",
+                        show_default=False)
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout instead of tables.")]
 Target = Annotated[str, typer.Option("--target", help="Device row; `edgec targets` lists them.")]
@@ -26,6 +27,9 @@ Context = Annotated[
 ]
 Dynamic = Annotated[
     list[str] | None, typer.Option("--dynamic", help="Axis that varies, INPUT:AXIS=MIN..MAX, as x:0=1..8. Repeatable.")
+]
+AllowPickle = Annotated[
+    bool, typer.Option("--allow-pickle", help="Also pickled weights, unpickled with care in another process.")
 ]
 
 _WEIGHTS = {"auto": "auto", "fp32": "f32", "fp16": "f16", "bf16": "bf16"}
@@ -43,13 +47,14 @@ def register(app: typer.Typer) -> None:
 
 def inspect(
     model: Annotated[str, typer.Argument(help="A model as for compile, or a bundle.", show_default=False)],
+    allow_pickle: AllowPickle = False,
     json: Json = False,
 ) -> None:
     """What a model or bundle is: task, shapes, parameters, operators, sizes. Runs nothing."""
     from edgec import api
 
     started = time.time()
-    found = api.inspect(model)
+    found = api.inspect(model, allow_pickle=allow_pickle)
     if json:
         print_json(envelope("inspect", started, **found))
         return
@@ -74,6 +79,7 @@ def check(
     save_node: Annotated[
         Path | None, typer.Option("--save-node", help="Write each node that cannot be compiled as an .onnx file here.")
     ] = None,
+    allow_pickle: AllowPickle = False,
     json: Json = False,
 ) -> None:
     """Whether a model compiles for a target; lists everything that stands in the way. Exit code 3 if something does."""
@@ -81,7 +87,7 @@ def check(
 
     started = time.time()
     report = api.check(model, target=target, ctx=ctx, dynamic=parse_dynamic("--dynamic", dynamic or []),
-                       save_node=save_node)
+                       save_node=save_node, allow_pickle=allow_pickle)
     if json:
         print_json(envelope("check", started, target, **report.to_dict()))
     elif report.problems:
@@ -117,9 +123,7 @@ def compile_(
     tokenizer: Annotated[
         bool, typer.Option("--tokenizer/--no-tokenizer", help="Store the tokenizer in the bundle.")
     ] = True,
-    allow_pickle: Annotated[
-        bool, typer.Option("--allow-pickle", help="Also pickled weights, unpickled with care in another process.")
-    ] = False,
+    allow_pickle: AllowPickle = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Do everything but write: says memory and sizes.")] = False,
     json: Json = False,
 ) -> None:

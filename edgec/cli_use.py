@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edgec.cli_build import Json
+from edgec.cli_build import AllowPickle, Json
 from edgec.cli_output import envelope, note, print_json, print_table, progress
 from edgec.cli_values import bad_value, parse_counts, parse_tolerances, parse_triple, read_arrays
 from edgec.env import ISA
@@ -76,8 +76,12 @@ def run(
             else:
                 print_table(("output", "dtype", "shape", "min", "mean", "max", "top"), execute.summary_rows(found))
             return
-        if input_ or inputs or output:
-            raise bad_value("--input", "arrays", "-p TEXT: this bundle is a language model")
+        for option, given in (("--input", input_), ("--inputs", inputs)):
+            if given:
+                raise bad_value(option, "arrays", "-p TEXT: this bundle is a language model")
+        if output is not None:
+            raise bad_value("-o", str(output), "no file of arrays: this bundle is a language model",
+                            "its text goes to stdout, or with the tokens into a JSON document: --json")
         if not prompt:
             raise bad_value("-p", prompt, "a text to continue")
         result = execute.generate(
@@ -95,6 +99,7 @@ def run(
 def compare(
     bundle: Bundle,
     reference: Annotated[str, typer.Option("--reference", help="The model the bundle was compiled from.")],
+    allow_pickle: AllowPickle = False,
     inputs: Annotated[Path | None, typer.Option("--inputs", help="FILE.npz; default: random inputs.")] = None,
     text: Annotated[Path | None, typer.Option("--text", help="Text for language models.")] = None,
     tokens: Annotated[int, typer.Option("-n", "--tokens", min=2, help="Tokens of the text to compare over.")] = 128,
@@ -111,7 +116,8 @@ def compare(
     limits = parse_tolerances("--tol", tol or [])
     arrays = read_arrays([], inputs)
     with opened(bundle, isa) as model:
-        report = compare_bundle(model, reference, arrays=arrays, text=text, tokens=tokens, threads=threads, seed=seed)
+        report = compare_bundle(model, reference, arrays=arrays, text=text, tokens=tokens, threads=threads, seed=seed,
+                                allow_pickle=allow_pickle)
     missed = gate(report, limits)
     if json:
         print_json(envelope("compare", started, **report, gate={"limits": limits, "missed": missed}))
@@ -135,6 +141,7 @@ def eval_(
     ppl: Annotated[Path | None, typer.Option("--ppl", help="Text file: perplexity over it.")] = None,
     images: Annotated[Path | None, typer.Option("--images", help="Folder of INDEX_name.jpg: top-1, top-5.")] = None,
     reference: Annotated[str | None, typer.Option("--reference", help="Original model, side by side.")] = None,
+    allow_pickle: AllowPickle = False,
     window: Annotated[int, typer.Option("--window", min=0, help="Tokens per window; 0: min(context, 256).")] = 0,
     samples: Annotated[int, typer.Option("--samples", min=0, help="At most this many images or windows; 0: all.")] = 0,
     mean: Annotated[str, typer.Option(help="Subtracted per channel, of RGB / 255.")] = "0.485,0.456,0.406",
@@ -149,15 +156,19 @@ def eval_(
     started = time.time()
     if (ppl is None) == (images is None):
         raise bad_value("--ppl, --images", "both" if ppl else "none", "one of the two")
+    if allow_pickle and reference is None:
+        raise bad_value("--allow-pickle", "no reference", "--reference MODEL")
     means, stds = parse_triple("--mean", mean), parse_triple("--std", std)
     if min(stds) <= 0:
         raise bad_value("--std", std, "three numbers above zero")
     with opened(bundle, isa) as model, progress("evaluating") as update:
         if ppl is not None:
-            report = evaluate.text(model, ppl, reference, window, samples, threads, update)
+            report = evaluate.text(model, ppl, reference, window, samples, threads, update,
+                                   allow_pickle=allow_pickle)
         else:
             assert images is not None
-            report = evaluate.images(model, images, reference, means, stds, samples, threads, update)
+            report = evaluate.images(model, images, reference, means, stds, samples, threads, update,
+                                     allow_pickle=allow_pickle)
     if json:
         print_json(envelope("eval", started, **report))
         return

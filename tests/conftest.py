@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from edgec.env import ASSETS, REQUIRE_ASSETS
 
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test opens the network
 ROOT = Path(__file__).resolve().parent.parent
 
 

@@ -6,8 +6,10 @@
     load("file.gguf")                               the same
     load("file.onnx")                               edgec.importers.onnx
     load("folder:part")                             one network of a pair, edgec.importers.hf_parts
+    load("org/name"), load("org/name@revision")     a model of the Hugging Face hub, edgec.importers.hub
 
-A door checks what it built against the original before it returns it; it never opens the network.
+A door checks what it built against the original before it returns it. None opens the network, but for a hub id that
+is not in the cache.
 """
 
 from __future__ import annotations
@@ -17,13 +19,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgec.errors import EdgecError, did_you_mean
+from edgec.importers import hub
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
 STAGE = "import"
-SOURCES = ("a Hugging Face folder (config.json and *.safetensors), FILE.onnx, FILE.py:FACTORY, "
-           "or a torch.nn.Module object")
+SOURCES = ("a Hugging Face folder (config.json and *.safetensors) or hub id (ORG/NAME), FILE.onnx, FILE.gguf, "
+           "FILE.py:FACTORY, or a torch.nn.Module object")
 
 
 def load(source: object, **options: Any) -> ir.Model:
@@ -61,7 +64,7 @@ def load(source: object, **options: Any) -> ir.Model:
 def classify(source: object) -> tuple[str, str]:
     """(kind, path): kind is `module`, `factory`, `onnx` or `hf`; path is "" for a module.
 
-    Decides by looking at the source only: nothing of it is run. Raises EdgecError E0003 or E0101.
+    Decides by looking at the source only: nothing of it is run or downloaded. Raises EdgecError E0003 or E0101.
     """
     torch = sys.modules.get("torch")  # whoever holds a module has imported torch
     if torch is not None and isinstance(source, (torch.nn.Module, torch.export.ExportedProgram)):
@@ -98,5 +101,6 @@ def classify(source: object) -> tuple[str, str]:
             raise EdgecError("E0101", stage=STAGE, where=text, found=f"factory {factory!r}",
                              wanted="the name of a function in that file")
         return "factory", text
-    raise EdgecError("E0003", stage=STAGE, where=text, found="no such file or folder", wanted=SOURCES,
-                     hint="models are read from this machine only; download a model first")
+    if hub.parse(text) is not None:
+        return "hf", text
+    raise EdgecError("E0003", stage=STAGE, where=text, found="no such file or folder", wanted=SOURCES)

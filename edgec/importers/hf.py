@@ -1,9 +1,9 @@
-"""The Hugging Face door: a local folder (config.json, *.safetensors, tokenizer.json).
+"""The Hugging Face door: a folder (config.json, *.safetensors, tokenizer.json), or a hub id that names one.
 
 Causal language models are read here, all others in edgec.importers.hf_parts. Two routes lead to the graph: mobius
 builds it from the configuration, and torch.export traces the transformers module. Whatever a route builds is compared
 with transformers (edgec.importers.hf_check); the first that agrees wins, and when none does the import fails with the
-figures of both. Nothing here opens the network or runs the folder's code.
+figures of both. Nothing here runs the folder's code, and only edgec.importers.hub opens the network.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import contextlib
 import json
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgec.errors import EdgecError, missing_extra
+from edgec.importers import hub
 from edgec.importers.packed import Packed, attach, packed_of
 from edgec.importers.stored import Held, Placeholders, Stored, lazy_float, open_safetensors
 from edgec.importers.torch import Dynamic, keep_module_paths, quiet
@@ -41,6 +42,7 @@ class Folder:
 
     Checkpoints that are not plain safetensors (edgec.importers.hf_source) have their `tensors` here under the names
     that transformers uses; path is then a temporary folder, alive as long as `keep`, and origin the user's.
+    label: ORG/NAME@COMMIT of a model of the hub.
     """
 
     path: Path
@@ -49,6 +51,7 @@ class Folder:
     tensors: dict[str, Stored] | None = None
     origin: Path | None = None
     keep: object = None
+    label: str = ""
 
     @classmethod
     def read(cls, path: Path, *, allow_pickle: bool = False) -> Folder:
@@ -78,6 +81,15 @@ class Folder:
         """The transformers class that config.json names, "" for none."""
         named = self.config.get("architectures")
         return str(named[0]) if isinstance(named, list) and named else ""
+
+    @property
+    def name(self) -> str:
+        """What the model is called that nobody named: as the hub calls it, or as its folder or file."""
+        return self.label.partition("@")[0].rpartition("/")[2] or _name_of(self.origin or self.path)
+
+    @property
+    def source(self) -> str:
+        return self.label or str(self.origin or self.path)
 
     def sha256(self) -> str:
         """Of the weight file, or of the names and hashes of several."""
@@ -115,7 +127,7 @@ class Folder:
 
 def load(source: str, *, name: str | None = None, check: bool = True, dynamic: Dynamic | None = None,
          allow_pickle: bool = False) -> ir.Model:
-    """Imports FOLDER, or FOLDER:PART of a model that consists of several networks (edgec.importers.hf_parts).
+    """Imports FOLDER or a hub id, with :PART of a model that is several networks (edgec.importers.hf_parts).
 
     Of causal language models weights stay in their files until a pass or the emitter reads them.
     Inputs: input_ids INT64 [batch, sequence], position_ids, attention_mask (of the mobius route), and per layer
@@ -126,16 +138,20 @@ def load(source: str, *, name: str | None = None, check: bool = True, dynamic: D
     """
     from edgec.importers import hf_check, hf_parts
 
-    path, part = split_part(source)
-    folder = Folder.read(path, allow_pickle=allow_pickle)
+    folder, part = open_source(source, allow_pickle=allow_pickle)
     failures: list[str] = []
     differs = False
     with offline(), quiet():
         if not is_causal_lm(folder):
             return hf_parts.load(folder, part, name=name, check=check, dynamic=dynamic)
-        if part or dynamic:
-            raise EdgecError("E0002", stage=STAGE, where=f"part {part!r}" if part else "dynamic", found=source,
-                             wanted="a causal language model as it is: one network, any number of tokens")
+        if part:
+            raise EdgecError("E0002", stage=STAGE, where=f"part {part!r}", found="a language model of one network",
+                             wanted=source.removesuffix(f":{part}"), hint="name it without :PART")
+        if dynamic:
+            raise EdgecError("E0002", stage=STAGE, where=f"--dynamic {', '.join(dynamic)}",
+                             found="a language model, which takes any number of tokens up to its context",
+                             wanted="no ranges of axes",
+                             hint="leave --dynamic out; --ctx N limits the tokens of a session")
         config = read_config(folder)
         for route, build in (("mobius", build_with_mobius), ("torch", build_by_tracing)):
             try:
@@ -153,9 +169,19 @@ def load(source: str, *, name: str | None = None, check: bool = True, dynamic: D
             model.graph.name = info.name  # mobius puts the path of the folder there
             model.meta["edgec.files"] = folder.keep  # the tokenizer's file goes with it
             return attach_info(model, info)
-    raise EdgecError("E0104" if differs else "E0103", stage=STAGE, where=str(path), found="; ".join(failures),
+    raise EdgecError("E0104" if differs else "E0103", stage=STAGE, where=folder.source, found="; ".join(failures),
                      wanted="a graph whose logits equal those of transformers",
                      hint="please report the model's config.json with this message")
+
+
+def open_source(source: str, *, allow_pickle: bool = False) -> tuple[Folder, str]:
+    """(folder, part) of FOLDER, FOLDER:PART, FILE.gguf or a hub id. Raises EdgecError as Folder.read and hub.fetch."""
+    model = hub.parse(source)
+    if model is None:
+        path, part = split_part(source)
+        return Folder.read(path, allow_pickle=allow_pickle), part
+    path = hub.fetch(model, allow_pickle=allow_pickle)
+    return replace(Folder.read(path, allow_pickle=allow_pickle), label=f"{model.repository}@{path.name}"), model.part
 
 
 def split_part(source: str) -> tuple[Path, str]:
@@ -377,10 +403,10 @@ def _info(folder: Folder, config: Any, name: str | None) -> ModelInfo:
         values = value if isinstance(value, list) else [value]
         return tuple(v for v in values if isinstance(v, int) and 0 <= v < config.vocab_size)
 
-    bos, origin = tokens("bos_token_id"), folder.origin or folder.path
+    bos = tokens("bos_token_id")
     tokenizer = folder.path / "tokenizer.json"
     return ModelInfo(
-        task="causal-lm", name=name or _name_of(origin), source=str(origin),
+        task="causal-lm", name=name or folder.name, source=folder.source,
         source_sha256=folder.sha256(), max_context=int(config.max_position_embeddings),
         vocab_size=int(config.vocab_size), bos_token=bos[0] if bos else None, eos_tokens=tokens("eos_token_id"),
         tokenizer=tokenizer.resolve() if tokenizer.is_file() else None,
@@ -388,7 +414,7 @@ def _info(folder: Folder, config: Any, name: str | None) -> ModelInfo:
 
 
 def _name_of(source: Path) -> str:
-    """What a model is called that nobody named: its folder, or its file without the suffix.
+    """Its folder's name, or its file's without the suffix.
 
     Without control characters: the name goes into the manifest and onto terminals.
     """

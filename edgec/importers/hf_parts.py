@@ -92,10 +92,10 @@ def load(folder: Any, part: str, *, name: str | None = None, check: bool = True,
     module = load_module(folder, _ATTENTION)
     chosen = choose(module, part, str(folder.path))
     inputs = chosen.inputs(module)
-    name = name or "-".join(filter(None, (folder.path.resolve().name, part)))
+    name = name or "-".join(filter(None, (folder.name, part)))
     wrapped = wrap(module, chosen)
     model = door.load(wrapped, {k: i.example for k, i in inputs.items()}, dynamic=_joined(inputs, dynamic or {}),
-                      name=name, source=str(folder.path), check=False, trusted="input_values" in inputs)
+                      name=name, source=folder.source, check=False, trusted="input_values" in inputs)
     drop_wrapper_scope(model)
     model.metadata_props[ROUTE_KEY] = "torch"
     if check:
@@ -106,7 +106,7 @@ def load(folder: Any, part: str, *, name: str | None = None, check: bool = True,
             # Beyond a window, on both sides of a token, its mask shows.
             door.compare(model, wrapped, call, str(module.config.model_type), 2 * _window(module.config.to_dict()) + 9)
     traced: ModelInfo = model.meta["edgec.info"]
-    return attach_info(model, ModelInfo(name=name, source=str(folder.path), source_sha256=folder.sha256(),
+    return attach_info(model, ModelInfo(name=name, source=folder.source, source_sha256=folder.sha256(),
                                         dynamic=traced.dynamic))
 
 

@@ -99,6 +99,9 @@ def load_reference(source: object, **options: Any) -> Reference | Original:
     Raises EdgecError as edgec.importers.load: E0002, E0003, E0005, E0101, E0103.
     """
     kind, what = classify(source)
+    if options.get("allow_pickle") and kind != "hf":
+        raise EdgecError("E0002", stage="reference", where="allow_pickle", found=f"a {kind} source",
+                         wanted="a Hugging Face model, which may have pickled weights")
     if kind == "onnx":
         from edgec.importers.onnx_original import Original
 
@@ -124,8 +127,7 @@ def _from_folder(source: str, allow_pickle: bool) -> Reference:
     from edgec.importers import hf, hf_parts
     from edgec.importers.torch import quiet
 
-    path, part = hf.split_part(source)
-    folder = hf.Folder.read(path, allow_pickle=allow_pickle)
+    folder, part = hf.open_source(source, allow_pickle=allow_pickle)
     with hf.offline(), quiet():
         if not hf.is_causal_lm(folder):
             module, tensors = hf_parts.reference(folder, part)

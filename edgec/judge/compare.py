@@ -22,10 +22,11 @@ _METRICS = {"max_abs": ("max_abs", False), "max_rel": ("max_rel", False), "sqnr"
 
 def compare_bundle(
     model: Model, reference: str, *, arrays: dict[str, Array] | None = None, text: Path | None = None,
-    tokens: int = 128, threads: int = 0, seed: int = 0,
+    tokens: int = 128, threads: int = 0, seed: int = 0, allow_pickle: bool = False,
 ) -> dict[str, Any]:
     """Distances per output. Language models: all logits of `tokens` tokens (of `text`, or drawn from `seed`), and
     greedy tokens after a prompt; others: `arrays`, or normal random inputs from `seed`.
+    allow_pickle: also a reference with pickled weights.
     """
     from edgec.importers.reference import load_reference
 
@@ -35,7 +36,7 @@ def compare_bundle(
     if model.info.kind == 0 and text is not None:
         raise EdgecError("E0002", stage="compare", where="--text", found="a text for a model without tokens",
                          wanted="--inputs FILE.npz")
-    original = load_reference(reference)
+    original = load_reference(reference, allow_pickle=allow_pickle)
     report: dict[str, Any] = {"reference": reference, "seed": seed}
     if model.info.kind == 1:
         ids = _token_ids(model, text, tokens, seed)

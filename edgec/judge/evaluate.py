@@ -22,11 +22,12 @@ DEFAULT_WINDOW = 256
 
 def text(
     model: Model, path: Path, reference: str | None = None, window: int = 0, samples: int = 0, threads: int = 0,
-    progress: Progress | None = None,
+    progress: Progress | None = None, *, allow_pickle: bool = False,
 ) -> dict[str, Any]:
     """Perplexity over the text at `path`; with `reference` also the original's, and how often both agree.
 
     window: tokens (0: min(context, 256)). samples: at most so many windows, spread over the text (0: all).
+    allow_pickle: also a reference with pickled weights.
     """
     need_language_model(model, "--ppl")
     window = window or min(model.info.max_context, DEFAULT_WINDOW)
@@ -55,7 +56,7 @@ def text(
     if reference is not None:
         from edgec.importers.reference import load_reference
 
-        original = load_reference(reference)
+        original = load_reference(reference, allow_pickle=allow_pickle)
 
         def theirs(piece: list[int]) -> Array:
             logits = original.logits(piece)
@@ -71,10 +72,11 @@ def text(
 def images(
     model: Model, folder: Path, reference: str | None = None, mean: Sequence[float] = (0.0, 0.0, 0.0),
     std: Sequence[float] = (1.0, 1.0, 1.0), samples: int = 0, threads: int = 0, progress: Progress | None = None,
+    *, allow_pickle: bool = False,
 ) -> dict[str, Any]:
     """Top-1 and top-5 over a folder of labelled images; with `reference` the original's too, and the agreement.
 
-    The model must have one image input [N, 3, H, W] and its first output is the logits.
+    The model must have one image input [N, 3, H, W] and its first output is the logits. allow_pickle: as of text.
     """
     if model.info.kind != 0 or len(model.inputs) != 1 or len(model.inputs[0].shape) != 4 or (
             model.inputs[0].shape[1] != 3):
@@ -88,7 +90,7 @@ def images(
     if reference is not None:
         from edgec.importers.reference import load_reference
 
-        original = load_reference(reference)
+        original = load_reference(reference, allow_pickle=allow_pickle)
     name, output = model.inputs[0].name, model.outputs[0].name
     ranks: dict[str, list[int]] = {"bundle": [], "reference": []}
     same, worst = 0, 0.0

@@ -195,6 +195,18 @@ def test_unusable_texts(edgec_cli: Cli, prose_bundle: Path, tmp_path: Path) -> N
 def test_arrays_for_a_language_model(edgec_cli: Cli, prose_bundle: Path, tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", np.zeros(3, np.float32))
     check(edgec_cli("run", prose_bundle, "--input", f"x={tmp_path}/x.npy"), "E0002", "language model")
+    outcome = edgec_cli("run", prose_bundle, "-p", "text", "-o", tmp_path / "out.npz")
+    check(outcome, "E0002", "language model", "at: -o", "--json")
+    assert "--input" not in outcome.err
+
+
+def test_pickles_have_to_be_somewhere(edgec_cli: Cli, prose_bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("Some words.")
+    check(edgec_cli("inspect", prose_bundle, "--allow-pickle"), "E0002", "holds no pickles")
+    check(edgec_cli("eval", prose_bundle, "--ppl", tmp_path / "text", "--allow-pickle"), "E0002", "--reference MODEL")
+    (tmp_path / "net.py").write_text("")
+    reference = ("--reference", f"{tmp_path}/net.py:create", "--allow-pickle")
+    check(edgec_cli("compare", prose_bundle, *reference), "E0002", "a factory source")
 
 
 def test_a_reference_of_another_kind(edgec_cli: Cli, prose_bundle: Path, tmp_path: Path) -> None:

@@ -73,6 +73,13 @@ def test_one_network_has_no_parts(folder: Make) -> None:
         assert caught.value.code == "E0002"
 
 
+def test_language_models_have_no_ranges(folder: Make) -> None:
+    with pytest.raises(EdgecError) as caught:
+        edgec.compile(folder("llama"), "never-written", dynamic={"input_ids": {1: (1, 8)}})
+    assert (caught.value.code, caught.value.where) == ("E0002", "--dynamic input_ids")
+    assert "--ctx" in caught.value.hint
+
+
 def test_windows_wider_than_the_usual_lengths_are_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without its window of 50 on each side this model is wrong from 51 tokens on, and only there."""
     family = families.OTHERS["modernbert"][0]
