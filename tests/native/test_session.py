@@ -221,7 +221,8 @@ def test_generate_stops(lm: Model) -> None:
 
 def test_interrupted_generation(lm: Model) -> None:
     """Ctrl-C that comes while the runtime works reaches Python at a callback's first instruction."""
-    before = signal.getsignal(signal.SIGINT)
+    # A parent that ignores Ctrl-C, as a shell does for its background jobs, hands that down to the tests.
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
     made: list[int] = []
 
     def press(token: int, text: str) -> None:
@@ -229,11 +230,14 @@ def test_interrupted_generation(lm: Model) -> None:
         if len(made) == 2:
             signal.raise_signal(signal.SIGINT)
 
-    with lm.session() as session:
-        with pytest.raises(KeyboardInterrupt):
-            session.generate(PROMPT, 8, ignore_eos=True, on_token=press)
-        assert len(made) == 2
-    assert signal.getsignal(signal.SIGINT) is before
+    try:
+        with lm.session() as session:
+            with pytest.raises(KeyboardInterrupt):
+                session.generate(PROMPT, 8, ignore_eos=True, on_token=press)
+            assert len(made) == 2
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, inherited)
 
 
 def test_sampling_follows_the_distribution(lm: Model) -> None:
