@@ -6,6 +6,7 @@ LayerNormalization; a following Mul by a vector is its scale, a following Add of
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Any
 
 import numpy as np
@@ -101,8 +102,9 @@ class _AfterNorm(Rule):
                 return {"norm": norm, "vector": required(node, 1 - i), "width": scale.size}
         return None
 
+    @abstractmethod
     def fits(self, norm: ir.Node, plain: bool) -> bool:
-        raise NotImplementedError
+        """Whether `norm` can take the constant in; plain: its scale is all ones so far."""
 
     def check(self, node: ir.Node, **parts: Any) -> str | None:
         norm: ir.Node = parts["norm"]
