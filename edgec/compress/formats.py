@@ -7,6 +7,8 @@ Every tensor of a bundle has a `Dtype` (how one value is stored) and a `Format` 
   of 16 output channels is contiguous for every k. Element (n, k) is value number `((n // 16) * K + k) * 16 + n % 16`;
   rows from N to the next multiple of 16 are zero. Leading dims repeat that matrix.
 
+Low-bit matrices (formats_bits.py) and palettes (formats_palette.py) are plain u8 vectors with layouts of their own.
+
 Values are little-endian. F16 is IEEE binary16, BF16 the upper half of binary32; numpy has no bfloat16, so BF16 arrays
 are uint16 bit patterns here.
 """
@@ -20,6 +22,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edgec.compress.formats_bits import BitsSpec as BitsSpec
+from edgec.compress.formats_bits import Quantized as Quantized
+from edgec.compress.formats_bits import codes_of as codes_of
+from edgec.compress.formats_bits import dequantize as dequantize
+from edgec.compress.formats_bits import pack_bits64 as pack_bits64
+from edgec.compress.formats_bits import planes_of as planes_of
+from edgec.compress.formats_bits import unpack_bits64 as unpack_bits64
+from edgec.compress.formats_palette import PaletteSpec as PaletteSpec
+from edgec.compress.formats_palette import PaletteTensor as PaletteTensor
+from edgec.compress.formats_palette import dequantize_palette as dequantize_palette
+from edgec.compress.formats_palette import pack_palette as pack_palette
+from edgec.compress.formats_palette import unpack_palette as unpack_palette
 from edgec.errors import EdgecError
 
 Array = npt.NDArray[Any]

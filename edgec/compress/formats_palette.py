@@ -1,0 +1,123 @@
+"""Palettes: a weight as indices of 1 to 8 bits into tables of values or of short vectors along K.
+
+Layout `palette`: the index planes u8 [bits, N, ceil(M / 8)] of `planes_of` (M = ceil(K / vector) indices per row),
+zeros up to a multiple of 64 bytes, then the tables [tables, 2^bits, vector], float16 or float32, little-endian.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import numpy as np
+
+from edgec.compress.formats_bits import MAX_BITS, Array, bad, codes_of, planes_of
+
+_ALIGN = 64
+_TEXT = re.compile(r"palette([1-8])(?:r(\d+))?(?:v(\d+))?")
+
+
+@dataclass(frozen=True)
+class PaletteSpec:
+    """bits 1..8 per index; rows that share a table (0: all); values that one index stands for, neighbours along K.
+
+    Raises EdgecError (E0002).
+    """
+
+    bits: int
+    rows: int = 0
+    vector: int = 1
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.bits <= MAX_BITS:
+            raise bad("bits", self.bits, f"1..{MAX_BITS}")
+        if self.rows < 0 or self.vector < 1:
+            raise bad("palette", f"rows {self.rows}, vector {self.vector}", "rows >= 0, vector >= 1")
+
+    @classmethod
+    def parse(cls, text: str) -> PaletteSpec:
+        """`palette4`, `palette4r16` (a table per 16 rows), `palette8v2` (pairs)."""
+        match = _TEXT.fullmatch(text)
+        if match is None:
+            raise bad("quantization", repr(text), "paletteB with B bits, then rROWS and vVALUES: palette4, palette4r16")
+        return cls(int(match[1]), int(match[2] or 0), int(match[3] or 1))
+
+    def __str__(self) -> str:
+        rows = f"r{self.rows}" if self.rows else ""
+        return f"palette{self.bits}{rows}" + (f"v{self.vector}" if self.vector > 1 else "")
+
+    def tables(self, n: int) -> int:
+        """Tables of a matrix of n rows."""
+        return -(-n // self.rows) if self.rows else 1
+
+    def indices(self, k: int) -> int:
+        """Indices of a row of k columns; the last vector may reach beyond it."""
+        return -(-k // self.vector)
+
+    def bytes(self, n: int, k: int, value_bytes: int = 2) -> int:
+        """Bytes of a matrix [n, k] in `palette` with tables of 2 or 4 bytes per value."""
+        return self._index_bytes(n, k) + (self.tables(n) << self.bits) * self.vector * value_bytes
+
+    def bits_per_weight(self, n: int, k: int, value_bytes: int = 2) -> float:
+        return 8 * self.bytes(n, k, value_bytes) / (n * k)
+
+    def _index_bytes(self, n: int, k: int) -> int:
+        return -(-self.bits * n * -(-self.indices(k) // 8) // _ALIGN) * _ALIGN
+
+
+@dataclass(frozen=True)
+class PaletteTensor:
+    """A matrix [N, columns]: indices u8 [N, spec.indices(columns)]; lut f16 or f32 [tables, 2^bits], for vectors
+    [tables, 2^bits, vector]. Raises EdgecError (E0002) for arrays that are not that."""
+
+    spec: PaletteSpec
+    indices: Array
+    lut: Array
+    columns: int
+
+    def __post_init__(self) -> None:
+        spec, indices = self.spec, self.indices
+        if indices.dtype != np.uint8 or indices.ndim != 2 or indices.shape[1] != spec.indices(self.columns) or (
+            not indices.size):
+            raise bad("indices", f"{indices.dtype} {indices.shape}", f"uint8 [N, {spec.indices(self.columns)}]")
+        if int(indices.max()) >> spec.bits:
+            raise bad("indices", f"an index of {int(indices.max())}", f"0..{(1 << spec.bits) - 1}")
+        shape = (spec.tables(len(indices)), 1 << spec.bits, *((spec.vector,) if spec.vector > 1 else ()))
+        if self.lut.dtype not in (np.float16, np.float32) or self.lut.shape != shape:
+            raise bad("lut", f"{self.lut.dtype} {self.lut.shape}", f"float16 or float32 {shape}")
+        if not np.isfinite(self.lut).all():
+            raise bad("lut", "infinity or NaN", "finite values")
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return len(self.indices), self.columns
+
+
+def dequantize_palette(p: PaletteTensor) -> Array:
+    """The float32 weights [N, K]."""
+    n, k = p.shape
+    rows = np.arange(n)[:, None] // (p.spec.rows or n)
+    values: Array = p.lut.astype(np.float32)[rows, p.indices].reshape(n, -1)[:, :k]
+    return np.ascontiguousarray(values)
+
+
+def pack_palette(p: PaletteTensor) -> Array:
+    """The stored bytes u8 [spec.bytes(N, K, lut.itemsize)]."""
+    planes = planes_of(p.indices, p.spec.bits).reshape(-1)
+    lut = np.ascontiguousarray(p.lut, p.lut.dtype.newbyteorder("<")).view(np.uint8).reshape(-1)
+    return np.concatenate([planes, np.zeros(-planes.size % _ALIGN, np.uint8), lut])
+
+
+def unpack_palette(
+    data: bytes | memoryview | Array, spec: PaletteSpec, n: int, k: int, value_bytes: int = 2
+) -> PaletteTensor:
+    """The inverse of `pack_palette`. Raises EdgecError (E0002) for another number of bytes."""
+    flat = np.frombuffer(data, np.uint8)
+    if value_bytes not in (2, 4) or flat.size != spec.bytes(n, k, value_bytes):
+        raise bad(f"{spec} of {n} x {k}", f"{flat.size} bytes", f"{spec.bytes(n, k, value_bytes)}")
+    width = -(-spec.indices(k) // 8)
+    planes = flat[: spec.bits * n * width].reshape(spec.bits, n, width)
+    tables = spec.bytes(n, k, value_bytes) - (spec.tables(n) << spec.bits) * spec.vector * value_bytes
+    shape = (spec.tables(n), 1 << spec.bits, *((spec.vector,) if spec.vector > 1 else ()))
+    lut = flat[tables:].view("<f2" if value_bytes == 2 else "<f4").reshape(shape)
+    return PaletteTensor(spec, codes_of(planes, spec.indices(k)), lut, k)
