@@ -6,6 +6,7 @@ every other implementation is judged against it, and a backend without the opera
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -14,6 +15,7 @@ from types import MappingProxyType
 import onnx_ir as ir
 
 from edgec.errors import EdgecError
+from edgec.ir.dense_bodies import BIT_PLANE_TO_DENSE, PALETTE_TO_DENSE
 from edgec.ir.model import describe, dims_of, float_attr, graphs, int_attr, str_attr, walk
 
 DOMAIN = "edgec"
@@ -187,6 +189,25 @@ def _cost_cached_attention(node: ir.Node, symbols: Mapping[str, int]) -> Cost:
     return Cost(2 * hq * tokens * context * (d + dv), 4 * (cache + fresh))
 
 
+def _infer_dense(node: ir.Node) -> Inferred:
+    planes = dims_of(node.inputs[0])
+    rows = planes[1] if planes is not None and len(planes) == 3 else None
+    return ((ir.DataType.FLOAT, (rows, int_attr(node, "columns", 0))),)
+
+
+def _cost_dense(node: ir.Node, symbols: Mapping[str, int]) -> Cost:
+    """Every bit is looked at once; the compressed tensors are read and the dense one is written."""
+    read = 0
+    for value in node.inputs:
+        dims = dims_of(value)
+        if dims is None or value is None or value.dtype is None:
+            raise EdgecError("E0302", stage="cost", where=describe(node), found="an input of unknown type or rank")
+        read += math.prod(_number(node, d, symbols) for d in dims) * value.dtype.itemsize
+    rows = _number(node, (dims_of(node.inputs[0]) or (None, None))[1], symbols)
+    weights = rows * int_attr(node, "columns", 0)
+    return Cost(int(weights * int_attr(node, "bits", 0)), int(read + 4 * weights))
+
+
 OPS: Mapping[str, Op] = MappingProxyType({op.name: op for op in (
     Op(
         name="CachedAttention",
@@ -199,6 +220,30 @@ OPS: Mapping[str, Op] = MappingProxyType({op.name: op for op in (
         body=_CACHED_ATTENTION,
         infer=_infer_cached_attention,
         cost=_cost_cached_attention,
+    ),
+    # planes u8 [bits, N, ceil(columns / 8)]; scale f16 [bits, N, G] (uniform: [1, N, G]), offset f16 [N, G],
+    # G = ceil(columns / group_size): the arrays of edgec/compress/formats_bits.py. Result FLOAT [N, columns].
+    Op(
+        name="BitPlaneToDense",
+        inputs=("planes", "scale", "offset"),
+        outputs=("dense",),
+        attributes={"bits": None, "group_size": None, "columns": None, "uniform": 0},
+        types={"bits": int, "group_size": int, "columns": int, "uniform": int},
+        body=BIT_PLANE_TO_DENSE,
+        infer=_infer_dense,
+        cost=_cost_dense,
+    ),
+    # planes u8 [bits, N, ceil(M / 8)], M = ceil(columns / vector); lut f16 or f32 [tables, 2^bits] or, for vectors,
+    # [tables, 2^bits, vector]: edgec/compress/formats_palette.py. Result FLOAT [N, columns].
+    Op(
+        name="PaletteToDense",
+        inputs=("planes", "lut"),
+        outputs=("dense",),
+        attributes={"bits": None, "columns": None, "rows_per_table": 0, "vector": 1},
+        types={"bits": int, "columns": int, "rows_per_table": int, "vector": int},
+        body=PALETTE_TO_DENSE,
+        infer=_infer_dense,
+        cost=_cost_dense,
     ),
 )})
 
