@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edgec.compress.formats_bits import GROUPS as GROUPS
 from edgec.compress.formats_bits import BitsSpec as BitsSpec
 from edgec.compress.formats_bits import Quantized as Quantized
 from edgec.compress.formats_bits import codes_of as codes_of

@@ -197,7 +197,7 @@ def _infer_dense(node: ir.Node) -> Inferred:
 
 def _cost_dense(node: ir.Node, symbols: Mapping[str, int]) -> Cost:
     """Every bit is looked at once; the compressed tensors are read and the dense one is written."""
-    read = 0
+    read = 0.0
     for value in node.inputs:
         dims = dims_of(value)
         if dims is None or value is None or value.dtype is None:

@@ -82,7 +82,8 @@ def golden_section(model: ir.Model, plan: Plan) -> bytes | None:
     None where the format cannot describe it: a generic model with inputs or outputs that are not float32, or whose
     answer to such inputs is not a number. Raises EdgecError (E0202) when ONNX Runtime cannot run the graph.
     """
-    exact = all(s.dtype is Dtype.F32 for s in plan.states) and all(map(_lossless, plan.weights))
+    low_bit = any(call.kernel == "linear_bits" for entry in plan.entries for call in entry.calls)
+    exact = not low_bit and all(s.dtype is Dtype.F32 for s in plan.states) and all(map(_lossless, plan.weights))
     tolerance = _EXACT if exact else _ROUNDED
     if plan.model_kind == 1:
         return encode_golden(_language_model(model, plan, tolerance))

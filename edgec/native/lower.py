@@ -39,7 +39,7 @@ from edgec.native.lower_values import (
     of_data,
     safe_name,
 )
-from edgec.native.lower_weights import check_dequantize, fold_unpacked, lower_dequantize
+from edgec.native.lower_weights import check_dense, check_dequantize, fold_unpacked, lower_dense, lower_dequantize
 from edgec.native.plan import Entry, Plan, Port, Space, State
 
 _STAGE = "plan"
@@ -106,6 +106,7 @@ _STANDARD: dict[str, Row] = {
 }
 SUPPORTED: Mapping[tuple[str, str], Row] = {
     **{("", name): row for name, row in _STANDARD.items()}, _CACHED: Row(nn.lower_cached, nn.check_cached),
+    **dict.fromkeys((("edgec", "BitPlaneToDense"), ("edgec", "PaletteToDense")), Row(lower_dense, check_dense)),
 }
 
 
@@ -136,17 +137,18 @@ def layer_of(node: ir.Node) -> str:
 
 def build_plan(
     model: ir.Model, *, weights: Storage = "auto", kv: Literal["f32", "f16"] | None = None,
-    max_context: int | None = None, prefill_chunk: int = 256,
+    max_context: int | None = None, prefill_chunk: int = 256, low_bit: bool = True,
 ) -> Plan:
     """The plan of a graph in the lowered(native) stage (docs/ir.md); the graph is not changed.
 
     weights: storage of linear, convolution and embedding weights; "auto" keeps the smallest lossless type per tensor.
+    low_bit: keep weights of few bits as they are where a kernel reads them; False: every weight dense.
     kv: storage of the cache; None: what each edgec::CachedAttention says. max_context: tokens, None: the model's.
     Raises EdgecError: E0301 with every node that cannot be lowered, E0302 for shapes that cannot be planned, E0002 for
     settings the model cannot have.
     """
     info = info_of(model)
-    store = Weights(weights)
+    store = Weights(weights, low_bit)
     if info.task != "causal-lm" and max_context is not None:
         raise EdgecError("E0002", stage=_STAGE, where="max_context", found=str(max_context),
                          wanted="a language model", hint="leave the context out: this model has none")
@@ -182,7 +184,7 @@ def unsupported_nodes(model: ir.Model) -> tuple[tuple[ir.Node, str], ...]:
     Raises EdgecError for what is not about one node, as `build_plan` does.
     """
     try:
-        build_plan(model, weights="f32")  # float32, because choosing a storage type reads every weight
+        build_plan(model, weights="f32", low_bit=False)  # choosing how to store a weight would read it
     except UnsupportedNodesError as e:
         return e.nodes
     return ()

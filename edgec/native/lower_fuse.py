@@ -12,7 +12,8 @@ from edgec.native.dims import Dim, product
 from edgec.native.lower_values import Buf, Draft, View
 from edgec.native.plan import KERNELS, Space
 
-_PRODUCTS = ("linear", "conv2d", "dwconv2d")
+# Products, with the place of `act, residual_first` among their ints.
+_PRODUCTS = {"linear": 0, "linear_bits": 0, "conv2d": -2, "dwconv2d": -2}
 _ACTIVATIONS = range(1, 32)
 _ADD, _MUL, _SILU = 0, 2, 4
 _BIAS, _RESIDUAL = 3, 4  # operand places of a product: y, x, w, bias, residual
@@ -91,7 +92,7 @@ def _epilogue(calls: _Calls, at: int, draft: Draft) -> None:
     if draft.kernel == "unary" and draft.ints[0] in _ACTIVATIONS:
         made = calls.maker(draft.operands[1])
         product_call = None if made is None else calls.drafts[made]
-        if made is None or product_call is None or product_call.kernel not in _PRODUCTS or product_call.ints[-2]:
+        if made is None or product_call is None or _act(product_call) != 0:
             return
         # The activation comes after whatever was added before.
         first = int(product_call.operands[_RESIDUAL] is not None)
@@ -112,7 +113,7 @@ def _epilogue(calls: _Calls, at: int, draft: Draft) -> None:
             assert y is not None
             channels = y.dims[-1]
             is_row = product(other.dims) == channels and other.dims[-1:] == (channels,) and mine.dims[-1] == channels
-            if is_row and other.dims != out.dims and not product_call.ints[-2]:
+            if is_row and other.dims != out.dims and not _act(product_call):
                 if product_call.operands[_BIAS] is None:
                     bias = replace(other, dims=(channels,))
                     calls.put(at, _extended(product_call, draft, bias=bias), made)
@@ -121,6 +122,11 @@ def _epilogue(calls: _Calls, at: int, draft: Draft) -> None:
             if other.dims == out.dims and other.buf is not mine.buf:
                 calls.put(at, _extended(product_call, draft, residual=replace(other, dims=y.dims)), made)
                 return
+
+
+def _act(call: Draft) -> int | Dim | None:
+    """The activation that a product applies already; None for a call that is no product."""
+    return call.ints[_PRODUCTS[call.kernel]] if call.kernel in _PRODUCTS else None
 
 
 def _extended(
@@ -137,7 +143,8 @@ def _extended(
     operands[_RESIDUAL] = operands[_RESIDUAL] if residual is None else residual
     ints = list(call.ints)
     if act is not None:
-        ints[-2:] = [act, first]
+        at = _PRODUCTS[call.kernel] % len(ints)
+        ints[at : at + 2] = [act, first]
     return Draft(call.kernel, call.layer, operands, ints, list(call.floats if floats is None else floats))
 
 

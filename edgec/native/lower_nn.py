@@ -8,11 +8,12 @@ from collections.abc import Sequence
 import onnx_ir as ir
 
 from edgec.compress.formats import Dtype, Format
-from edgec.ir.model import const_tensor, float_attr, input_of, int_attr, ints_attr, producer, required, str_attr
+from edgec.ir.model import dims_of, float_attr, input_of, int_attr, ints_attr, required, str_attr
 from edgec.native.dims import Dim, dim, dim_max, product
 from edgec.native.lower_math import axis_last, binary, broadcast, lift, need_f32, reorder
 from edgec.native.lower_shape import expand, gather, reshape
 from edgec.native.lower_values import Const, Dims, Lowering, UnsupportedError, Value, View, identity
+from edgec.native.lower_weights import is_constant
 
 _HEADS = (0, 2, 1, 3)  # [B, H, T, D] as the kernels want it: [B, T, H, D]
 
@@ -60,11 +61,10 @@ def check_window(node: ir.Node) -> str | None:
     if any(p < 0 for p in ints_attr(node, "pads") or ()):
         return "negative padding"
     if node.op_type == "Conv":
-        unpack = producer(input_of(node, 1), "DequantizeLinear")
-        weight = const_tensor(input_of(node, 1) if unpack is None else unpack.inputs[0])
-        if weight is None:
+        if not is_constant(input_of(node, 1)):
             return "the weight is computed at run time"
-        return None if len(weight.shape) in (3, 4) else f"{len(weight.shape) - 2} spatial axes; the kernels have 1 or 2"
+        rank = len(dims_of(input_of(node, 1)) or ())
+        return None if rank in (3, 4) else f"{rank - 2} spatial axes; the kernels have 1 or 2"
     spatial = len(ints_attr(node, "kernel_shape") or ())
     if spatial not in (1, 2):
         return f"{spatial} spatial axes; the kernels have 1 or 2"
@@ -102,8 +102,7 @@ def lower_conv(ctx: Lowering, node: ir.Node) -> Value:
     padded = any(p != 0 for p in (*begins, *ends))
     params: list[int | Dim] = [*kernel, *strides, *begins, *dilations]
     if kernel == (1, 1) and strides == (1, 1) and groups == 1 and not padded:
-        w = ctx.weight(weight.reshape([out_channels, per_group]), Format.PANEL16, wide=False)
-        ctx.emit("linear", [out], [source, w, bias, None], [0, 0], [0.0, 0.0])
+        _emit_linear(ctx, out, source, weight.reshape([out_channels, per_group]), bias)
     elif groups > 1 and per_group == 1 and out_channels == groups:
         cells = kernel[0] * kernel[1]
         w = ctx.weight(weight.reshape([out_channels, cells]).transpose((1, 0)))
@@ -167,9 +166,19 @@ def linear(ctx: Lowering, x: Value, weight: Const, bias: View | None) -> Value:
     source = ctx.view(x, order)
     dims = (*x.dims[:-1], dim(n))
     out = ctx.fresh([dims[a] for a in order])
-    w = ctx.weight(weight, Format.PANEL16, wide=False)
-    ctx.emit("linear", [out], [source, w, bias, None], [0, 0], [0.0, 0.0])
+    _emit_linear(ctx, out, source, weight, bias)
     return Value(dims, Dtype.F32, order, buf=out.buf)
+
+
+def _emit_linear(ctx: Lowering, out: View, source: View, weight: Const, bias: View | None) -> None:
+    """The kernel for the form in which the weight [N, K] is stored."""
+    low = weight.low_bit
+    if low is None:
+        w = ctx.weight(weight, Format.PANEL16, wide=False)
+        ctx.emit("linear", [out], [source, w, bias, None], [0, 0], [0.0, 0.0])
+    else:
+        ints = [0, 0, low.dims[0], low.spec.bits, low.spec.group, int(low.spec.uniform)]
+        ctx.emit("linear_bits", [out], [source, ctx.packed(weight, low), bias, None], ints, [0.0, 0.0])
 
 
 def matmul(ctx: Lowering, a: Value, b: Value, alpha: float = 1.0) -> Value:

@@ -15,6 +15,7 @@ from edgec.native.lower_math import broadcast, lift, norm_axis, reorder
 from edgec.native.lower_values import (
     Const,
     Dims,
+    LowBit,
     Lowering,
     UnsupportedError,
     Value,
@@ -392,6 +393,10 @@ def lower_gather(ctx: Lowering, node: ir.Node) -> Value:
 
 def gather(ctx: Lowering, x: Value, index: Value, axis: int) -> Value:
     """Rows of `x` along `axis`; dims are those of ONNX Gather."""
+    if axis == 0 and x.const is not None and x.const.low_bit is not None:
+        rows = position_rows(ctx, x.const, index)
+        if rows.low_bit is not None:
+            return _gather_bits(ctx, rows, rows.low_bit, index)
     table, source = _table(ctx, x, index, axis)
     place = source.order.index(axis)
     memory = source.physical
@@ -415,6 +420,17 @@ def gather(ctx: Lowering, x: Value, index: Value, axis: int) -> Value:
     for a in source.order:
         order.extend(range(axis, axis + index.rank) if a == axis else [a + shift if a > axis else a])
     return Value(dims, x.dtype, tuple(order), buf=out.buf)
+
+
+def _gather_bits(ctx: Lowering, table: Const, low: LowBit, index: Value) -> Value:
+    """Rows of a table of few bits."""
+    n, k = low.dims
+    idx = ctx.rows(index if index.dtype in (Dtype.I32, Dtype.I64) else ctx.cast(index, Dtype.I64))
+    out = ctx.fresh([index.count, k])
+    ints = [n, k, low.spec.bits, low.spec.group, int(low.spec.uniform)]
+    ctx.emit("gather_bits", [out], [ctx.packed(table, low), idx.as_dims([index.count])], ints)
+    dims = (*index.dims, dim(k))
+    return Value(dims, Dtype.F32, identity(len(dims)), buf=out.buf)
 
 
 def _table(ctx: Lowering, x: Value, index: Value, axis: int) -> tuple[View, Value]:

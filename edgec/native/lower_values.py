@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 import onnx_ir as ir
 
-from edgec.compress.formats import Array, Dtype, Format, lossless_dtype
+from edgec.compress.formats import Array, BitsSpec, Dtype, Format, Quantized, lossless_dtype, pack_bits64
 from edgec.errors import EdgecError
 from edgec.ir.model import SMALL, input_of
 from edgec.ir.weights import release
@@ -76,11 +76,20 @@ class Draft:
 
 
 @dataclass(frozen=True)
+class LowBit:
+    """A matrix of `dims` [N, K] that can be stored in few bits; load reads it anew at every call."""
+
+    spec: BitsSpec
+    dims: tuple[int, int]
+    load: Callable[[], Quantized]
+
+
+@dataclass(frozen=True)
 class Const:
     """A constant: `base` read by `read`, seen through `perm`. dtype F32 stands for any float type.
 
     base: names the bytes (equal base, equal bytes); label: the model's own name, for people; source: the tensor whose
-    file is unmapped after use.
+    file is unmapped after use; low: the same matrix in few bits; origin: how the model stores it, "" for as it is.
     """
 
     base: str
@@ -90,6 +99,14 @@ class Const:
     perm: tuple[int, ...]
     label: str = ""
     source: ir.TensorProtocol | None = None
+    low: LowBit | None = None
+    origin: str = ""
+
+    @property
+    def low_bit(self) -> LowBit | None:
+        """`low` while this is the whole matrix in its own order."""
+        same = self.low is not None and self.perm == (0, 1) and self.dims == self.low.dims
+        return self.low if same else None
 
     @property
     def dims(self) -> tuple[int, ...]:
@@ -117,7 +134,7 @@ class Const:
         name = f"{self.name}.{suffix}"
         return Const(
             name, lambda: change(self.load()), tuple(dims), self.dtype, identity(len(dims)), self.label or self.base,
-            self.source,
+            self.source, origin=self.origin,
         )
 
     def reshape(self, dims: Sequence[int]) -> Const:
@@ -216,7 +233,9 @@ class Weights:
     tensor."""
 
     storage: Storage
+    low_bit: bool = True  # False: every weight dense, and nothing is read before the bundle is written
     items: list[Weight] = field(default_factory=list)
+    known: dict[str, LowBit | None] = field(default_factory=dict)  # what was found out by reading, by name of the base
     _index: dict[tuple[object, ...], int] = field(default_factory=dict)
     _lossless: dict[str, Dtype] = field(default_factory=dict)
     _names: dict[str, int] = field(default_factory=dict)
@@ -227,13 +246,24 @@ class Weights:
         as_is = fmt is Format.PLAIN and const.perm == identity(len(const.perm))
         key = (const.base, None if as_is else (const.base_dims, const.perm), fmt, dtype)
         if key not in self._index:
-            self._index[key] = len(self.items)
-            # Tensors are called as in the model; a second packing of the same one is numbered.
-            label = safe_name(const.label or const.base)
-            used = self._names[label] = self._names.get(label, 0) + 1
-            name = label + (f".{used}" if used > 1 else "")
-            self.items.append(Weight(name, dtype, fmt, const.dims or (1,), const.load, const.release))
+            self._put(key, const, lambda name: Weight(name, dtype, fmt, const.dims or (1,), const.load, const.release,
+                                                      const.origin))
         return self._index[key]
+
+    def add_packed(self, const: Const, low: LowBit) -> int:
+        """The index of the tensor that holds `low`, the few-bit form of `const`, as bytes of `bits64`."""
+        key = (const.base, "bits64")
+        if key not in self._index:
+            self._put(key, const, lambda name: Weight(name, Dtype.U8, Format.PLAIN, (low.spec.bytes(*low.dims),),
+                                                      lambda: pack_bits64(low.load()), const.release))
+        return self._index[key]
+
+    def _put(self, key: tuple[object, ...], const: Const, make: Callable[[str], Weight]) -> None:
+        self._index[key] = len(self.items)
+        # Tensors are called as in the model; a second packing of the same one is numbered.
+        label = safe_name(const.label or const.base)
+        used = self._names[label] = self._names.get(label, 0) + 1
+        self.items.append(make(label + (f".{used}" if used > 1 else "")))
 
     def _stored(self, const: Const) -> Dtype:
         if self.storage != "auto":
@@ -390,6 +420,12 @@ class Lowering:
         dims = tuple(dim(d) for d in const.dims)
         # A scalar is stored as one value: tensors have rank 1 or more.
         return View(Buf(Space.WEIGHT, dim(stored.bytes), index), stored.dtype, dims, fmt)
+
+    def packed(self, const: Const, low: LowBit) -> View:
+        """The operand that holds `low`, the few-bit form of `const`."""
+        index = self.weights.add_packed(const, low)
+        size = dim(self.weights.items[index].bytes)
+        return View(Buf(Space.WEIGHT, size, index), Dtype.U8, (size,))
 
     def shared(self, key: object, make: Callable[[], View]) -> View:
         """`make()` once per key and entry."""

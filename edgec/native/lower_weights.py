@@ -1,7 +1,8 @@
-"""Lowering of weights that are stored smaller than they are used: DequantizeLinear of constants and what follows it.
+"""Lowering of weights that are stored smaller than they are used: what decompresses constants and what follows it.
 
 The result is a constant that unpacks itself whenever the bundle writer or a packer reads it, one tensor at a time, so
-a model of any size needs the memory of its largest weight only.
+a model of any size needs the memory of its largest weight only. Where the codes and scales have a few-bit form
+(`LowBit`), linears and gathers of whole matrices keep it; all other readers get dense values.
 """
 
 from __future__ import annotations
@@ -11,12 +12,35 @@ from collections.abc import Callable
 import numpy as np
 import onnx_ir as ir
 
-from edgec.compress.formats import Array, Dtype
-from edgec.ir.model import const_tensor, input_of, int_attr, required
+from edgec.compress.formats import (
+    GROUPS,
+    Array,
+    BitsSpec,
+    Dtype,
+    PaletteSpec,
+    PaletteTensor,
+    Quantized,
+    codes_of,
+    dequantize,
+    dequantize_palette,
+)
+from edgec.errors import EdgecError
+from edgec.ir.model import const_tensor, input_of, int_attr, op_of, required
+from edgec.ir.ops import DOMAIN
 from edgec.ir.weights import release
-from edgec.native.lower_values import Const, Lowering, UnsupportedError, Value, identity, of_const
+from edgec.native.lower_values import Const, LowBit, Lowering, UnsupportedError, Value, identity, of_const
 
 _FLOATS = {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16}
+_DECOMPRESS = {("", "DequantizeLinear"), (DOMAIN, "BitPlaneToDense"), (DOMAIN, "PaletteToDense")}
+
+
+def is_constant(value: ir.Value | None) -> bool:
+    """Whether `value` is a constant, or one after decompressing and rearranging."""
+    if value is None or const_tensor(value) is not None:
+        return value is not None
+    node = value.producer()
+    unpacks = node is not None and (op_of(node) in _DECOMPRESS or (not node.domain and node.op_type in _FOLDS))
+    return node is not None and unpacks and all(v is None or is_constant(v) for v in node.inputs)
 
 
 def check_dequantize(node: ir.Node) -> str | None:
@@ -61,9 +85,127 @@ def lower_dequantize(ctx: Lowering, node: ir.Node) -> Value:
         return rounded(dense, target)
 
     name = node.outputs[0].name or node.name or "dequantized"
-    result = Const(name, read, shape, Dtype.F32, identity(len(shape)), label=required(node, 0).name or name)
+    origin = f"{codes.dtype.name.lower()}{f' in blocks of {block}' if block else ''}"
+    result = Const(name, read, shape, Dtype.F32, identity(len(shape)), required(node, 0).name or name, origin=origin)
+    if ctx.weights.low_bit and block and len(shape) == 2 and target == ir.DataType.FLOAT:
+        along_k = (lambda a: a) if axis else np.transpose
+
+        def stored(factors: Array) -> Array:
+            return np.ascontiguousarray(along_k(factors))
+
+        if name not in ctx.weights.known:
+            ctx.weights.known[name] = _low_bit(
+                lambda: stored(np.asarray(codes.numpy()).astype(np.int16)), lambda: stored(scale.load()),
+                None if zero is None else lambda: stored(np.asarray(zero.numpy()).astype(np.int16)), block)
+            release(codes)
+        low = ctx.weights.known[name]
+        if low is not None:
+            # A matrix [K, N] with blocks along its first axis is the transpose of one that can stay as it is.
+            result = Const(name, lambda: stored(read()), low.dims, Dtype.F32, (0, 1) if axis else (1, 0), result.label,
+                           low=low, origin=str(low.spec))
     ctx.unpacked.add(node.outputs[0])
     return of_const(result)
+
+
+def _low_bit(
+    codes: Callable[[], Array], scale: Callable[[], Array], zero: Callable[[], Array] | None, block: int
+) -> LowBit | None:
+    """The uniform form of codes [N, K] with factors [N, ceil(K / block)]; None where it would not be exact.
+
+    Reads everything once: how many bits the codes need decides the format.
+    """
+    values, factors = codes(), scale()
+    n, k = values.shape
+    group = next((g for g in sorted(GROUPS, reverse=True) if block % g == 0 or block >= k), None)
+    with np.errstate(over="ignore"):
+        halves = factors.astype(np.float16)
+    if group is None or not np.isfinite(halves).all() or not np.array_equal(halves.astype(np.float32), factors):
+        return None
+    least = int(values.min())
+    spec = BitsSpec(max(1, (int(values.max()) - least).bit_length()), group, True)
+    blocks = np.minimum(np.arange(spec.groups(k)) * group // block, factors.shape[1] - 1)
+
+    def load() -> Quantized:
+        # Codes are integers of at most 9 bits with their sign, so are zero points: float16 holds them.
+        zeros = np.zeros_like(scale()) if zero is None else zero()
+        return Quantized(spec, (codes() - least).astype(np.uint8), scale().astype(np.float16)[:, blocks],
+                         (zeros - least).astype(np.float16)[:, blocks])
+
+    return LowBit(spec, (n, k), load)
+
+
+def check_dense(node: ir.Node) -> str | None:
+    """BitPlaneToDense and PaletteToDense of constants whose attributes and shapes fit each other."""
+    if any(const_tensor(v) is None for v in node.inputs):
+        return "it decompresses values known only at run time"
+    try:
+        wanted = _bit_shapes(node) if node.op_type == "BitPlaneToDense" else _palette_shapes(node)
+    except EdgecError as e:
+        return f"{e.where} = {e.found}, wanted {e.wanted}"
+    for value, shape in zip(node.inputs, wanted, strict=True):
+        tensor = const_tensor(value)
+        if tensor is not None and tuple(tensor.shape.numpy()) != shape:
+            return f"an input of shape {list(tensor.shape.numpy())}, wanted {list(shape)}"
+    return None
+
+
+def _rows(node: ir.Node) -> int:
+    planes = const_tensor(node.inputs[0])
+    dims = () if planes is None else tuple(planes.shape.numpy())
+    return int(dims[1]) if len(dims) == 3 else 0
+
+
+def _bits_spec(node: ir.Node) -> BitsSpec:
+    return BitsSpec(int_attr(node, "bits", 0), int_attr(node, "group_size", 0), bool(int_attr(node, "uniform", 0)))
+
+
+def _bit_shapes(node: ir.Node) -> tuple[tuple[int, ...], ...]:
+    spec, n, k = _bits_spec(node), _rows(node), int_attr(node, "columns", 0)
+    return (spec.bits, n, -(-k // 8)), (spec.planes, n, spec.groups(k)), (n, spec.groups(k))
+
+
+def _palette_spec(node: ir.Node) -> PaletteSpec:
+    return PaletteSpec(int_attr(node, "bits", 0), int_attr(node, "rows_per_table", 0), int_attr(node, "vector", 1))
+
+
+def _palette_shapes(node: ir.Node) -> tuple[tuple[int, ...], ...]:
+    spec, n, k = _palette_spec(node), _rows(node), int_attr(node, "columns", 0)
+    table = (spec.tables(n), 1 << spec.bits, *((spec.vector,) if spec.vector > 1 else ()))
+    return (spec.bits, n, -(-spec.indices(k) // 8)), table
+
+
+def lower_dense(ctx: Lowering, node: ir.Node) -> Value:
+    """A constant in few bits, or of a palette: those are stored dense, for want of a kernel."""
+    arrays = [const_tensor(v) for v in node.inputs]
+    k, dims = int_attr(node, "columns", 0), (_rows(node), int_attr(node, "columns", 0))
+    spec = _bits_spec(node) if node.op_type == "BitPlaneToDense" else _palette_spec(node)
+
+    def read() -> list[Array]:
+        values = [np.asarray(t.numpy()) for t in arrays if t is not None]
+        planes = values[0]
+        count = k if isinstance(spec, BitsSpec) else spec.indices(k)
+        codes = codes_of(planes, count)
+        for tensor in arrays:
+            if tensor is not None:
+                release(tensor)
+        return [codes, *values[1:]]
+
+    def bits() -> Quantized:
+        codes, scale, offset = read()
+        assert isinstance(spec, BitsSpec)
+        return Quantized(spec, codes, scale[0] if spec.uniform else scale, offset)
+
+    def dense() -> Array:
+        if isinstance(spec, BitsSpec):
+            return dequantize(bits())
+        indices, table = read()
+        return dequantize_palette(PaletteTensor(spec, indices, table, k))
+
+    name = node.outputs[0].name or node.name or node.op_type
+    label = (required(node, 0).name or name).removesuffix(".planes")
+    low = LowBit(spec, dims, bits) if isinstance(spec, BitsSpec) and ctx.weights.low_bit else None
+    ctx.unpacked.add(node.outputs[0])
+    return of_const(Const(name, dense, dims, Dtype.F32, (0, 1), label, low=low, origin=str(spec)))
 
 
 def rounded(values: Array, target: ir.DataType) -> Array:
@@ -99,9 +241,12 @@ def fold_unpacked(ctx: Lowering, node: ir.Node) -> Value | None:
     if len(consts) != len(sources) or shape is None or not shape.is_static() or not floats:
         return None
     dims = tuple(int(d) for d in shape.numpy())
+    ctx.unpacked.add(node.outputs[0])
+    if node.op_type == "Reshape" and consts[0].perm == identity(len(consts[0].perm)):
+        return of_const(consts[0].reshape(dims))  # the same values in the same order, in few bits if they were
     change = _FOLDS[node.op_type]
     name = node.outputs[0].name or node.name or node.op_type
-    label = next(c.label or c.base for v, c in zip(sources, consts, strict=True) if v in ctx.unpacked)
-    result = Const(name, lambda: change(node, *(c.load() for c in consts)), dims, Dtype.F32, identity(len(dims)), label)
-    ctx.unpacked.add(node.outputs[0])
+    first = next(c for v, c in zip(sources, consts, strict=True) if v in ctx.unpacked)
+    result = Const(name, lambda: change(node, *(c.load() for c in consts)), dims, Dtype.F32, identity(len(dims)),
+                   first.label or first.base, origin=first.origin)
     return of_const(result)

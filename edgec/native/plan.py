@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from edgec.compress.formats import Array, Dtype, Format, storage_bytes
+from edgec.compress.formats import Array, BitsSpec, Dtype, Format, storage_bytes
 from edgec.native.dims import Dim, product
 
 ALIGN = 64
@@ -41,8 +41,8 @@ class KernelRow:
 _NORM = ((0, 2), (0, 3), (1, 2), (1, 3))
 # One row per kernel of docs/kernels.md; kernels/kernels.def holds the same names and counts.
 KERNELS: dict[str, KernelRow] = {
-    "linear": KernelRow(), "conv2d": KernelRow(), "dwconv2d": KernelRow(), "pool2d": KernelRow(),
-    "resize2d": KernelRow(), "rnn": KernelRow(3),
+    "linear": KernelRow(), "linear_bits": KernelRow(), "gather_bits": KernelRow(), "conv2d": KernelRow(),
+    "dwconv2d": KernelRow(), "pool2d": KernelRow(), "resize2d": KernelRow(), "rnn": KernelRow(3),
     "matmul": KernelRow(), "attention_cached": KernelRow(), "attention": KernelRow(), "kv_write": KernelRow(),
     "rmsnorm": KernelRow(2, _NORM), "layernorm": KernelRow(2, _NORM), "rope": KernelRow(1, ((0, 1),)),
     "unary": KernelRow(1, ((0, 1),)), "binary": KernelRow(1, ((0, 1), (0, 2))), "glu": KernelRow(1, ((0, 1), (0, 2))),
@@ -130,7 +130,8 @@ def _nothing() -> None:
 @dataclass(frozen=True)
 class Weight:
     """A constant tensor. load: its logical values (float32 for float types), read anew at every call. release: gives
-    back the memory behind them, once no array from `load` is in use."""
+    back the memory behind them, once no array from `load` is in use. origin: the compressed form that the model has it
+    in, while the plan stores it dense; not in the file."""
 
     name: str
     dtype: Dtype
@@ -138,6 +139,7 @@ class Weight:
     dims: tuple[int, ...]
     load: Callable[[], Array] = field(compare=False, repr=False)
     release: Callable[[], None] = field(default=_nothing, compare=False, repr=False)
+    origin: str = field(default="", compare=False)
 
     @property
     def bytes(self) -> int:
@@ -156,14 +158,60 @@ class Entry:
     scratch_bytes: int = 0
 
 
+def low_bit_matrix(call: Call) -> tuple[int, BitsSpec, int, int] | None:
+    """(tensor, its parameters, N, K) of a call that reads a weight of few bits, else None.
+
+    Raises EdgecError (E0002) for parameters that no format has.
+    """
+    if call.kernel == "linear_bits":
+        weight, k = call.operands[2], call.operands[1].dims[-1].hi
+        n, bits, group, uniform = map(_number, call.ints[2:6])
+    elif call.kernel == "gather_bits":
+        weight = call.operands[1]
+        n, k, bits, group, uniform = map(_number, call.ints[:5])
+    else:
+        return None
+    return weight.index, BitsSpec(bits, group, bool(uniform)), n, k
+
+
+def _number(value: int | Dim) -> int:
+    return value.hi if isinstance(value, Dim) else value
+
+
+@dataclass(frozen=True)
+class StoredWeight:
+    """How the plan stores a weight of logical `shape`. form: "f16/p16", "hlq2g128"; origin: as of Weight; kernels:
+    that read it."""
+
+    name: str
+    shape: tuple[int, ...]
+    form: str
+    bytes: int
+    origin: str
+    kernels: tuple[str, ...]
+
+    @property
+    def count(self) -> int:
+        return int(np.prod(self.shape, dtype=object))
+
+    @property
+    def bits(self) -> float:
+        """Stored bits per value, padding and scales included."""
+        return 8 * self.bytes / self.count
+
+    def text(self) -> str:
+        return f"{self.form}[{', '.join(map(str, self.shape))}] {self.bits:.4g} bits"
+
+
 @dataclass(frozen=True)
 class MemoryTable:
     """Bytes a process needs: the mapped weights, one arena (the largest entry's), scratch per thread, and the state.
 
-    state: context length -> bytes; the key is 0 for models without state.
+    bits_per_weight: of all tensors together. state: context length -> bytes; the key is 0 for models without state.
     """
 
     weights: int
+    bits_per_weight: float
     arena: dict[str, int]
     scratch_per_thread: int
     state: dict[int, int]
@@ -176,7 +224,8 @@ class MemoryTable:
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "weights": self.weights, "arena": dict(self.arena), "scratch_per_thread": self.scratch_per_thread,
+            "weights": self.weights, "bits_per_weight": round(self.bits_per_weight, 4), "arena": dict(self.arena),
+            "scratch_per_thread": self.scratch_per_thread,
             "state": {str(k): v for k, v in self.state.items()}, "peak": {str(k): v for k, v in self.peak.items()},
         }
 
@@ -220,10 +269,31 @@ class Plan:
         """Memory at the given context lengths (default: the maximum)."""
         chosen = (tuple(contexts) or (self.max_context,)) if self.states else (0,)
         state = {c: sum(s.bytes.at({"context": c}) for s in self.states) for c in chosen}
+        weights, values = sum(w.bytes for w in self.weights), sum(w.count for w in self.stored())
         return MemoryTable(
-            weights=sum(w.bytes for w in self.weights), arena={e.name: e.arena_bytes for e in self.entries},
+            weights=weights, bits_per_weight=8 * weights / max(1, values),
+            arena={e.name: e.arena_bytes for e in self.entries},
             scratch_per_thread=max(e.scratch_bytes for e in self.entries), state=state,
         )
+
+    def stored(self) -> tuple[StoredWeight, ...]:
+        """Every weight, in order, with its logical shape and the kernels that read it."""
+        low: dict[int, tuple[BitsSpec, int, int]] = {}
+        kernels: dict[int, dict[str, None]] = {}
+        for call in (c for e in self.entries for c in e.calls):
+            matrix = low_bit_matrix(call)
+            if matrix is not None:
+                low[matrix[0]] = matrix[1:]
+            for operand in call.inputs:
+                if operand.space is Space.WEIGHT:
+                    kernels.setdefault(operand.index, {})[call.kernel] = None
+        found = []
+        for i, w in enumerate(self.weights):
+            form, shape = _form(w.dtype, w.format), w.dims
+            if i in low:
+                form, shape = str(low[i][0]), low[i][1:]
+            found.append(StoredWeight(w.name, shape, form, w.bytes, w.origin, tuple(kernels.get(i, ()))))
+        return tuple(found)
 
     def text(self) -> str:
         """The whole plan, one line per weight, state and call; stable between runs."""
@@ -232,8 +302,10 @@ class Plan:
             lines[0] += f"  context {self.max_context}  vocab {self.vocab_size}  chunk {self.prefill_chunk}"
         for symbol in sorted({s for d in self.dims() for s in d.symbols}, key=lambda s: s.name):
             lines.append(f"symbol {symbol.name} in {symbol.min}..{symbol.max}")
-        for i, weight in enumerate(self.weights):
-            lines.append(f"w{i} {weight.name}: {_type(weight.dtype, weight.format, weight.dims)}")
+        for i, (weight, stored) in enumerate(zip(self.weights, self.stored(), strict=True)):
+            low = f" = {stored.text()}" if stored.form != _form(weight.dtype, weight.format) else ""
+            dense = f", dense from {weight.origin}" if weight.origin else ""
+            lines.append(f"w{i} {weight.name}: {_type(weight.dtype, weight.format, weight.dims)}{low}{dense}")
         for i, state in enumerate(self.states):
             shape = _type(state.dtype, Format.PLAIN, state.dims)
             lines.append(f"s{i} {state.name}: {shape} axis {state.sequence_axis}")
@@ -259,9 +331,12 @@ def call_text(call: Call) -> str:
 _PREFIX: Mapping[Space, str] = {Space.WEIGHT: "w", Space.INPUT: "in", Space.OUTPUT: "out", Space.STATE: "s"}
 
 
+def _form(dtype: Dtype, fmt: Format) -> str:
+    return f"{dtype.name.lower()}{'/p16' if fmt is Format.PANEL16 else ''}"
+
+
 def _type(dtype: Dtype, fmt: Format, dims: Sequence[Dim | int]) -> str:
-    shape = ", ".join(map(str, dims))
-    return f"{dtype.name.lower()}{'/p16' if fmt is Format.PANEL16 else ''}[{shape}]"
+    return f"{_form(dtype, fmt)}[{', '.join(map(str, dims))}]"
 
 
 def _operand(operand: Operand) -> str:

@@ -10,8 +10,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from edgec.compress.formats import Format
+from edgec.errors import EdgecError
 from edgec.native.dims import LIMIT, MAX_SIZE, Dim, product
-from edgec.native.plan import ALIGN, KERNELS, Call, Entry, Operand, Plan, Port, Space, State, Weight
+from edgec.native.plan import ALIGN, KERNELS, Call, Entry, Operand, Plan, Port, Space, State, Weight, low_bit_matrix
 
 
 def plan_problems(plan: Plan) -> list[str]:
@@ -35,7 +36,7 @@ def _entry(plan: Plan, entry: Entry) -> Iterator[str]:
         if len(call.operands) < KERNELS[call.kernel].n_out:
             yield f"{where}: too few operands"
             continue
-        for text in (t for o in call.operands for t in _operand(plan, entry, o)):
+        for text in (*(t for o in call.operands for t in _operand(plan, entry, o)), *_low_bit(plan, call)):
             yield f"{where}: {text}"
         for operand in call.inputs:
             start, end = operand.offset, operand.offset + operand.bytes.hi
@@ -83,6 +84,19 @@ def _operand(plan: Plan, entry: Entry, o: Operand) -> Iterator[str]:
             yield f"operand of {o.bytes} bytes of the tensor {thing.name}"
     elif o.format is not Format.PLAIN or (product(thing.dims) - product(o.dims)).lo < 0:
         yield f"operand {[str(d) for d in o.dims]} of {o.space.name.lower()} {thing.name}"
+
+
+def _low_bit(plan: Plan, call: Call) -> Iterator[str]:
+    """Parameters that do not give the bytes of the weight they are about."""
+    try:
+        matrix = low_bit_matrix(call)
+    except EdgecError as e:
+        yield f"{e.where} = {e.found}, wanted {e.wanted}"
+        return
+    if matrix is not None and matrix[0] < len(plan.weights):
+        index, spec, n, k = matrix
+        if n < 1 or k < 1 or spec.bytes(n, k) != plan.weights[index].bytes:
+            yield f"{spec} of {n} x {k} in a tensor of {plan.weights[index].bytes} bytes"
 
 
 def _fits(size: Dim, whole: int, *, exact: bool) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from edgec.compress.formats import Dtype, Format, from_storage, pack, unpack
+from edgec.compress.formats import BitsSpec, Dtype, Format, dequantize, from_storage, pack, unpack, unpack_bits64
 from edgec.native.dims import Dim
 from edgec.native.plan import KERNELS, Call, Operand, Plan, Space
 
@@ -84,6 +84,17 @@ def attend(q: Array, k: Array, v: Array, keep: Array, add: Array, scale: float, 
 def k_linear(y, o, i, f):  # type: ignore[no-untyped-def]
     x, w, bias, residual = o
     return epilogue(x @ w.T, bias, residual, i[0], i[1], f)
+
+
+def k_linear_bits(y, o, i, f):  # type: ignore[no-untyped-def]
+    x, w, bias, residual = o
+    values = dequantize(unpack_bits64(w.astype(np.uint8), BitsSpec(i[3], i[4], bool(i[5])), i[2], x.shape[-1]))
+    return epilogue(x @ values.astype(np.float64).T, bias, residual, i[0], i[1], f)
+
+
+def k_gather_bits(y, o, i, f):  # type: ignore[no-untyped-def]
+    n, k, bits, group, uniform = i
+    return dequantize(unpack_bits64(o[0].astype(np.uint8), BitsSpec(bits, group, bool(uniform)), n, k))[o[1]]
 
 
 def k_conv2d(y, o, i, f):  # type: ignore[no-untyped-def]
@@ -249,7 +260,8 @@ def k_cast(y, o, i, f):  # type: ignore[no-untyped-def]
 
 
 RUN: dict[str, Callable[..., Any]] = {
-    "linear": k_linear, "conv2d": k_conv2d, "dwconv2d": k_dwconv2d, "pool2d": k_pool2d,
+    "linear": k_linear, "linear_bits": k_linear_bits, "gather_bits": k_gather_bits,
+    "conv2d": k_conv2d, "dwconv2d": k_dwconv2d, "pool2d": k_pool2d,
     "resize2d": k_resize2d, "rnn": k_rnn, "matmul": k_matmul,
     "attention_cached": k_attention_cached, "attention": k_attention, "kv_write": k_kv_write,
     "rmsnorm": k_norm(False), "layernorm": k_norm(True), "rope": k_rope,
