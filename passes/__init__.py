@@ -6,6 +6,7 @@ One pass, one file, one class. A new pass is a file, a test, and its place here.
 from __future__ import annotations
 
 from edgec.ir.passes import Pass
+from edgec.passes.compress.quantize import Quantize
 from edgec.passes.lower.decompose import Decompose
 from edgec.passes.normalize.eliminate_dead import EliminateDead
 from edgec.passes.normalize.fold_affine import FoldAffine
@@ -40,7 +41,9 @@ NORMALIZE: tuple[Pass, ...] = (
     MergeLinear(),
     EliminateDead(),
 )
-COMPRESS: tuple[Pass, ...] = ()
+COMPRESS: tuple[Pass, ...] = (
+    Quantize(),
+)
 LOWER: tuple[Pass, ...] = (
     Decompose(),
     FoldConstants(),

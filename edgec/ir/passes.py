@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import onnx_ir as ir
 
@@ -19,22 +20,26 @@ class Context:
 
     capabilities: (domain, op_type) the target implements, for lowering. refuses: why the target cannot take a node
     although it knows the operator (an attribute, an unusual input), None when it can. options: the user's settings
-    for passes, by `pass_name.setting`. rules: where a pass leaves what its rules did; the runner gives each pass a
+    for passes, by `pass_name.setting`. quantized: compressed weights by the name of the initializer they replace, as
+    the pass Quantize wants them. rules: where a pass leaves what its rules did; the runner gives each pass a
     fresh one.
     """
 
     capabilities: Capabilities = frozenset()
     refuses: Callable[[ir.Node], str | None] = lambda node: None
     options: dict[str, object] = field(default_factory=dict)
+    quantized: Mapping[str, object] = field(default_factory=dict)
     rules: RuleReport = field(default_factory=RuleReport)
 
 
 class Pass(ABC):
-    """One transformation, exact unless it lives in `passes/compress`.
+    """One transformation. exact: the model computes the same afterwards, but for the order of sums.
 
     `requires` and `ensures` return violations in words, all of them, none when all is well. `call` returns the model
     (the same or another) and whether it changed anything; the runner checks that this is true. Raises EdgecError.
     """
+
+    exact: ClassVar[bool] = True
 
     @property
     def name(self) -> str:

@@ -13,7 +13,7 @@ from edgec.errors import EdgecError
 from edgec.ir import verify
 from edgec.ir.execute import Runner, random_inputs
 from edgec.native.lower import capabilities
-from edgec.passes import LOWER, NORMALIZE
+from edgec.passes import COMPRESS, LOWER, NORMALIZE
 from edgec.pipeline import CompileOptions, RunOptions, compile_model, prepare_model
 from tests.passes.harness import ops
 
@@ -81,7 +81,7 @@ def test_every_stage_of_a_small_network(source: Path, tmp_path: Path) -> None:
     assert found["HardSwish"] == 1
     assert not {"BatchNormalization", "GroupNormalization", "Softmax", "Erf"} & set(found)
     assert verify.lowered(capabilities())(report.model) == []
-    assert len(list(tmp_path.glob("*.onnx"))) == len(NORMALIZE) + len(LOWER)
+    assert len(list(tmp_path.glob("*.onnx"))) == len(NORMALIZE) + len(COMPRESS) + len(LOWER)
     # The last dump computes what torch computes.
     from edgec.importers.torch import call_factory
 
