@@ -141,28 +141,24 @@ def _inspect_bundle(path: Path) -> dict[str, Any]:
 
     bundle = read_bundle(path)
     plan = bundle.plan
-    entry = plan.entries[0]
+    entry, stored = plan.entries[0], plan.stored()
     manifest = bundle.manifest
     return {
         "kind": "bundle", "name": manifest.get("model", {}).get("name", ""), "file_bytes": path.stat().st_size,
         "task": ("generic", "causal-lm")[plan.model_kind], "edgec_version": manifest.get("edgec_version", ""),
         "sha256": manifest.get("model", {}).get("sha256", ""),
         "max_context": plan.max_context, "vocab_size": plan.vocab_size,
-        "parameters": sum(_elements(w.dims) for w in plan.weights), "weight_bytes": sum(w.bytes for w in plan.weights),
+        "parameters": sum(w.count for w in stored), "weight_bytes": sum(w.bytes for w in stored),
+        "bits_per_weight": round(plan.memory_table().bits_per_weight, 3),
         "inputs": [{"name": p.name, "dtype": p.dtype.name.lower(), "shape": [str(d) for d in p.dims]}
                    for p in entry.inputs],
         "outputs": [{"name": p.name, "dtype": p.dtype.name.lower(), "shape": [str(d) for d in p.dims]}
                     for p in entry.outputs],
         "kernels": dict(Counter(call.kernel for e in plan.entries for call in e.calls)),
+        "storage": [{"name": w.name, "shape": list(w.shape), "form": w.form, "bytes": w.bytes,
+                     "bits_per_weight": round(w.bits, 4), "kernels": list(w.kernels)} for w in stored],
         "memory": plan.memory_table().to_json(),
     }
-
-
-def _elements(dims: Sequence[int]) -> int:
-    count = 1
-    for dim in dims:
-        count *= dim
-    return count
 
 
 def check(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -70,8 +71,22 @@ def inspect(
             rows = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
             print_table((title[:-1], "count"), rows,
                         f"\n{title.capitalize()}")
+    if "storage" in found:
+        _print_storage(found["storage"])
     if "memory" in found:
         _print_memory(found["memory"])
+
+
+def _print_storage(weights: list[dict[str, Any]]) -> None:
+    """How many weights are stored in which form, and what that takes."""
+    forms: dict[str, list[int]] = {}
+    for weight in weights:
+        total = forms.setdefault(weight["form"], [0, 0, 0])
+        for i, n in enumerate((1, math.prod(weight["shape"]), weight["bytes"])):
+            total[i] += n
+    rows = [(form, count, values, format_bytes(size), f"{8 * size / values:.3f}")
+            for form, (count, values, size) in sorted(forms.items(), key=lambda pair: -pair[1][2])]
+    print_table(("stored as", "tensors", "values", "bytes", "bits per value"), rows, "\nWeights")
 
 
 def check(
@@ -225,7 +240,8 @@ def _print_memory(memory: dict[str, Any]) -> None:
     language = contexts != ["0"]
     arena = max(memory["arena"].values())
     rows: list[tuple[str, ...]] = [
-        ("weights (mapped)", *[format_bytes(memory["weights"])] * len(contexts)),
+        (f"weights (mapped, {memory['bits_per_weight']:.4g} bits per value)",
+         *[format_bytes(memory["weights"])] * len(contexts)),
         (f"arena ({max(memory['arena'], key=memory['arena'].get)})", *[format_bytes(arena)] * len(contexts)),
         ("scratch per thread", *[format_bytes(memory["scratch_per_thread"])] * len(contexts)),
     ]
