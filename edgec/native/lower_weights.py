@@ -31,7 +31,7 @@ from edgec.ir.weights import release
 from edgec.native.lower_values import Const, LowBit, Lowering, UnsupportedError, Value, identity, of_const
 
 _FLOATS = {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16}
-_DECOMPRESS = {("", "DequantizeLinear"), (DOMAIN, "BitPlaneToDense"), (DOMAIN, "PaletteToDense")}
+DECOMPRESS = {("", "DequantizeLinear"), (DOMAIN, "BitPlaneToDense"), (DOMAIN, "PaletteToDense")}
 
 
 def is_constant(value: ir.Value | None) -> bool:
@@ -39,7 +39,7 @@ def is_constant(value: ir.Value | None) -> bool:
     if value is None or const_tensor(value) is not None:
         return value is not None
     node = value.producer()
-    unpacks = node is not None and (op_of(node) in _DECOMPRESS or (not node.domain and node.op_type in _FOLDS))
+    unpacks = node is not None and (op_of(node) in DECOMPRESS or (not node.domain and node.op_type in _FOLDS))
     return node is not None and unpacks and all(v is None or is_constant(v) for v in node.inputs)
 
 

@@ -1,0 +1,213 @@
+"""Language models whose weights are all in few bits: the plan in float64, and the real runtime, against onnxruntime."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from edgec import importers
+from edgec.compress.formats import BitsSpec, PaletteSpec, Quantized, dequantize
+from edgec.compress.layers import find_layers
+from edgec.errors import EdgecError
+from edgec.ir.execute import Runner
+from edgec.ir.info import info_of
+from edgec.ir.passes import Context
+from edgec.ir.weights import total_bytes
+from edgec.native.bundle import write_bundle
+from edgec.native.golden import golden_section, left_out
+from edgec.native.lower import build_plan, capabilities, unsupported
+from edgec.native.plan import Plan
+from edgec.native.session import Model, library_path
+from edgec.passes import COMPRESS, LOWER, NORMALIZE
+from edgec.pipeline import run_passes
+from tests.compress.random_weights import Array, round_to_nearest
+from tests.models.tiny_lm import make
+from tests.native.models import CONTEXT, VOCAB, llama, llama_reference
+from tests.native.plan_interpreter import Interpreter
+
+SPECS = [BitsSpec(2, 64), BitsSpec(3, 32), BitsSpec(4, 128, True)]
+
+
+def quantized(model: ir.Model, spec: BitsSpec) -> tuple[ir.Model, dict[str, Quantized]]:
+    """The lowered graph of a normalized one, every layer rounded to `spec`; the tables and the head to 4 bits."""
+    layers = {}
+    for layer in find_layers(model):
+        if not layer.refused:
+            wide = BitsSpec(4, spec.group, spec.uniform) if layer.head or layer.table else spec
+            layers[layer.name] = round_to_nearest(layer.read(), wide)
+    ctx = Context(capabilities(), unsupported, quantized=layers)
+    report = run_passes(model, COMPRESS, ctx)
+    assert {e.where for e in report.records[0].rules.fired} == set(layers)
+    return run_passes(report.model, LOWER, ctx).model, layers
+
+
+def imported(folder: Path) -> ir.Model:
+    model = importers.load(str(folder), check=False)
+    return run_passes(model, NORMALIZE, Context(capabilities(), unsupported)).model
+
+
+def answers(model: ir.Model, plan: Plan, tokens: Array) -> Array:
+    """Logits [n, vocab] of the whole prompt, by onnxruntime on the graph with the operators' bodies."""
+    feeds: dict[str, Array] = {"input_ids": tokens[None].astype(np.int64), "past_len": np.array(0, np.int64)}
+    for state in plan.states:
+        heads, _, width = (d.at({"context": len(tokens)}) for d in state.dims)
+        feeds[state.name] = np.zeros((1, heads, len(tokens), width), np.float32)
+    with Runner(model, "test") as runner:
+        logits: Array = runner.run(feeds)["logits"]
+    return logits[0]
+
+
+def relative(found: Array, wanted: Array) -> float:
+    return float(np.linalg.norm(found.astype(np.float64) - wanted) / np.linalg.norm(wanted))
+
+
+# -- plans -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=str)
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_plan_computes_what_onnxruntime_computes(spec: BitsSpec, tied: bool) -> None:
+    lowered, layers = quantized(llama(tied=tied), spec)
+    plan = build_plan(lowered, prefill_chunk=16)
+    stored = {w.name.removesuffix(".codes"): w for w in plan.stored()}
+    for name, q in layers.items():
+        assert stored[name].form == str(q.spec)
+    assert stored["embed"].kernels == (("gather_bits", "linear_bits") if tied else ("gather_bits",))
+    assert len(plan.weights) == len(stored)
+    calls = {c.kernel for e in plan.entries for c in e.calls}
+    assert {"linear_bits", "gather_bits"} <= calls
+    assert "linear" not in calls
+    tokens = np.random.default_rng(5).integers(0, VOCAB, 12).astype(np.int32)
+    wanted = llama_reference(lowered, tokens)
+    runner = Interpreter(plan, CONTEXT)
+    np.testing.assert_allclose(runner.run("score", {"tokens": tokens}, past=0)["logits"], wanted, atol=2e-5)
+    again = Interpreter(plan, CONTEXT)
+    again.run("prefill", {"tokens": tokens[:-1]}, past=0)
+    last = again.run("decode", {"tokens": tokens[-1:]}, past=11)["logits"]
+    np.testing.assert_allclose(last, wanted[-1], atol=2e-5)
+
+
+def test_few_bits_change_the_answers_and_take_less_room() -> None:
+    """The twin that would show a plan which ignores the quantization."""
+    lowered, _ = quantized(llama(), BitsSpec(2, 64))
+    tokens = np.arange(9, dtype=np.int32)
+    assert relative(llama_reference(lowered, tokens), llama_reference(llama(), tokens)) > 0.02
+
+
+def test_the_reference_counts_dense_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    lowered, _ = quantized(llama(), BitsSpec(2, 64))
+    monkeypatch.setattr("edgec.native.golden._LARGEST", total_bytes(llama()))
+    assert total_bytes(lowered) < total_bytes(llama())
+    assert "the reference would hold" in left_out(lowered)
+    assert not left_out(llama())
+
+
+# -- the real runtime ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def library(require: Callable[[bool, str], None]) -> None:
+    try:
+        found = library_path().exists()
+    except EdgecError:
+        found = False
+    require(found, "the runtime library is not built")
+
+
+@pytest.fixture(scope="module")
+def sources(prose_lm: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    tiny = tmp_path_factory.mktemp("tiny")
+    return {"prose_lm": prose_lm, **{name: make(tiny / name, name) for name in ("llama", "llama_mha_tied")}}
+
+
+@pytest.mark.usefixtures("library")
+@pytest.mark.parametrize("spec", SPECS, ids=str)
+@pytest.mark.parametrize("name", ["llama", "llama_mha_tied", "prose_lm"])
+def test_the_runtime_computes_what_onnxruntime_computes(
+    name: str, spec: BitsSpec, sources: dict[str, Path], tmp_path: Path
+) -> None:
+    lowered, layers = quantized(imported(sources[name]), spec)
+    plan = build_plan(lowered, kv="f32")
+    path = tmp_path / "model.edgec"
+    write_bundle(path, plan, tokenizer=None, golden=golden_section(lowered, plan), manifest={})
+    tokens = np.random.default_rng(9).integers(2, info_of(lowered).vocab_size, 40).astype(np.int32)
+    wanted = answers(lowered, plan, tokens)
+    assert len(layers) > 14
+    with Model(path) as model:
+        model.selftest(golden=True)
+        with model.session(threads=2) as session:
+            assert relative(session.score(tokens), wanted) < 1e-3
+            session.reset()
+            prefilled = session.step(tokens[:20])
+            assert relative(prefilled, wanted[19]) < 1e-3
+            # One token at a time and a few at once take other kernels than many.
+            for i in range(20, 26):
+                assert relative(session.step(tokens[i : i + 1]), wanted[i]) < 1e-3
+            for start, stop in ((26, 28), (28, 33), (33, 40)):
+                assert relative(session.step(tokens[start:stop]), wanted[stop - 1]) < 1e-3
+            assert session.memory.scratch == 2 * plan.memory_table().scratch_per_thread
+
+
+@pytest.mark.usefixtures("library")
+@pytest.mark.parametrize("spec", [BitsSpec(3, 32), BitsSpec(4, 64, True), BitsSpec(8, 128)], ids=str)
+def test_gathered_rows_are_exact(spec: BitsSpec, tmp_path: Path) -> None:
+    from tests.passes.harness import model as graph
+
+    n, k = 130, 75
+    rng = np.random.default_rng(2)
+    q = round_to_nearest(rng.standard_normal((n, k)).astype(np.float32), spec)
+    made = graph(f"g (int64[7] i, float[{n},{k}] w) => (float[7,{k}] y) {{ y = Gather(w, i) }}",
+                 w=np.zeros((n, k), np.float32))
+    plan = build_plan(run_passes(made, COMPRESS, Context(quantized={"w": q})).model)
+    write_bundle(tmp_path / "m.edgec", plan, tokenizer=None, golden=None, manifest={})
+    index = np.array([0, 129, 64, 63, 5, 5, 128])
+    with Model(tmp_path / "m.edgec") as opened, opened.session(threads=1) as session:
+        assert np.array_equal(session.run({"i": index})["y"], dequantize(q)[index])
+
+
+@pytest.mark.usefixtures("library")
+def test_images_through_pointwise_and_other_convolutions(tmp_path: Path) -> None:
+    from tests.native.lower_cases import model_of
+    from tests.native.models import mobilenet
+
+    case = mobilenet()
+    made = run_passes(model_of(case), NORMALIZE, Context(capabilities(), unsupported)).model
+    layers: dict[str, Any] = {x.name: round_to_nearest(x.read(), BitsSpec(4, 32)) for x in find_layers(made)
+                              if not x.refused}
+    ctx = Context(capabilities(), unsupported, quantized=layers)
+    lowered = run_passes(run_passes(made, COMPRESS, ctx).model, LOWER, ctx).model
+    plan = build_plan(lowered)
+    kernels = {w.name: w.kernels for w in plan.stored()}
+    assert kernels["stem.weight"] == ("conv2d",)
+    assert kernels["a.expand.weight"] == kernels["fc.weight"] == ("linear_bits",)
+    assert "dense from hlq4g32" in plan.text()
+    with Runner(lowered, "test") as runner:
+        wanted = runner.run(dict(case.feeds))
+    found = Interpreter(plan).run("main", case.feeds)
+    write_bundle(tmp_path / "m.edgec", plan, tokenizer=None, golden=None, manifest={})
+    with Model(tmp_path / "m.edgec") as opened, opened.session(threads=1) as session:
+        for name, values in session.run(dict(case.feeds)).items():
+            assert relative(found[name], wanted[name]) < 1e-3
+            assert relative(values, wanted[name]) < 1e-3
+
+
+def test_a_palette_in_a_model_is_dense() -> None:
+    from edgec.compress.formats import PaletteTensor, dequantize_palette
+
+    made = llama()
+    weight = next(x for x in find_layers(made) if not x.table)
+    w = weight.read()
+    levels = np.linspace(w.min(), w.max(), 16).astype(np.float16)
+    palette = PaletteTensor(PaletteSpec(4), np.abs(w[..., None] - levels).argmin(-1).astype(np.uint8), levels[None],
+                            w.shape[1])
+    model = run_passes(made, COMPRESS, Context(quantized={weight.name: palette})).model
+    plan = build_plan(model)
+    (stored,) = [s for s in plan.stored() if s.origin]
+    assert (stored.name, stored.origin, stored.kernels) == (weight.name, "palette4", ("linear",))
+    loaded = next(w for w in plan.weights if w.origin).load()
+    assert np.array_equal(loaded, dequantize_palette(palette))
