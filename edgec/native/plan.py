@@ -207,11 +207,13 @@ class StoredWeight:
 class MemoryTable:
     """Bytes a process needs: the mapped weights, one arena (the largest entry's), scratch per thread, and the state.
 
-    bits_per_weight: of all tensors together. state: context length -> bytes; the key is 0 for models without state.
+    bits_per_weight: of all tensors together. unpacked: weights that the model has compressed and the plan has not.
+    state: context length -> bytes; the key is 0 for models without state.
     """
 
     weights: int
     bits_per_weight: float
+    unpacked: tuple[StoredWeight, ...]
     arena: dict[str, int]
     scratch_per_thread: int
     state: dict[int, int]
@@ -224,7 +226,10 @@ class MemoryTable:
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "weights": self.weights, "bits_per_weight": round(self.bits_per_weight, 4), "arena": dict(self.arena),
+            "weights": self.weights, "bits_per_weight": round(self.bits_per_weight, 4),
+            "unpacked": [{"name": w.name, "from": w.origin, "stored": w.form, "read_by": list(w.kernels)}
+                         for w in self.unpacked],
+            "arena": dict(self.arena),
             "scratch_per_thread": self.scratch_per_thread,
             "state": {str(k): v for k, v in self.state.items()}, "peak": {str(k): v for k, v in self.peak.items()},
         }
@@ -269,9 +274,11 @@ class Plan:
         """Memory at the given context lengths (default: the maximum)."""
         chosen = (tuple(contexts) or (self.max_context,)) if self.states else (0,)
         state = {c: sum(s.bytes.at({"context": c}) for s in self.states) for c in chosen}
-        weights, values = sum(w.bytes for w in self.weights), sum(w.count for w in self.stored())
+        stored = self.stored()
+        weights, values = sum(w.bytes for w in stored), sum(w.count for w in stored)
         return MemoryTable(
             weights=weights, bits_per_weight=8 * weights / max(1, values),
+            unpacked=tuple(w for w in stored if w.origin),
             arena={e.name: e.arena_bytes for e in self.entries},
             scratch_per_thread=max(e.scratch_bytes for e in self.entries), state=state,
         )

@@ -16,6 +16,7 @@ from edgec.importers.quantized import unpack_words, unpacked
 from edgec.importers.stored import Stored, open_safetensors
 from edgec.ir.info import ModelInfo, attach_info
 from edgec.native.lower import build_plan
+from tests.native.plan_interpreter import stored_matrix
 from tests.passes.harness import evaluate
 
 Array = np.ndarray[Any, Any]
@@ -47,8 +48,9 @@ def same_in_half(tensor: Stored, wanted: Array) -> None:
     assert wanted.dtype == np.float16
     np.testing.assert_array_equal(tensor.read().astype(np.float16), wanted)
     model = graph_of(tensor)
-    [weight] = [w for w in build_plan(model, weights="f32").weights if w.dims == wanted.shape]
-    np.testing.assert_array_equal(weight.load().astype(np.float16), wanted)
+    for low_bit in (False, True):
+        plan = build_plan(model, weights="f32", low_bit=low_bit)
+        np.testing.assert_array_equal(stored_matrix(plan, wanted.shape).astype(np.float16), wanted)
     ones = np.eye(wanted.shape[1], dtype=np.float32)
     product = evaluate(model, {"x": ones}, "onnxruntime")["y"]
     np.testing.assert_array_equal(product.T.astype(np.float16), wanted)

@@ -276,6 +276,14 @@ RUN: dict[str, Callable[..., Any]] = {
 }
 
 
+def stored_matrix(plan: Plan, shape: tuple[int, ...]) -> Array:
+    """The float32 values of the one weight of `shape`, whatever form it is stored in."""
+    [(stored, weight)] = [(s, w) for s, w in zip(plan.stored(), plan.weights, strict=True) if s.shape == shape]
+    if weight.dtype is not Dtype.U8:
+        return weight.load()
+    return dequantize(unpack_bits64(weight.load(), BitsSpec.parse(stored.form), *shape))
+
+
 class Interpreter:
     """One session: the arena, the states and the weights of `plan`. context: tokens, language models only."""
 

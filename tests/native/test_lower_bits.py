@@ -86,6 +86,8 @@ def test_a_scaled_gemm_is_dense_and_says_so() -> None:
     plan = check(made, {"x": f(4, K)}, ["linear"], 1e-3)
     assert plan.weights[0].origin == "hlq2g32"
     assert "dense from hlq2g32" in plan.text()
+    assert plan.memory_table().to_json()["unpacked"] == [
+        {"name": "p", "from": "hlq2g32", "stored": "f32/p16", "read_by": ["linear"]}]
 
 
 def test_a_tied_table_is_stored_once() -> None:
