@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,24 +16,33 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from edgec.judge.speed import Samples
+    from edgec.pipeline import QuantProgress
+    from edgec.quantization import QuantizeOptions
     from edgec.support import CheckReport
     from edgec.targets import Artifact
 
 Dynamic = Mapping[str, Mapping[int, tuple[int, int]]]
 
 
+def _silent(done: int, total: int, what: str) -> None:
+    """Progress that nobody looks at."""
+
+
 @dataclass(frozen=True)
 class Compiled:
-    """artifact: None after a dry run or stop_after. memory: planned bytes, empty after stop_after."""
+    """artifact: None after a dry run or stop_after. memory: planned bytes, empty after stop_after. quant: what
+    reports/quant.json says, empty without quantization."""
 
     artifact: Artifact | None
     memory: dict[str, Any]
     passes: list[dict[str, Any]]
+    quant: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         artifact = self.artifact
         written = {"output": str(artifact.outdir), "files": artifact.manifest["files"]} if artifact else {}
-        return {**written, "memory": self.memory, "passes": self.passes}
+        quant = {"quant": self.quant} if self.quant else {}
+        return {**written, **quant, "memory": self.memory, "passes": self.passes}
 
 
 def compile(
@@ -39,24 +50,36 @@ def compile(
     dynamic: Dynamic | None = None, weights: str = "auto", kv: str = "f32", memory_budget: int | None = None,
     dump_dir: Path | None = None, stop_after: str | None = None, print_after: str | None = None,
     dry_run: bool = False, tokenizer: bool = True, example_inputs: Sequence[Any] | None = None,
-    allow_pickle: bool = False, custom_ops: Mapping[Any, Any] | None = None,
+    allow_pickle: bool = False, custom_ops: Mapping[Any, Any] | None = None, quant: QuantizeOptions | None = None,
+    quant_from: Path | str | None = None, progress: QuantProgress = _silent,
 ) -> Compiled:
     """Compiles `source` (a Hugging Face folder or hub id, an .onnx file, FILE.py:FACTORY, a torch module) for `target`.
 
     weights: auto, f32, f16, bf16. kv: f32, f16. ctx: most tokens of a session. dynamic: {input: {axis: (min, max)}}.
     example_inputs: what a torch module's forward takes. custom_ops: what operators of torch.library are in ONNX.
     memory_budget: bytes. tokenizer: False leaves it out of the bundle. allow_pickle: also pickled weights, read by
-    torch's restricted unpickler in a process of its own. Raises EdgecError.
+    torch's restricted unpickler in a process of its own. quant: quantize on the way, in a folder beside `output` that
+    an interrupted compile leaves and the same compile continues. quant_from: use what `quantize` left there.
+    progress(done, all, what) of quant. Raises EdgecError.
     """
-    from edgec.pipeline import CompileOptions, RunOptions, compile_model, prepare_model
+    from edgec.pipeline import CompileOptions, QuantStep, RunOptions, compile_model, prepare_model
     from edgec.targets import EmitOptions, native
     from edgec.targets.devices import device
     from edgec.targets.output import check_output
 
     device(target)
     output = Path(output)
+    if quant is not None and (dry_run or quant_from is not None):
+        raise EdgecError("E0002", stage="compile", where="quant", wanted="one of the two",
+                         found="quant with quant_from" if quant_from is not None else "quant in a dry run",
+                         hint="quantize first (edgec quantize), then compile with --quant-from")
     if not dry_run and not stop_after:
         check_output(output)
+    step = None
+    if quant is not None:
+        step = QuantStep(output.with_name(output.name + ".quant"), quant, progress)
+    elif quant_from is not None:
+        step = QuantStep(Path(quant_from))
     # Without paths: the same model compiled anywhere gives the same bytes.
     config = {"target": target, "ctx": ctx, "weights": weights, "kv": kv, "memory_budget": memory_budget,
               "tokenizer": tokenizer,
@@ -70,13 +93,45 @@ def compile(
         | ({"custom_ops": custom_ops} if custom_ops else {}),
         run=RunOptions(dump_dir=dump_dir, print_after=(print_after,) if print_after else (),
                        stop_after=stop_after or ""),
+        quant=step,
     )
     if dry_run:
         report = prepare_model(source, options)
         memory = {} if report.stopped_after else native.plan_model(report.model, EmitOptions(**emitter))[1]
         return Compiled(None, memory, report.to_json())
     result = compile_model(source, options)
-    return Compiled(result.artifact, result.artifact.memory if result.artifact else {}, result.report.to_json())
+    artifact = result.artifact
+    if artifact is None:
+        return Compiled(None, {}, result.report.to_json())
+    found: dict[str, Any] = {}
+    if step is not None:
+        found = json.loads((artifact.outdir / "reports" / "quant.json").read_text(encoding="utf-8"))
+        if quant is not None:
+            shutil.rmtree(step.folder)
+    return Compiled(artifact, artifact.memory, result.report.to_json(), found)
+
+
+def quantize(
+    source: str | object, output: Path | str, options: QuantizeOptions, *, ctx: int | None = None,
+    dynamic: Dynamic | None = None, example_inputs: Sequence[Any] | None = None, allow_pickle: bool = False,
+    progress: QuantProgress = _silent,
+) -> dict[str, Any]:
+    """Quantizes the layers of `source` into the folder `output`, or goes on where the same call was interrupted.
+
+    ctx, dynamic, example_inputs, allow_pickle: as of compile. Returns arguments, layers (name, format, bytes, errors)
+    and kept ones with the reason. Raises EdgecError: E0002 other arguments than those of the run that began it, few
+    bits without calibration; E0303 max_memory too small; E0004 a folder that is something else.
+    """
+    from edgec.pipeline import QuantStep, quantize_model
+
+    importer = _importer_options(source, ctx, dynamic, example_inputs, allow_pickle)
+    finished = quantize_model(source, importer, QuantStep(Path(output), options, progress))
+    layers = [dict(layer) for layer in finished.state["layers"]]
+    weights = sum(layer["rows"] * layer["columns"] for layer in layers)
+    total = sum(layer["bytes"] for layer in layers)
+    return {"output": str(output), "arguments": finished.state["arguments"], "layers": layers,
+            "kept": finished.state["kept"], "weights": weights, "bytes": total,
+            "bits_per_weight": round(8 * total / weights, 4)}
 
 
 def _importer_options(

@@ -11,7 +11,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edgec.cli_output import envelope, note, print_json, print_table, stdout
-from edgec.cli_values import choice, format_bytes, parse_bytes, parse_dynamic
+from edgec.cli_quantize import (
+    Calib,
+    CalibSamples,
+    CalibSeed,
+    CalibWindow,
+    Force,
+    MaxMemory,
+    Method,
+    Override,
+    Quant,
+    print_layers,
+    quant_progress,
+    quantize,
+    quantize_options,
+)
+from edgec.cli_values import bad_value, choice, format_bytes, parse_bytes, parse_dynamic
 from edgec.errors import CODES, EXIT_GATE, EXIT_UNSUPPORTED, EdgecError, did_you_mean
 
 if TYPE_CHECKING:
@@ -41,6 +56,7 @@ def register(app: typer.Typer) -> None:
     app.command()(inspect)
     app.command()(check)
     app.command("compile")(compile_)
+    app.command()(quantize)
     app.command()(targets)
     app.command()(doctor)
     app.command()(explain)
@@ -132,6 +148,18 @@ def compile_(
     memory_budget: Annotated[
         str | None, typer.Option(help="Fail when the planned peak memory is above, as 900M or 1.5G.")
     ] = None,
+    quant: Quant = None,
+    quant_from: Annotated[
+        Path | None, typer.Option("--quant-from", help="Layers that `edgec quantize` made, instead of --quant.")
+    ] = None,
+    override: Override = None,
+    calib: Calib = None,
+    calib_samples: CalibSamples = 128,
+    calib_window: CalibWindow = 0,
+    calib_seed: CalibSeed = 0,
+    method: Method = "auto",
+    force: Force = False,
+    max_memory: MaxMemory = None,
     dump_dir: Annotated[Path | None, typer.Option(help="Write the graph after each pass, NNN_pass.onnx.")] = None,
     stop_after: Annotated[str | None, typer.Option(help="Stop after this pass; with --dump-dir.")] = None,
     print_after: Annotated[str | None, typer.Option(help="Print the graph after this pass, on stderr.")] = None,
@@ -146,13 +174,18 @@ def compile_(
     from edgec import api
 
     started = time.time()
-    result = api.compile(
-        model, output, target=target, ctx=ctx, dynamic=parse_dynamic("--dynamic", dynamic or []),
-        weights=choice("--weights", weights, _WEIGHTS), kv=choice("--kv", kv, _KV),
-        memory_budget=parse_bytes("--memory-budget", memory_budget) if memory_budget is not None else None,
-        dump_dir=dump_dir, stop_after=stop_after, print_after=print_after, dry_run=dry_run,
-        tokenizer=tokenizer, allow_pickle=allow_pickle,
-    )
+    if quant is None and (override or calib or max_memory):
+        raise bad_value("--quant", None, "a format, as hlq2: the options about quantization need it")
+    options = None if quant is None else quantize_options(
+        quant, override, calib, calib_samples, calib_window, calib_seed, method, force, max_memory, 0)
+    with quant_progress() as update:
+        result = api.compile(
+            model, output, target=target, ctx=ctx, dynamic=parse_dynamic("--dynamic", dynamic or []),
+            weights=choice("--weights", weights, _WEIGHTS), kv=choice("--kv", kv, _KV),
+            memory_budget=parse_bytes("--memory-budget", memory_budget) if memory_budget is not None else None,
+            dump_dir=dump_dir, stop_after=stop_after, print_after=print_after, dry_run=dry_run,
+            tokenizer=tokenizer, allow_pickle=allow_pickle, quant=options, quant_from=quant_from, progress=update,
+        )
     if json:
         print_json(envelope("compile", started, target, **result.to_dict()))
         return
@@ -162,6 +195,8 @@ def compile_(
         note("dry run: nothing was written" if dry_run else f"stopped after {stop_after}: nothing was emitted")
         return
     artifact = result.artifact
+    if result.quant:
+        print_layers(result.quant["layers"], result.quant["kept"])
     rows = [(str(path.relative_to(artifact.outdir)), format_bytes(path.stat().st_size))
             for path in sorted(artifact.outdir.rglob("*")) if path.is_file()]
     print_table(("file", "size"), rows, f"\n{artifact.outdir}")
@@ -250,3 +285,6 @@ def _print_memory(memory: dict[str, Any]) -> None:
     rows.append(("peak, one thread", *[format_bytes(memory["peak"][c]) for c in contexts]))
     heads = [f"{c} tokens" for c in contexts] if language else ["bytes"]
     print_table(("memory", *heads), rows)
+    if memory["unpacked"]:
+        kernels = sorted({kernel for weight in memory["unpacked"] for kernel in weight["read_by"]})
+        note(f"{len(memory['unpacked'])} compressed weights are stored dense, as {', '.join(kernels)} needs them")

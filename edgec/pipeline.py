@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,12 @@ from edgec.ir.rules import RuleReport
 from edgec.ir.shapes import infer_shapes
 
 if TYPE_CHECKING:
+    from edgec.compress.store import Finished
+    from edgec.native.plan import Plan, StoredWeight
+    from edgec.quantization import QuantizeOptions
     from edgec.targets import Artifact
+
+QuantProgress = Callable[[int, int, str], None]
 
 # EDGEC_CHECK: a pass is exact; this leaves room for sums taken in another order, relative to the largest magnitude.
 _TOLERANCE = 1e-4
@@ -217,6 +223,18 @@ def relative_error(found: Array, wanted: Array) -> float:
 
 
 @dataclass(frozen=True)
+class QuantStep:
+    """How a compile comes by quantized layers. options: quantize into `folder`; None: take what is finished there.
+
+    progress(done, all, what).
+    """
+
+    folder: Path
+    options: QuantizeOptions | None = None
+    progress: QuantProgress = lambda done, total, what: None
+
+
+@dataclass(frozen=True)
 class CompileOptions:
     """Settings of one compile. importer, emitter: keyword arguments of the door and of the backend."""
 
@@ -226,6 +244,7 @@ class CompileOptions:
     emitter: Mapping[str, Any] = field(default_factory=dict)
     passes: Mapping[str, object] = field(default_factory=dict)
     run: RunOptions = field(default_factory=RunOptions)
+    quant: QuantStep | None = None
 
 
 @dataclass(frozen=True)
@@ -237,10 +256,15 @@ class CompileResult:
     artifact: Artifact | None
 
 
-def prepare_model(source: str | object, options: CompileOptions) -> PassReport:
-    """Everything before the emitter: import, normalize, compress, lower. Raises EdgecError."""
-    from edgec import importers
+def _context(options: CompileOptions) -> Context:
     from edgec.native.lower import capabilities, unsupported
+
+    return Context(capabilities=capabilities(), refuses=unsupported, options=dict(options.passes))
+
+
+def _normalize(source: str | object, options: CompileOptions, ctx: Context) -> PassReport:
+    """Import and the exact passes."""
+    from edgec import importers
     from edgec.passes import COMPRESS, LOWER, NORMALIZE
 
     options.run.check([p.name for p in (*NORMALIZE, *COMPRESS, *LOWER)])
@@ -248,21 +272,66 @@ def prepare_model(source: str | object, options: CompileOptions) -> PassReport:
     info_of(model)
     if env.SPEC.get():
         verify.check(model, verify.imported, "import")
-    ctx = Context(capabilities=capabilities(), refuses=unsupported, options=dict(options.passes))
-    report = PassReport(model)
-    # The user wrote an operator that the target lacks: that is E0301, not a defect of a pass.
-    for passes, spec, stage, code in (
-        (NORMALIZE, verify.normalized, "normalize", "E0201"),
-        (COMPRESS, verify.normalized, "compress", "E0201"),
-        (LOWER, verify.lowered(ctx.capabilities), "lower", "E0301"),
-    ):
-        report = run_passes(report.model, passes, ctx, options.run, report)
-        if report.stopped_after:
-            return report
-        if env.SPEC.get():
-            events = [e for r in report.records for e in r.rules.declined if e.rule == "Decompose"]
-            verify.check(report.model, spec, stage, code, "; ".join(f"{e.where}: {e.reason}" for e in events[:20]))
+    return _stage(NORMALIZE, verify.normalized, "normalize", "E0201", ctx, options.run, PassReport(model))
+
+
+def _stage(passes: Sequence[Pass], spec: verify.Spec, stage: str, code: str, ctx: Context, run: RunOptions,
+           report: PassReport) -> PassReport:
+    report = run_passes(report.model, passes, ctx, run, report)
+    if not report.stopped_after and env.SPEC.get():
+        events = [e for r in report.records for e in r.rules.declined if e.rule == "Decompose"]
+        verify.check(report.model, spec, stage, code, "; ".join(f"{e.where}: {e.reason}" for e in events[:20]))
     return report
+
+
+def _lower(ctx: Context, run: RunOptions, report: PassReport) -> PassReport:
+    from edgec.passes import LOWER
+
+    # The user wrote an operator that the target lacks: that is E0301, not a defect of a pass.
+    return _stage(LOWER, verify.lowered(ctx.capabilities), "lower", "E0301", ctx, run, report)
+
+
+def prepare_model(source: str | object, options: CompileOptions) -> PassReport:
+    """Everything before the emitter: import, normalize, compress, lower. Raises EdgecError."""
+    from edgec.passes import COMPRESS
+
+    ctx = _context(options)
+    report = _normalize(source, options, ctx)
+    if report.stopped_after:
+        return report
+    if options.quant is not None:
+        ctx.quantized = _finished_layers(report.model, options.quant)
+    report = _stage(COMPRESS, verify.normalized, "compress", "E0201", ctx, options.run, report)
+    return report if report.stopped_after else _lower(ctx, options.run, report)
+
+
+def _finished_layers(model: ir.Model, step: QuantStep) -> Finished:
+    from edgec import quantization
+    from edgec.compress.store import load_finished
+
+    if step.options is not None:
+        return quantization.quantize(model, step.options, step.folder, partial(_float_bundle, model), step.progress)
+    finished = load_finished(step.folder)
+    quantization.check_same_model(finished, model, step.folder)
+    return finished
+
+
+def quantize_model(source: str | object, importer: Mapping[str, Any], step: QuantStep) -> Finished:
+    """The quantization alone, into step.folder. Raises EdgecError."""
+    options = CompileOptions(importer=importer)
+    return _finished_layers(_normalize(source, options, _context(options)).model, step)
+
+
+def _float_bundle(model: ir.Model, path: Path) -> None:
+    """The normalized `model` as it is, compiled for this machine to `path`, without tokenizer and golden vectors."""
+    from edgec.native.bundle import write_bundle
+    from edgec.targets import EmitOptions, native
+
+    copy = model.clone()
+    copy.meta.update(model.meta)
+    options = CompileOptions()
+    report = _lower(_context(options), options.run, PassReport(copy))
+    write_bundle(path, native.plan_model(report.model, EmitOptions())[0], tokenizer=None, golden=None, manifest={})
 
 
 def compile_model(source: str | object, options: CompileOptions) -> CompileResult:
@@ -270,6 +339,7 @@ def compile_model(source: str | object, options: CompileOptions) -> CompileResul
 
     Writes the artifact to `options.outdir`. Raises EdgecError; an unknown target is found before the model is read.
     """
+    from edgec.compress.store import load_finished
     from edgec.targets import native
     from edgec.targets.devices import device
 
@@ -277,5 +347,27 @@ def compile_model(source: str | object, options: CompileOptions) -> CompileResul
     report = prepare_model(source, options)
     if report.stopped_after:
         return CompileResult(report.model, report, None)
-    artifact = native.emit(report.model, row, options.outdir, dict(options.emitter))
+    emitter = dict(options.emitter)
+    if options.quant is not None:
+        state = load_finished(options.quant.folder).state
+        # Whether the layers were made on the way or before: the same model gives the same bytes.
+        emitter["config"] = {**emitter.get("config", {}), "quant": state["arguments"]}
+        emitter["reports"] = {"quant.json": partial(_quant_report, state)}
+    artifact = native.emit(report.model, row, options.outdir, emitter)
     return CompileResult(report.model, report, artifact)
+
+
+def _quant_report(state: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
+    """reports/quant.json: every quantized layer, how the plan stores it, and which kernels read it."""
+    stored = {w.name: w for w in plan.stored()}
+    return {"arguments": state["arguments"], "kept": state["kept"], "layers": [
+        {**{k: v for k, v in layer.items() if k != "file"}, **_stored(stored, layer["name"])}
+        for layer in state["layers"]
+    ]}
+
+
+def _stored(stored: Mapping[str, StoredWeight], name: str) -> dict[str, Any]:
+    found = stored.get(name)
+    return {} if found is None else {
+        "stored": found.form, "stored_bytes": found.bytes, "bits_per_weight": round(found.bits, 4),
+        "kernels": list(found.kernels)}

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from edgec.errors import EdgecError, did_you_mean
+
+if TYPE_CHECKING:
+    from edgec.native.plan import Plan
 
 Weights = Literal["auto", "f32", "f16", "bf16"]
 Cache = Literal["f32", "f16"]
@@ -20,7 +24,7 @@ class EmitOptions:
     kv: storage of the key/value cache. max_context: tokens (None: the model's own maximum).
     prefill_chunk: tokens of one prefill or score call. memory_budget: bytes of planned peak memory, None: no limit.
     golden, tokenizer: store the reference's answers, and the tokenizer, in the bundle.
-    config: the resolved command, written beside the bundle.
+    config: the resolved command, written beside the bundle. reports: more files for reports/, each made of the plan.
     """
 
     weights: Weights = "auto"
@@ -31,6 +35,7 @@ class EmitOptions:
     golden: bool = True
     tokenizer: bool = True
     config: dict[str, Any] = field(default_factory=dict)
+    reports: Mapping[str, Callable[[Plan], Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Raises EdgecError EDGEC-E0002 for a value out of range."""

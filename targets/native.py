@@ -60,8 +60,9 @@ def emit(model: ir.Model, device: Device, outdir: Path, options: Mapping[str, An
     """Compiles a lowered model into `outdir`; options are the fields of EmitOptions.
 
     Writes model.edgec, the runtime library, include/edgec.h, manifest.json (sizes and SHA-256 of every file),
-    edgec.json (the resolved configuration) and reports/memory.json. The folder appears only when all of it is
-    complete; an earlier output in its place is replaced. Raises EdgecError: E0004, E0005, E0007, those of plan_model.
+    edgec.json (the resolved configuration), reports/memory.json and options.reports. The folder appears only when all
+    of it is complete; an earlier output in its place is replaced. Raises EdgecError: E0004, E0005, E0007, those of
+    plan_model.
     """
     from edgec.native.bundle import write_bundle
     from edgec.native.golden import golden_section, left_out
@@ -90,6 +91,8 @@ def emit(model: ir.Model, device: Device, outdir: Path, options: Mapping[str, An
         shutil.copyfile(header(), work / "include" / "edgec.h")
         write_json(work / "edgec.json", dict(chosen.config))
         write_json(work / "reports" / "memory.json", memory)
+        for name, report in chosen.reports.items():
+            write_json(work / "reports" / name, report(plan))
         files = sorted(path for path in work.rglob("*") if path.is_file())
         manifest = described | {
             "target": device.name,

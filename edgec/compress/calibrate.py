@@ -17,11 +17,11 @@ from typing import Protocol
 import numpy as np
 import onnx_ir as ir
 
+from edgec.compress.formats import Array
 from edgec.compress.layers import Layer, Window, check_plain
 from edgec.compress.solvers import LinearStats
 from edgec.errors import EdgecError
 from edgec.ir.execute import Runner
-from edgec.ir.model import Array
 from edgec.ir.weights import total_bytes
 
 _STAGE = "calibration"

@@ -18,13 +18,12 @@ import numpy as np
 import onnx_ir as ir
 
 from edgec.compress.calibrate import Cut, Errors, Samples, Stream, cuts_of, groups_of, statistics
-from edgec.compress.formats import PaletteSpec, PaletteTensor, Quantized, dequantize, dequantize_palette
+from edgec.compress.formats import Array, PaletteSpec, PaletteTensor, Quantized, dequantize, dequantize_palette
 from edgec.compress.layers import Layer, find_layers
 from edgec.compress.policy import Choice, Kept, Override, Spec, choose
 from edgec.compress.solvers import LinearStats
 from edgec.compress.store import Packed, Store, read_layer
 from edgec.errors import EdgecError
-from edgec.ir.model import Array
 
 _STAGE = "quantize"
 _PROBES = 4  # samples that also run through the original
@@ -125,13 +124,15 @@ class _Run:
         value.const_value = ir.LazyTensor(restored, dtype=dtype, shape=ir.Shape(shape), name=layer.name, cache=False)
 
     def step(self, step: _Step) -> None:
-        stats, pairs = None, []
+        stats: LinearStats | None = None
+        pairs: list[tuple[Array, Array]] = []
         if step.cut is not None:
             self._advance(step, step.cut)
             stats = statistics(self.quantized, step.cut, self.cuts[step.cut].group)
             layer = step.choices[0].layer
-            pairs = [tuple(layer.rows_of(stream.source(step.cut, i)) for stream in (self.quantized, self.original))
-                     for i in range(self.original.count)]
+            sides = [[layer.rows_of(stream.source(step.cut, i)) for i in range(self.original.count)]
+                     for stream in (self.quantized, self.original)]
+            pairs = list(zip(*sides, strict=True))
         else:
             self._done += _weights(step)
         records = []

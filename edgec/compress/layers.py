@@ -203,10 +203,10 @@ def _is_head(model: ir.Model, node: ir.Node) -> bool:
     for _ in range(8):
         if value is model.graph.outputs[0]:
             return True
-        uses = value.uses()
-        if len(uses) != 1 or not is_op(uses[0].node, *_BEHIND_HEAD):
+        readers = [use.node for use in value.uses()]
+        if len(readers) != 1 or not is_op(readers[0], *_BEHIND_HEAD):
             return False
-        value = uses[0].node.outputs[0]
+        value = readers[0].outputs[0]
     return False
 
 

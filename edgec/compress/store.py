@@ -23,11 +23,10 @@ from typing import Any
 
 import numpy as np
 
-from edgec.compress.formats import PaletteSpec, PaletteTensor, Quantized
+from edgec.compress.formats import Array, PaletteSpec, PaletteTensor, Quantized
 from edgec.compress.policy import parse_spec
 from edgec.compress.stored import StoredLayer
 from edgec.errors import EdgecError
-from edgec.ir.model import Array
 
 STATE = "quant.json"
 FORMAT = 1
