@@ -2,7 +2,7 @@
 
     OUT/quant.json                  arguments, model, finished layers with their errors, what was left out and why
     OUT/layers/0007-NAME.safetensors  planes, scale, offset; or planes, lut
-    OUT/work/                       activations and samples of a calibration, until it is finished
+    OUT/calibration/                activations and samples of a calibration, until it is finished
 
 A file appears whole or not at all (written beside, flushed to the disk, renamed), and quant.json counts the steps
 after whose files it was written, so that whatever moment a run is killed at, the next one goes on from a whole step.
@@ -43,7 +43,7 @@ class Store:
 
     def __init__(self, folder: Path, state: dict[str, Any]) -> None:
         self.folder, self.state = folder, state
-        self.work = folder / "work"
+        self.work = folder / "calibration"
 
     @property
     def step(self) -> int:
@@ -69,7 +69,7 @@ class Store:
         self._save()
 
     def finish(self, more: Mapping[str, Any]) -> None:
-        """Every step is done: `more` joins quant.json, and the work folder goes."""
+        """Every step is done: `more` joins quant.json, and the activations go."""
         if not self.complete:
             self.state.update(more)
             self.state["complete"] = True
