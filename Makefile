@@ -52,7 +52,7 @@ setup-test: $(VENV)/.stamp-dev
 
 # The installed package finds the library in build/ of a checkout; the first cmake run belongs to the install above.
 build: $(VENV)/.stamp-core
-	@PATH="$(abspath $(VENV))/bin:$$PATH" cmake --build build --target edgec_runtime --parallel $(JOBS) >build/make.log 2>&1 \
+	@PATH="$(abspath $(VENV))/bin:$$PATH" cmake --build build --target edgec_runtime edgec_solve --parallel $(JOBS) >build/make.log 2>&1 \
 	    || { cat build/make.log; exit 1; }
 
 # Demo ------------------------------------------------------------------------------------------------------------

@@ -69,7 +69,9 @@ def cache_folder() -> Path:
 
 def _sources(root: Path) -> tuple[list[Path], list[Path]]:
     """(files to compile, every file the result depends on), both sorted."""
-    units = sorted((root / "kernels").rglob("*.cpp")) + sorted((root / "runtime").glob("*.cpp"))
+    # kernels/solve compresses weights on the host: not part of the runtime.
+    kernels = sorted(path for path in (root / "kernels").rglob("*.cpp") if path.parent.name != "solve")
+    units = kernels + sorted((root / "runtime").glob("*.cpp"))
     depends = [
         path for folder in ("kernels", "runtime") for path in sorted((root / folder).rglob("*"))
         if path.suffix in (".cpp", ".h", ".def") and path.is_file()
