@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from edgec import importers
+from edgec import env, importers
 from edgec.compress.formats import BitsSpec, PaletteSpec, Quantized, dequantize
 from edgec.compress.layers import find_layers
 from edgec.errors import EdgecError
@@ -30,6 +30,9 @@ from tests.models.tiny_lm import make
 from tests.native.models import CONTEXT, VOCAB, llama, llama_reference
 from tests.native.plan_interpreter import Interpreter
 
+# Relative distance of logits from float32's. A product is off by 0.02 % with tables of 15 bits, 0.1 % with 6+6, and by
+# up to 0.5 % where amx rounds activations to bf16 for many tokens; layers of random weights add that up.
+BOUNDS = {"scalar": 1e-5, "amx": 2e-2, "avx512vbmi": 1e-3, "avx512": 5e-3, "avx2": 5e-3, "neon": 5e-3}
 SPECS = [BitsSpec(2, 64), BitsSpec(3, 32), BitsSpec(4, 128, True)]
 
 
@@ -125,6 +128,20 @@ def sources(prose_lm: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     return {"prose_lm": prose_lm, **{name: make(tiny / name, name) for name in ("llama", "llama_mha_tied")}}
 
 
+def instruction_sets(bundle: Path) -> list[str]:
+    """Those of BOUNDS that this CPU has."""
+    found = []
+    for isa in BOUNDS:
+        try:
+            with env.ISA.override(isa), Model(bundle):
+                found.append(isa)
+        except EdgecError as e:
+            if "EDGEC_ISA" not in str(e):
+                raise
+    assert "scalar" in found
+    return found
+
+
 @pytest.mark.usefixtures("library")
 @pytest.mark.parametrize("spec", SPECS, ids=str)
 @pytest.mark.parametrize("name", ["llama", "llama_mha_tied", "prose_lm"])
@@ -138,19 +155,21 @@ def test_the_runtime_computes_what_onnxruntime_computes(
     tokens = np.random.default_rng(9).integers(2, info_of(lowered).vocab_size, 40).astype(np.int32)
     wanted = answers(lowered, plan, tokens)
     assert len(layers) > 14
-    with Model(path) as model:
-        model.selftest(golden=True)
-        with model.session(threads=2) as session:
-            assert relative(session.score(tokens), wanted) < 1e-3
-            session.reset()
-            prefilled = session.step(tokens[:20])
-            assert relative(prefilled, wanted[19]) < 1e-3
-            # One token at a time and a few at once take other kernels than many.
-            for i in range(20, 26):
-                assert relative(session.step(tokens[i : i + 1]), wanted[i]) < 1e-3
-            for start, stop in ((26, 28), (28, 33), (33, 40)):
-                assert relative(session.step(tokens[start:stop]), wanted[stop - 1]) < 1e-3
-            assert session.memory.scratch == 2 * plan.memory_table().scratch_per_thread
+    for isa in instruction_sets(path):
+        with env.ISA.override(isa), Model(path) as model:
+            bound = BOUNDS[model.info.isa]
+            model.selftest(golden=True)
+            with model.session(threads=2) as session:
+                assert relative(session.score(tokens), wanted) < bound, isa
+                session.reset()
+                prefilled = session.step(tokens[:20])
+                assert relative(prefilled, wanted[19]) < bound, isa
+                # One token at a time and a few at once take other kernels than many.
+                for i in range(20, 26):
+                    assert relative(session.step(tokens[i : i + 1]), wanted[i]) < bound, isa
+                for start, stop in ((26, 28), (28, 33), (33, 40)):
+                    assert relative(session.step(tokens[start:stop]), wanted[stop - 1]) < bound, isa
+                assert session.memory.scratch == 2 * plan.memory_table().scratch_per_thread
 
 
 @pytest.mark.usefixtures("library")
@@ -193,7 +212,7 @@ def test_images_through_pointwise_and_other_convolutions(tmp_path: Path) -> None
     with Model(tmp_path / "m.edgec") as opened, opened.session(threads=1) as session:
         for name, values in session.run(dict(case.feeds)).items():
             assert relative(found[name], wanted[name]) < 1e-3
-            assert relative(values, wanted[name]) < 1e-3
+            assert relative(values, wanted[name]) < BOUNDS[opened.info.isa]
 
 
 def test_a_palette_in_a_model_is_dense() -> None:
