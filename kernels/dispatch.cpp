@@ -4,6 +4,10 @@
 #if defined(__x86_64__)
 #include <cpuid.h>
 #endif
+#if defined(__x86_64__) && defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 namespace edgec {
 
@@ -13,19 +17,24 @@ namespace edgec {
     int64_t name##_cost(const Args &); \
     int64_t name##_scratch(const Args &);
 #define PORTABLE(name, n_out, in_place) KERNEL(name, n_out, in_place)
+#define LEVELED(name, n_out, in_place) KERNEL(name, n_out, in_place)
 #include "kernels.def"
+#undef LEVELED
 #undef PORTABLE
 #undef KERNEL
 
 #define KERNEL(name, n_out, in_place)
+#define LEVELED(name, n_out, in_place)
 #define PORTABLE(name, n_out, in_place) void name(const Args &, int64_t, int64_t, void *);
 namespace portable {
 #include "kernels.def"
 }
+#undef LEVELED
 #undef PORTABLE
 #undef KERNEL
 
 #define KERNEL(name, n_out, in_place) void name(const Args &, int64_t, int64_t, void *);
+#define LEVELED(name, n_out, in_place) KERNEL(name, n_out, in_place)
 #define PORTABLE(name, n_out, in_place)
 namespace scalar {
 #include "kernels.def"
@@ -42,9 +51,29 @@ namespace avx2 {
 namespace avx512 {
 #include "kernels.def"
 }
+#undef KERNEL
+#define KERNEL(name, n_out, in_place)
+#undef LEVELED
+#define LEVELED(name, n_out, in_place) void name(const Args &, int64_t, int64_t, void *);
+namespace avx512 {
+namespace vbmi {
+#include "kernels.def"
+}
+namespace amx {
+#include "kernels.def"
+}
+}  // namespace avx512
+#undef KERNEL
+#define KERNEL(name, n_out, in_place) void name(const Args &, int64_t, int64_t, void *);
+#undef LEVELED
+#define LEVELED(name, n_out, in_place) KERNEL(name, n_out, in_place)
 #define EDGEC_AVX512_RUN(name) avx512::name
+#define EDGEC_VBMI_RUN(name) avx512::vbmi::name
+#define EDGEC_AMX_RUN(name) avx512::amx::name
 #else
 #define EDGEC_AVX512_RUN(name) nullptr
+#define EDGEC_VBMI_RUN(name) nullptr
+#define EDGEC_AMX_RUN(name) nullptr
 #endif
 #if EDGEC_HAVE_NEON
 namespace neon {
@@ -54,18 +83,24 @@ namespace neon {
 #else
 #define EDGEC_NEON_RUN(name) nullptr
 #endif
+#undef LEVELED
 #undef PORTABLE
 #undef KERNEL
 
-#define ROW(name, n_out, in_place, ...) \
-    {#name, n_out, in_place, name##_check, name##_tiles, name##_cost, name##_scratch, {__VA_ARGS__}},
+#define ROW(name, n_out, in_place, prepares, ...) \
+    {#name, n_out, in_place, prepares, name##_check, name##_tiles, name##_cost, name##_scratch, {__VA_ARGS__}},
 #define KERNEL(name, n_out, in_place) \
-    ROW(name, n_out, in_place, scalar::name, EDGEC_AVX2_RUN(name), EDGEC_AVX512_RUN(name), EDGEC_NEON_RUN(name))
+    ROW(name, n_out, in_place, 0, scalar::name, EDGEC_AVX2_RUN(name), EDGEC_AVX512_RUN(name), nullptr, nullptr, \
+        EDGEC_NEON_RUN(name))
+#define LEVELED(name, n_out, in_place) \
+    ROW(name, n_out, in_place, 1, scalar::name, EDGEC_AVX2_RUN(name), EDGEC_AVX512_RUN(name), EDGEC_VBMI_RUN(name), \
+        EDGEC_AMX_RUN(name), EDGEC_NEON_RUN(name))
 #define PORTABLE(name, n_out, in_place) \
-    ROW(name, n_out, in_place, portable::name, portable::name, portable::name, portable::name)
+    ROW(name, n_out, in_place, 0, portable::name, portable::name, portable::name, nullptr, nullptr, portable::name)
 const Kernel kKernels[] = {
 #include "kernels.def"
 };
+#undef LEVELED
 #undef PORTABLE
 #undef KERNEL
 #undef ROW
@@ -77,7 +112,7 @@ const Kernel *find_kernel(const char *name) {
     return nullptr;
 }
 
-static const char *const kIsaNames[ISA_COUNT] = {"scalar", "avx2", "avx512", "neon"};
+static const char *const kIsaNames[ISA_COUNT] = {"scalar", "avx2", "avx512", "avx512vbmi", "amx", "neon"};
 
 const char *isa_name(Isa isa) { return isa < ISA_COUNT ? kIsaNames[isa] : "unknown"; }
 
@@ -91,6 +126,16 @@ bool parse_isa(const char *name, Isa *isa) {
 }
 
 #if defined(__x86_64__)
+// Linux gives a process the tiles' large state only when asked; asking again changes nothing.
+static bool amx_permitted() {
+#if defined(__linux__)
+    constexpr long kRequestPermission = 0x1023, kTileData = 18;
+    return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+    return false;
+#endif
+}
+
 // The vector levels need the CPU's word (cpuid) and the operating system's: it must save the wider registers (xgetbv).
 static uint32_t x86_isas() {
     uint32_t a, b, c, d;
@@ -106,7 +151,12 @@ static uint32_t x86_isas() {
     uint32_t found = EDGEC_HAVE_AVX2 ? 1u << AVX2 : 0;
     const uint32_t wanted = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31;  // F, DQ, BW, VL
     if (EDGEC_HAVE_AVX512 && (b & wanted) == wanted && (saved & 0xe6) == 0xe6) found |= 1u << AVX512;
-    return found;
+    const bool vbmi = c >> 1 & 1, vnni = c >> 11 & 1, amx = d >> 22 & 1 && d >> 24 & 1;  // amx: BF16, TILE
+    if (!(found >> AVX512 & 1) || !vbmi || !vnni) return found;
+    found |= 1u << AVX512VBMI;
+    if (!amx || (saved & 0x60000) != 0x60000 || !__get_cpuid_count(7, 1, &a, &b, &c, &d)) return found;
+    const bool bf16 = a >> 5 & 1;
+    return bf16 && amx_permitted() ? found | 1u << AMX : found;
 }
 #endif
 

@@ -13,7 +13,8 @@ constexpr int kMaxRank = 8;
 
 enum Dtype : uint8_t { F32 = 1, F16 = 2, BF16 = 3, I8 = 4, U8 = 5, I32 = 6, I64 = 7, BOOL = 8 };
 enum Format : uint8_t { PLAIN = 0, PANEL16 = 1 };
-enum Isa : uint8_t { SCALAR = 0, AVX2 = 1, AVX512 = 2, NEON = 3, ISA_COUNT = 4 };
+// Each x86 level has all that stands before it; AVX512VBMI (with VNNI) and AMX bring a few kernels of their own.
+enum Isa : uint8_t { SCALAR = 0, AVX2 = 1, AVX512 = 2, AVX512VBMI = 3, AMX = 4, NEON = 5, ISA_COUNT = 6 };
 
 struct View {
     void *data = nullptr;  // nullptr: the operand is absent
@@ -40,11 +41,12 @@ struct Kernel {
     const char *name;
     uint8_t n_out;    // operands [0, n_out) are written (a null view among them is allowed where docs/kernels.md says)
     uint8_t in_place; // outputs may exactly alias an input of the same extent
+    uint8_t prepares; // run(args, 0, 0, scratch) fills a thread's scratch: once per thread and call, before its first tiles
     CheckFn check;
     TilesFn tiles;
     CostFn cost;
     ScratchFn scratch;
-    RunFn run[ISA_COUNT];  // nullptr where this build has no such instruction set
+    RunFn run[ISA_COUNT];  // nullptr where this build has no such instruction set, or the next plainer one's is as good
 };
 
 extern const Kernel kKernels[];

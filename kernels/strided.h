@@ -169,4 +169,15 @@ static inline void copy_strided(void *y, const void *x, int64_t size, int64_t st
     }
 }
 
+// Row of a table of n that index j of op[2] means: see generic/gather.h.
+EDGEC_INLINE int64_t gather_index(const Args &a, int64_t j, int64_t n) {
+    const View &idx = a.op[2];
+    int64_t i = idx.dtype == I64 ? ((const int64_t *)idx.data)[j] : (int64_t)((const int32_t *)idx.data)[j];
+    if (i < -n || i >= n) {
+        __atomic_store_n(a.fault, 1, __ATOMIC_RELAXED);  // tiles of other threads may do the same
+        return 0;
+    }
+    return i < 0 ? i + n : i;
+}
+
 }  // namespace edgec

@@ -20,11 +20,17 @@ struct Job {
     RunFn run;
     uint8_t *scratch;
     uint64_t stride;
+    bool prepares;
+    uint64_t prepared[kMaxThreads / 64];  // a bit for each thread whose scratch is
 };
 
 void run_tiles(void *arg, int64_t begin, int64_t end, uint32_t thread) {
-    const Job &job = *static_cast<const Job *>(arg);
-    job.run(*job.args, begin, end, job.scratch ? job.scratch + job.stride * thread : nullptr);
+    Job &job = *static_cast<Job *>(arg);
+    uint8_t *scratch = job.scratch ? job.scratch + job.stride * thread : nullptr;
+    const uint64_t bit = uint64_t(1) << thread % 64;
+    if (job.prepares && !(__atomic_fetch_or(&job.prepared[thread / 64], bit, __ATOMIC_RELAXED) & bit))
+        job.run(*job.args, 0, 0, scratch);
+    job.run(*job.args, begin, end, scratch);
 }
 
 edgec_status refuse(const edgec_model &model, uint32_t entry, const Call &call, const char *why, Message &message) {
@@ -198,12 +204,10 @@ edgec_status entry_run(edgec_session *session, uint32_t entry) {
         if (c.tiles <= 0) continue;
         const uint64_t start = session->profile ? now_ns() : 0;
         const Args args = args_of(*session, ready, c);
-        if (c.threads == 1) {
-            c.run(args, 0, c.tiles, session->scratch.data());
-        } else {
-            Job job = {&args, c.run, session->scratch.data(), session->scratch_stride};
-            session->pool.run(run_tiles, &job, c.tiles, c.chunk, c.threads);
-        }
+        const bool prepares = kKernels[model.plan.entry[entry].calls[i].kernel].prepares;
+        Job job = {&args, c.run, session->scratch.data(), session->scratch_stride, prepares, {}};
+        if (c.threads == 1) run_tiles(&job, 0, c.tiles, 0);
+        else session->pool.run(run_tiles, &job, c.tiles, c.chunk, c.threads);
         if (session->profile) {
             c.nanoseconds += now_ns() - start;
             c.count++;

@@ -178,7 +178,9 @@ edgec_status run_trial(const Trial &trial, const Kernel &kernel, uint8_t isa, co
             return fail(message, EDGEC_ERROR_SELFTEST, "selftest: %s refuses a valid call: %s", kernel.name, why);
         if (run == 0 && !scratch.allocate(allocator, uint64_t(kernel.scratch(args))))
             return fail(message, EDGEC_ERROR_MEMORY, "selftest: cannot be allocated");
-        kernel_run(kernel, run ? isa : uint8_t(SCALAR))(args, 0, kernel.tiles(args), scratch.data());
+        const RunFn body = kernel_run(kernel, run ? isa : uint8_t(SCALAR));
+        if (kernel.prepares) body(args, 0, 0, scratch.data());
+        body(args, 0, kernel.tiles(args), scratch.data());
     }
     for (uint32_t k = 0; k < kernel.n_out; k++) {
         if (!views[0][k].data) continue;

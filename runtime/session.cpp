@@ -4,8 +4,6 @@
 namespace edgec {
 namespace {
 
-constexpr uint32_t kMaxThreads = 1024;
-
 // The saved form of a state: this, then per state tensor the rows of the tokens so far (generic models: all of it).
 struct SavedHead {
     char magic[8];

@@ -7,6 +7,8 @@
 
 namespace edgec {
 
+constexpr uint32_t kMaxThreads = 1024;
+
 // An allocator that refuses to go beyond a limit, in front of another one. Threads may share it.
 struct Budget {
     Allocator inner;

@@ -46,7 +46,7 @@ class Device:
     def __post_init__(self) -> None:
         if not self.isa or self.isa[-1] != "scalar":
             raise ValueError(f"device {self.name}: the last instruction set must be scalar, found {self.isa}")
-        known = {"x86_64": {"avx512", "avx2", "scalar"}, "aarch64": {"neon", "scalar"}}
+        known = {"x86_64": {"amx", "avx512vbmi", "avx512", "avx2", "scalar"}, "aarch64": {"neon", "scalar"}}
         foreign = set(self.isa) - known.get(self.arch, {"scalar"})
         if foreign:
             raise ValueError(f"device {self.name}: {self.arch} has no {', '.join(sorted(foreign))}")
@@ -139,7 +139,11 @@ def host() -> Device:
     if arch == "x86_64" and {"avx2", "fma", "f16c"} <= set(features):
         isa = ("avx2", "scalar")
         if set(X86_64_V4) <= set(features):
-            isa = ("avx512", "avx2", "scalar")
+            isa = ("avx512", *isa)
+            if {"avx512vbmi", "avx512_vnni"} <= set(features):
+                isa = ("avx512vbmi", *isa)
+                if {"amx_bf16", "amx_tile", "avx512_bf16"} <= set(features):
+                    isa = ("amx", *isa)
     elif arch == "aarch64":
         isa = ("neon", "scalar")
     triple = {"linux": f"{arch}-linux-gnu.2.31", "macos": f"{arch}-macos.11.0"}.get(system, f"{arch}-{system}")

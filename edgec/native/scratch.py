@@ -12,7 +12,8 @@ from edgec.compress.formats import PANEL, Dtype
 from edgec.native.dims import Dim, product
 from edgec.native.plan import ALIGN, Call
 
-_WIDEN_ROWS = 24  # from here on 16-bit weights are widened once per panel
+_WIDEN_ROWS = 9  # from here on 16-bit weights are widened once per panel
+_TABLE_ROWS, _DECODED = 16, 16384  # rows whose products are looked up; bytes of a decoded block of few-bit weights
 _SEQUENCES = 8  # that a recurrent layer works on together
 _QUERY_ROWS, _SPAN = 48, 64  # rows and positions that attention works on together
 
@@ -28,6 +29,10 @@ def _call(call: Call) -> int:
             y, weight = call.operands[0], call.operands[2]
             wide = weight.dtype is Dtype.F32 or product(y.dims[:-1]).hi < _WIDEN_ROWS
             return 0 if wide else 2 * PANEL * weight.dims[1].hi * 4
+        case "linear_bits":
+            return _bits(product(call.operands[1].dims[:-1]).hi, call.operands[1].dims[-1].hi, _int(call.ints[4]))
+        case "linear_bits_split":
+            return _bits(product(call.operands[4].dims[:-1]).hi, call.operands[4].dims[-1].hi, _int(call.ints[3]))
         case "conv2d":
             weight, k = call.operands[2], call.operands[2].dims[2].hi
             block = max(4, min(8, 131072 // max(1, k) // 12)) * 12
@@ -43,6 +48,13 @@ def _call(call: Call) -> int:
             return _attention(call, call.operands[0].dims[0], _int(call.ints[1]), _int(call.ints[2]))
         case _:
             return 0
+
+
+def _bits(rows: int, k: int, group: int) -> int:
+    """Sums of 64 columns, and tables of each row's activations or, from 17 rows on, the activations in bfloat16."""
+    padded, chunks = -(-rows // 16) * 16, -(-k // 32)
+    tables = -(-(chunks * 256 + -(-k // group) * 8) // ALIGN) * ALIGN
+    return padded * 64 * 4 + (rows * tables if rows <= _TABLE_ROWS else padded * chunks * 64 + _DECODED)
 
 
 def _attention(call: Call, tokens: Dim, hq: int, hkv: int) -> int:

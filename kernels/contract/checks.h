@@ -40,6 +40,21 @@ EDGEC_INLINE bool is_vector(const View &v, int64_t n) { return v.rank == 1 && v.
 
 EDGEC_INLINE bool between(int64_t x, int64_t lo, int64_t hi) { return x >= lo && x <= hi; }
 
+// Larger dims cannot be backed by memory; the bound keeps every sum and product of a few parameters exact.
+constexpr int64_t kMaxDim = int64_t(1) << 40;
+EDGEC_INLINE bool bounded(const View &v) {
+    for (int d = 0; d < v.rank; ++d)
+        if (v.dim[d] > kMaxDim) return false;
+    return sized(v);
+}
+EDGEC_INLINE bool activation(const View &v) { return plain(v, F32) && bounded(v); }
+EDGEC_INLINE bool flag(int64_t x) { return between(x, 0, 1); }
+
+// compute.cpp. bias? [n], residual? as y, act, residual_first: what every product ends with.
+const char *epilogue_check(const View &y, const View &bias, const View &residual, int64_t n, int64_t act, int64_t first);
+// About the time of a product on one core: bound by arithmetic or by reading the weights once.
+int64_t product_cost(double m, double n, double k, double weight_bytes);
+
 // y is exactly what numpy makes of the inputs' shapes.
 EDGEC_INLINE bool broadcasts(const View &y, const View *x, int inputs) {
     for (int k = 0; k < inputs; ++k)

@@ -5,27 +5,18 @@
 
 namespace edgec {
 
-// Larger dims cannot be backed by memory; the bound keeps every sum and product of a few parameters exact.
-constexpr int64_t kMaxDim = int64_t(1) << 40;
 constexpr int64_t kMaxTap = 1 << 15;  // kernel sizes, strides, dilations
 constexpr int64_t kMaxPad = 1 << 20;
 constexpr int kActs = 14;
 
-static bool bounded(const View &v) {
-    for (int d = 0; d < v.rank; ++d)
-        if (v.dim[d] > kMaxDim) return false;
-    return sized(v);
-}
-static bool activation(const View &v) { return plain(v, F32) && bounded(v); }
 static bool weight(const View &v) {
     return bounded(v) && v.format == PANEL16 && (v.dtype == F32 || v.dtype == F16 || v.dtype == BF16);
 }
-static bool flag(int64_t x) { return between(x, 0, 1); }
 static bool empty(const View &v) { return count_of(v) == 0; }
 
 // bias? [n], residual? as y, act, residual_first: what every product ends with.
-static const char *epilogue_check(const View &y, const View &bias, const View &residual, int64_t n, int64_t act,
-                                  int64_t first) {
+const char *epilogue_check(const View &y, const View &bias, const View &residual, int64_t n, int64_t act,
+                           int64_t first) {
     if (bias.data && (!activation(bias) || !is_vector(bias, n))) return "the bias does not fit";
     if (residual.data && (!activation(residual) || !same_dims(residual, y))) return "the residual does not fit";
     if (!between(act, 0, kActs - 1) || !flag(first)) return kParam;
@@ -33,7 +24,7 @@ static const char *epilogue_check(const View &y, const View &bias, const View &r
 }
 
 // About the time of a product on one core: bound by arithmetic or by reading the weights once.
-static int64_t product_cost(double m, double n, double k, double weight_bytes) {
+int64_t product_cost(double m, double n, double k, double weight_bytes) {
     const double flops = 2 * m * n * k / 60, memory = weight_bytes / 15 + m * n / 8;
     const double ns = flops > memory ? flops : memory;
     return ns < 1e15 ? (int64_t)ns + 1 : (int64_t)1e15;

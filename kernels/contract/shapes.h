@@ -21,8 +21,8 @@ struct LinearShape {
 constexpr int64_t kVectorRows = 3;
 // A tile of the matrix path; 48 is a multiple of every kTileRows.
 constexpr int64_t kLinearRows = 48, kLinearPanels = 4;
-// From this many rows on, 16-bit weights are widened once per panel into scratch instead of once per row block.
-constexpr int64_t kWidenRows = 24;
+// From this many rows on, 16-bit weights are widened once per panel into scratch; fewer take matrix-vector products.
+constexpr int64_t kWidenRows = 9;
 
 EDGEC_INLINE int64_t leading(const View &v) {  // product of all dims but the last
     View t = v;
@@ -100,6 +100,7 @@ struct RnnShape {
     int64_t t, b, h, gates, panels;  // panels per gate; tiles = blocks of kRnnRows sequences
 };
 constexpr int64_t kRnnRows = 8;
+static_assert(kRnnRows < kWidenRows, "the gates' weights are never widened: there is no scratch for it");
 
 EDGEC_INLINE RnnShape rnn_shape(const Args &g) {
     const View &y = g.op[0];

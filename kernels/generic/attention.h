@@ -175,10 +175,10 @@ EDGEC_NOINLINE void attention_score_rows(const AttentionTile<T> &a, int64_t rows
         float *score = a.score + r * kAttentionSpan;
         int64_t p = 0;
         for (; p + kTilePanels <= panels; p += kTilePanels)
-            gemm_rows<kTilePanels, float>(height, q, pad, a.k_copy + p * panel, panel, d, nullptr, false,
+            gemm_rows<kTilePanels>(height, q, pad, a.k_copy + p * panel, panel, d, nullptr, false,
                                           score + p * 16, kAttentionSpan, Clamp{false, 0, 0});
         for (; p < panels; ++p)
-            gemm_rows<1, float>(height, q, pad, a.k_copy + p * panel, panel, d, nullptr, false, score + p * 16,
+            gemm_rows<1>(height, q, pad, a.k_copy + p * panel, panel, d, nullptr, false, score + p * 16,
                                 kAttentionSpan, Clamp{false, 0, 0});
         r += height;
     }
@@ -200,10 +200,10 @@ EDGEC_NOINLINE void attention_mix_rows(const AttentionTile<T> &a, int64_t rows, 
         const float *p = a.score + r * kAttentionSpan;
         int64_t c = 0;
         for (; c + 16 * kTilePanels <= pad; c += 16 * kTilePanels)
-            gemm_rows<kTilePanels, float>(height, p, kAttentionSpan, a.v_panel + c * n, panel, n, sum + c, true,
+            gemm_rows<kTilePanels>(height, p, kAttentionSpan, a.v_panel + c * n, panel, n, sum + c, true,
                                           sum + c, pad, Clamp{false, 0, 0});
         for (; c < pad; c += 16)
-            gemm_rows<1, float>(height, p, kAttentionSpan, a.v_panel + c * n, panel, n, sum + c, true, sum + c, pad,
+            gemm_rows<1>(height, p, kAttentionSpan, a.v_panel + c * n, panel, n, sum + c, true, sum + c, pad,
                                 Clamp{false, 0, 0});
         r += height;
     }

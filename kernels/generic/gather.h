@@ -2,16 +2,6 @@
 // from the end; one out of range raises the fault flag and reads row 0 instead, so that the result is wrong but in
 // bounds.
 
-EDGEC_INLINE int64_t gather_index(const Args &a, int64_t j, int64_t n) {
-    const View &idx = a.op[2];
-    int64_t i = idx.dtype == I64 ? ((const int64_t *)idx.data)[j] : (int64_t)((const int32_t *)idx.data)[j];
-    if (i < -n || i >= n) {
-        __atomic_store_n(a.fault, 1, __ATOMIC_RELAXED);  // tiles of other threads may do the same
-        return 0;
-    }
-    return i < 0 ? i + n : i;
-}
-
 EDGEC_NOINLINE void gather_halves(float *y, const uint16_t *x, int64_t n, bool bf16) {
     for (int64_t j = 0; j < n; j += L) {
         const int64_t m = imin(L, n - j);

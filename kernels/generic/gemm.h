@@ -31,13 +31,13 @@ EDGEC_INLINE Clamp clamp_of(const Epilogue &e) {
 }
 
 // acc += a[0..R)[k] x b[k][0..16 P). Rows are reached from every third one, which keeps the addresses in few registers.
-template <int R, int P, class W>
-EDGEC_INLINE void gemm_step(vf (&acc)[R][P * kPanelVecs], const float *const *a, int64_t lda, const W *b,
+template <int R, int P>
+EDGEC_INLINE void gemm_step(vf (&acc)[R][P * kPanelVecs], const float *const *a, int64_t lda, const float *b,
                             int64_t panel, int64_t k) {
     vf w[P * kPanelVecs];
 #pragma GCC unroll 8
     for (int j = 0; j < P * kPanelVecs; ++j)
-        w[j] = wload(b + (j / kPanelVecs) * panel + k * 16 + (j % kPanelVecs) * L);
+        w[j] = vload(b + (j / kPanelVecs) * panel + k * 16 + (j % kPanelVecs) * L);
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
         vf x = vset(a[r / 3][(r % 3) * lda + k]);
@@ -51,8 +51,8 @@ EDGEC_INLINE void gemm_step(vf (&acc)[R][P * kPanelVecs], const float *const *a,
 
 // c[0..R)[0..16 P) = clamp(init + a b). init: 16 P floats for every row, or null for zero, or (each_row) a row of its
 // own with stride ldc. b: P panels of k x 16, `panel` elements apart. Stays inside exactly those extents.
-template <int R, int P, class W>
-EDGEC_NOINLINE void gemm_tile(const float *a, int64_t lda, const W *b, int64_t panel, int64_t k, const float *init,
+template <int R, int P>
+EDGEC_NOINLINE void gemm_tile(const float *a, int64_t lda, const float *b, int64_t panel, int64_t k, const float *init,
                               bool each_row, float *c, int64_t ldc, Clamp clamp) {
     constexpr int NV = P * kPanelVecs;
     vf acc[R][NV];
@@ -66,13 +66,13 @@ EDGEC_NOINLINE void gemm_tile(const float *a, int64_t lda, const W *b, int64_t p
     for (int i = 0; i < (R + 2) / 3; ++i) q[i] = a + i * 3 * lda;
     int64_t i = 0;
     for (; i + 2 <= k; i += 2) {
-        gemm_step<R, P, W>(acc, q, lda, b, panel, 0);
-        gemm_step<R, P, W>(acc, q, lda, b, panel, 1);
+        gemm_step<R, P>(acc, q, lda, b, panel, 0);
+        gemm_step<R, P>(acc, q, lda, b, panel, 1);
         b += 32;
 #pragma GCC unroll 8
         for (int s = 0; s < (R + 2) / 3; ++s) q[s] += 2;
     }
-    if (i < k) gemm_step<R, P, W>(acc, q, lda, b, panel, 0);
+    if (i < k) gemm_step<R, P>(acc, q, lda, b, panel, 0);
     if (clamp.on) {
         vf lo = vset(clamp.lo), hi = vset(clamp.hi);
 #pragma GCC unroll 16
@@ -95,19 +95,19 @@ EDGEC_INLINE int gemm_height(int64_t rows) {
     return rows >= 2 ? 2 : 1;
 }
 
-template <int P, class W>
-EDGEC_INLINE void gemm_rows(int r, const float *a, int64_t lda, const W *b, int64_t panel, int64_t k,
+template <int P>
+EDGEC_INLINE void gemm_rows(int r, const float *a, int64_t lda, const float *b, int64_t panel, int64_t k,
                             const float *init, bool each_row, float *c, int64_t ldc, Clamp clamp) {
     if constexpr (kTileRows >= 12) {
-        if (r == 12) return gemm_tile<12, P, W>(a, lda, b, panel, k, init, each_row, c, ldc, clamp);
-        if (r == 8) return gemm_tile<8, P, W>(a, lda, b, panel, k, init, each_row, c, ldc, clamp);
+        if (r == 12) return gemm_tile<12, P>(a, lda, b, panel, k, init, each_row, c, ldc, clamp);
+        if (r == 8) return gemm_tile<8, P>(a, lda, b, panel, k, init, each_row, c, ldc, clamp);
     }
     if constexpr (kTileRows == 6)
-        if (r == 6) return gemm_tile<6, P, W>(a, lda, b, panel, k, init, each_row, c, ldc, clamp);
+        if (r == 6) return gemm_tile<6, P>(a, lda, b, panel, k, init, each_row, c, ldc, clamp);
     if constexpr (kTileRows >= 4)
-        if (r == 4) return gemm_tile<4, P, W>(a, lda, b, panel, k, init, each_row, c, ldc, clamp);
-    if (r == 2) return gemm_tile<2, P, W>(a, lda, b, panel, k, init, each_row, c, ldc, clamp);
-    gemm_tile<1, P, W>(a, lda, b, panel, k, init, each_row, c, ldc, clamp);
+        if (r == 4) return gemm_tile<4, P>(a, lda, b, panel, k, init, each_row, c, ldc, clamp);
+    if (r == 2) return gemm_tile<2, P>(a, lda, b, panel, k, init, each_row, c, ldc, clamp);
+    gemm_tile<1, P>(a, lda, b, panel, k, init, each_row, c, ldc, clamp);
 }
 
 // The part of the epilogue that the tile left: from `t` (row stride 16 P, whole panels) to y[m..m+rows)[n..n+cols).
@@ -131,8 +131,8 @@ EDGEC_NOINLINE void gemm_finish(const Gemm &g, const float *t, int64_t ldt, int6
 }
 
 // Rows [m0, m1) of one or P panels, whose weights `b` begin at column n.
-template <int P, class W>
-EDGEC_NOINLINE void gemm_panels(const Gemm &g, const W *b, int64_t panel, int64_t n, int64_t m0, int64_t m1) {
+template <int P>
+EDGEC_NOINLINE void gemm_panels(const Gemm &g, const float *b, int64_t panel, int64_t n, int64_t m0, int64_t m1) {
     float bias[16 * P], t[kTileRows * 16 * P];
     const int64_t cols = imin(16 * P, g.n - n);
     const float *init = g.e.bias ? g.e.bias + n : nullptr;
@@ -144,20 +144,79 @@ EDGEC_NOINLINE void gemm_panels(const Gemm &g, const W *b, int64_t panel, int64_
     const bool direct = cols == 16 * P && !g.e.residual && g.e.act <= 2;
     const Clamp clamp = direct ? clamp_of(g.e) : Clamp{false, 0, 0};
     for (int64_t m = m0; m < m1;) {
-        int r = gemm_height(m1 - m);
-        const float *a = g.a + m * g.lda;
-        if (direct) {
-            gemm_rows<P, W>(r, a, g.lda, b, panel, g.k, init, false, g.y + m * g.ldy + n, g.ldy, clamp);
-        } else {
-            gemm_rows<P, W>(r, a, g.lda, b, panel, g.k, init, false, t, 16 * P, clamp);
-            gemm_finish(g, t, 16 * P, m, r, n, cols);
-        }
+        const int r = gemm_height(m1 - m);
+        float *c = direct ? g.y + m * g.ldy + n : t;
+        gemm_rows<P>(r, g.a + m * g.lda, g.lda, b, panel, g.k, init, false, c, direct ? g.ldy : 16 * P, clamp);
+        if (!direct) gemm_finish(g, t, 16 * P, m, r, n, cols);
         m += r;
     }
 }
 
-template <class W> EDGEC_INLINE bool is_wide(const W *) { return false; }
-EDGEC_INLINE bool is_wide(const float *) { return true; }
+// out[r][0..16) = init + x[r] . panel, for R rows: U sums per output so that fma latency is hidden.
+template <int R, class W>
+EDGEC_NOINLINE void gemv_panel(const float *x, int64_t ldx, const W *w, int64_t k, const float *init, float *out) {
+    constexpr int V = kPanelVecs, U = kSums / (R * V) > 1 ? kSums / (R * V) : 1;
+    constexpr int64_t kAhead = 2048 / sizeof(W);  // hardware prefetchers stop at page borders
+    vf acc[U][R][V];
+#pragma GCC unroll 8
+    for (int u = 0; u < U; ++u)
+#pragma GCC unroll 4
+        for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+            for (int j = 0; j < V; ++j) acc[u][r][j] = u == 0 ? vload(init + j * L) : vset(0.0f);
+    int64_t i = 0;
+    for (; i + U <= k; i += U) {
+#pragma GCC unroll 8
+        for (int u = 0; u < U; ++u) {
+            if (u * 16 * sizeof(W) % 64 == 0) __builtin_prefetch(w + kAhead + u * 16);
+            vf b[V];
+#pragma GCC unroll 4
+            for (int j = 0; j < V; ++j) b[j] = wload(w + u * 16 + j * L);
+#pragma GCC unroll 4
+            for (int r = 0; r < R; ++r) {
+                vf a = vset(x[r * ldx + i + u]);
+#pragma GCC unroll 4
+                for (int j = 0; j < V; ++j) acc[u][r][j] = vfma(a, b[j], acc[u][r][j]);
+            }
+        }
+        w += U * 16;
+    }
+    for (; i < k; ++i, w += 16)
+#pragma GCC unroll 4
+        for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+            for (int j = 0; j < V; ++j) acc[0][r][j] = vfma(vset(x[r * ldx + i]), wload(w + j * L), acc[0][r][j]);
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+        for (int j = 0; j < V; ++j) {
+            vf s = acc[0][r][j];
+#pragma GCC unroll 8
+            for (int u = 1; u < U; ++u) s = vadd(s, acc[u][r][j]);
+            vstore(out + r * 16 + j * L, s);
+        }
+}
+
+// Rows [m0, m1) of one panel, whose weights `b` begin at column n, as matrix-vector products of three rows at most.
+template <class W>
+EDGEC_NOINLINE void gemv_rows(const Gemm &g, const W *b, int64_t n, int64_t m0, int64_t m1) {
+    float init[16] = {}, out[kVectorRows * 16];
+    const int64_t cols = imin(16, g.n - n);
+    if (g.e.bias) memcpy(init, g.e.bias + n, (size_t)cols * sizeof(float));
+    for (int64_t m = m0; m < m1; m += kVectorRows) {
+        const int rows = (int)imin(kVectorRows, m1 - m);
+        const float *a = g.a + m * g.lda;
+        if (rows == 1) gemv_panel<1, W>(a, g.lda, b, g.k, init, out);
+        else if (rows == 2) gemv_panel<2, W>(a, g.lda, b, g.k, init, out);
+        else gemv_panel<3, W>(a, g.lda, b, g.k, init, out);
+        gemm_finish(g, out, 16, m, rows, n, cols);
+    }
+}
+
+template <int P> EDGEC_INLINE void gemm_some(const Gemm &g, const float *b, int np, int64_t n, int64_t m0, int64_t m1) {
+    if (np == P) gemm_panels<P>(g, b, g.k * 16, n, m0, m1);
+    else gemm_panels<1>(g, b, g.k * 16, n, m0, m1);
+}
 
 // Rows [m0, m1) by panels [p0, p1) of w (panel16, panel 0 first). `wide` has room for kTilePanels panels of f32.
 template <class W>
@@ -172,13 +231,13 @@ EDGEC_NOINLINE void gemm_block(const Gemm &g, const W *w, float *wide, int64_t m
         for (int64_t p = p0; p < p1;) {
             int np = (int)imin(kTilePanels, p1 - p);
             const W *b = w + p * panel;
-            if (!is_wide(w) && end - m >= kWidenRows) {
+            if constexpr (sizeof(W) == sizeof(float)) {
+                gemm_some<kTilePanels>(g, b, np, p * 16, m, end);
+            } else if (g.m >= kWidenRows) {  // of all rows: results must not depend on how they are cut
                 for (int64_t i = 0; i < np * panel; i += L) vstore(wide + i, wload(b + i));
-                if (np == kTilePanels) gemm_panels<kTilePanels, float>(g, wide, panel, p * 16, m, end);
-                else gemm_panels<1, float>(g, wide, panel, p * 16, m, end);
+                gemm_some<kTilePanels>(g, wide, np, p * 16, m, end);
             } else {
-                if (np == kTilePanels) gemm_panels<kTilePanels, W>(g, b, panel, p * 16, m, end);
-                else gemm_panels<1, W>(g, b, panel, p * 16, m, end);
+                for (int i = 0; i < np; ++i) gemv_rows<W>(g, b + i * panel, (p + i) * 16, m, end);
             }
             p += np;
         }

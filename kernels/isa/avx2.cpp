@@ -1,5 +1,5 @@
 // AVX2+FMA+F16C: every kernel, compiled in a target region so that the build needs no -m flags.
-#include "../contract/shapes.h"
+#include "../contract/bits.h"
 #include "../strided.h"
 
 #if EDGEC_HAVE_AVX2
@@ -16,6 +16,10 @@ namespace edgec {
 namespace avx2 {
 #include "../simd/avx2.h"
 #include "../simd/math.h"
+#include "../generic/lanes.h"
+#include "../generic/bits_scales.h"
+#include "../generic/tables.h"
+#include "../generic/lut.h"
 #include "../generic/all.h"
 }  // namespace avx2
 }  // namespace edgec

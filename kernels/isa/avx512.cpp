@@ -1,5 +1,5 @@
 // AVX-512 (x86-64-v4): every kernel, compiled in a target region so that the build needs no -m flags.
-#include "../contract/shapes.h"
+#include "../contract/bits.h"
 #include "../strided.h"
 
 #if EDGEC_HAVE_AVX512
@@ -20,6 +20,10 @@ namespace edgec {
 namespace avx512 {
 #include "../simd/avx512.h"
 #include "../simd/math.h"
+#include "../generic/lanes.h"
+#include "../generic/bits_scales.h"
+#include "../generic/tables.h"
+#include "../generic/lut.h"
 #include "../generic/all.h"
 }  // namespace avx512
 }  // namespace edgec

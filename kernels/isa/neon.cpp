@@ -1,5 +1,5 @@
 // aarch64 Advanced SIMD, which is part of the baseline: no target region is needed.
-#include "../contract/shapes.h"
+#include "../contract/bits.h"
 #include "../strided.h"
 
 #if EDGEC_HAVE_NEON
@@ -9,6 +9,10 @@ namespace edgec {
 namespace neon {
 #include "../simd/neon.h"
 #include "../simd/math.h"
+#include "../generic/lanes.h"
+#include "../generic/bits_scales.h"
+#include "../generic/tables.h"
+#include "../generic/lut.h"
 #include "../generic/all.h"
 }  // namespace neon
 }  // namespace edgec

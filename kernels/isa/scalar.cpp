@@ -1,11 +1,15 @@
 // Portable C: every kernel, in every build.
-#include "../contract/shapes.h"
+#include "../contract/bits.h"
 #include "../strided.h"
 
 namespace edgec {
 namespace scalar {
 #include "../simd/scalar.h"
 #include "../simd/math.h"
+#include "../generic/lanes.h"
+#include "../generic/bits_scales.h"
+// There is no shuffle of bytes: weights of few bits are decoded whatever the number of rows.
+constexpr BitsMethod kLookups = {};
 #include "../generic/all.h"
 }  // namespace scalar
 }  // namespace edgec

@@ -105,5 +105,46 @@ EDGEC_INLINE void vtranspose(vf *a) {
     }
 }
 
+// Bytes 4 v + e of each 128-bit part to the top of lane e.
+alignas(16) static const uint32_t kTopBytes[4] = {0x00808080, 0x01808080, 0x02808080, 0x03808080};
+EDGEC_INLINE vi vtop_bytes(const uint8_t *p, int v) {
+    const __m256i at = _mm256_broadcastsi128_si256(_mm_load_si128((const __m128i *)kTopBytes));
+    return _mm256_shuffle_epi8(_mm256_loadu_si256((const __m256i *)p), _mm256_add_epi32(at, _mm256_set1_epi32(v << 26)));
+}
+EDGEC_INLINE vm vnegative(vi a) { return _mm256_castsi256_ps(a); }  // vsel looks at nothing but the sign
+
+constexpr int64_t kBytes = 32;
+using vb = __m256i;
+EDGEC_INLINE vb vbload(const uint8_t *p) { return _mm256_loadu_si256((const __m256i *)p); }
+EDGEC_INLINE vb vbzero() { return _mm256_setzero_si256(); }
+EDGEC_INLINE vb vbtable(const uint8_t *p) { return _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)p)); }
+EDGEC_INLINE vb vblookup(vb table, vb at) { return _mm256_shuffle_epi8(table, at); }
+EDGEC_INLINE vb vblow(vb a) { return _mm256_and_si256(a, _mm256_set1_epi8(15)); }
+EDGEC_INLINE vb vbhigh(vb a) { return _mm256_and_si256(_mm256_srli_epi16(a, 4), _mm256_set1_epi8(15)); }
+EDGEC_INLINE vb vbadd(vb a, vb b) { return _mm256_add_epi8(a, b); }
+EDGEC_INLINE vb vbadd16(vb a, vb b) { return _mm256_add_epi16(a, b); }
+EDGEC_INLINE vb vbsub16(vb a, vb b) { return _mm256_sub_epi16(a, b); }
+EDGEC_INLINE vb vbodd(vb a) { return _mm256_srli_epi16(a, 8); }
+EDGEC_INLINE vb vbshl8(vb a) { return _mm256_slli_epi16(a, 8); }
+EDGEC_INLINE void vbsums(vb low, vb low_odd, vb high, vb high_odd, vi *to) {
+    const __m256i weights = _mm256_set1_epi32(64 << 16 | 1);
+    const __m256i e0 = _mm256_madd_epi16(_mm256_unpacklo_epi16(low, high), weights);
+    const __m256i e1 = _mm256_madd_epi16(_mm256_unpackhi_epi16(low, high), weights);
+    const __m256i o0 = _mm256_madd_epi16(_mm256_unpacklo_epi16(low_odd, high_odd), weights);
+    const __m256i o1 = _mm256_madd_epi16(_mm256_unpackhi_epi16(low_odd, high_odd), weights);
+    to[0] = _mm256_unpacklo_epi32(e0, o0);
+    to[1] = _mm256_unpackhi_epi32(e0, o0);
+    to[2] = _mm256_unpacklo_epi32(e1, o1);
+    to[3] = _mm256_unpackhi_epi32(e1, o1);
+}
+EDGEC_INLINE void vstore_bytes(uint8_t *p, const vi *a) {
+    const __m256i half = _mm256_permute4x64_epi64(_mm256_packus_epi32(a[0], a[1]), 0xd8);
+    _mm_storeu_si128((__m128i *)p, _mm_packus_epi16(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1)));
+}
+EDGEC_INLINE vf vfours(vf a) {
+    a = _mm256_add_ps(a, _mm256_permute_ps(a, 0xb1));
+    return _mm256_add_ps(a, _mm256_permute_ps(a, 0x4e));
+}
+
 // No code, but an order: *a is computed before this point, and memory is not read ahead of it.
 EDGEC_INLINE void vpin(vf *a) { __asm__ volatile("" : "+x"(*a) : : "memory"); }

@@ -102,5 +102,49 @@ EDGEC_INLINE void vtranspose(vf *a) {
     }
 }
 
+// Lane 4 l + e: byte p[16 l + 4 v + e] in the top eight bits, zero below. p has 4 L bytes.
+alignas(64) static const uint32_t kTopBytes[4] = {0x00808080, 0x01808080, 0x02808080, 0x03808080};
+EDGEC_INLINE vi vtop_bytes(const uint8_t *p, int v) {
+    const __m512i at = _mm512_broadcast_i32x4(_mm_load_si128((const __m128i *)kTopBytes));
+    return _mm512_shuffle_epi8(_mm512_loadu_si512(p), _mm512_add_epi32(at, _mm512_set1_epi32(v << 26)));
+}
+EDGEC_INLINE vm vnegative(vi a) { return _mm512_movepi32_mask(a); }  // lanes with the sign bit
+
+// Tables (generic/tables.h, lut.h): vb is a vector of bytes.
+constexpr int64_t kBytes = 64;
+using vb = __m512i;
+EDGEC_INLINE vb vbload(const uint8_t *p) { return _mm512_loadu_si512(p); }
+EDGEC_INLINE vb vbzero() { return _mm512_setzero_si512(); }
+// Sixteen bytes for every 128-bit part, and where bytes 0..15 of `at` look up.
+EDGEC_INLINE vb vbtable(const uint8_t *p) { return _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)p)); }
+EDGEC_INLINE vb vblookup(vb table, vb at) { return _mm512_shuffle_epi8(table, at); }
+EDGEC_INLINE vb vblow(vb a) { return _mm512_and_si512(a, _mm512_set1_epi8(15)); }                          // a & 15
+EDGEC_INLINE vb vbhigh(vb a) { return _mm512_and_si512(_mm512_srli_epi16(a, 4), _mm512_set1_epi8(15)); }  // a >> 4
+EDGEC_INLINE vb vbadd(vb a, vb b) { return _mm512_add_epi8(a, b); }
+EDGEC_INLINE vb vbadd16(vb a, vb b) { return _mm512_add_epi16(a, b); }
+EDGEC_INLINE vb vbsub16(vb a, vb b) { return _mm512_sub_epi16(a, b); }
+EDGEC_INLINE vb vbodd(vb a) { return _mm512_srli_epi16(a, 8); }
+EDGEC_INLINE vb vbshl8(vb a) { return _mm512_slli_epi16(a, 8); }
+// Sums low + 64 high of the even and the odd bytes of pairs (16 bits each, below 2^15), as rows: to[v] lane 4 l + e is
+// byte 16 l + 4 v + e.
+EDGEC_INLINE void vbsums(vb low, vb low_odd, vb high, vb high_odd, vi *to) {
+    const __m512i weights = _mm512_set1_epi32(64 << 16 | 1);
+    const __m512i e0 = _mm512_madd_epi16(_mm512_unpacklo_epi16(low, high), weights);
+    const __m512i e1 = _mm512_madd_epi16(_mm512_unpackhi_epi16(low, high), weights);
+    const __m512i o0 = _mm512_madd_epi16(_mm512_unpacklo_epi16(low_odd, high_odd), weights);
+    const __m512i o1 = _mm512_madd_epi16(_mm512_unpackhi_epi16(low_odd, high_odd), weights);
+    to[0] = _mm512_unpacklo_epi32(e0, o0);
+    to[1] = _mm512_unpackhi_epi32(e0, o0);
+    to[2] = _mm512_unpacklo_epi32(e1, o1);
+    to[3] = _mm512_unpackhi_epi32(e1, o1);
+}
+// The low bytes of sixteen lanes (which are 0..255 where an instruction set saturates).
+EDGEC_INLINE void vstore_bytes(uint8_t *p, const vi *a) { _mm_storeu_si128((__m128i *)p, _mm512_cvtepi32_epi8(a[0])); }
+// Every lane: the sum of its four.
+EDGEC_INLINE vf vfours(vf a) {
+    a = _mm512_add_ps(a, _mm512_permute_ps(a, 0xb1));
+    return _mm512_add_ps(a, _mm512_permute_ps(a, 0x4e));
+}
+
 // No code, but an order: *a is computed before this point, and memory is not read ahead of it.
 EDGEC_INLINE void vpin(vf *a) { __asm__ volatile("" : "+v"(*a) : : "memory"); }

@@ -85,5 +85,48 @@ EDGEC_INLINE void vtranspose(vf *a) {
     a[3] = vzip2q_f32(q, s);
 }
 
+EDGEC_INLINE vi vtop_bytes(const uint8_t *p, int v) {
+    const uint32x4_t at = {0x00ffffff, 0x01ffffff, 0x02ffffff, 0x03ffffff};  // out of range: zero
+    const uint8x16_t from = vreinterpretq_u8_u32(vaddq_u32(at, vdupq_n_u32((uint32_t)v << 26)));
+    return vreinterpretq_s32_u8(vqtbl1q_u8(vld1q_u8(p), from));
+}
+EDGEC_INLINE vm vnegative(vi a) { return vreinterpretq_u32_s32(vshrq_n_s32(a, 31)); }
+
+constexpr int64_t kBytes = 16;
+using vb = uint8x16_t;
+EDGEC_INLINE uint16x8_t vb16_(vb a) { return vreinterpretq_u16_u8(a); }
+EDGEC_INLINE vb vbload(const uint8_t *p) { return vld1q_u8(p); }
+EDGEC_INLINE vb vbzero() { return vdupq_n_u8(0); }
+EDGEC_INLINE vb vbtable(const uint8_t *p) { return vld1q_u8(p); }
+EDGEC_INLINE vb vblookup(vb table, vb at) { return vqtbl1q_u8(table, at); }
+EDGEC_INLINE vb vblow(vb a) { return vandq_u8(a, vdupq_n_u8(15)); }
+EDGEC_INLINE vb vbhigh(vb a) { return vshrq_n_u8(a, 4); }
+EDGEC_INLINE vb vbadd(vb a, vb b) { return vaddq_u8(a, b); }
+EDGEC_INLINE vb vbadd16(vb a, vb b) { return vreinterpretq_u8_u16(vaddq_u16(vb16_(a), vb16_(b))); }
+EDGEC_INLINE vb vbsub16(vb a, vb b) { return vreinterpretq_u8_u16(vsubq_u16(vb16_(a), vb16_(b))); }
+EDGEC_INLINE vb vbodd(vb a) { return vreinterpretq_u8_u16(vshrq_n_u16(vb16_(a), 8)); }
+EDGEC_INLINE vb vbshl8(vb a) { return vreinterpretq_u8_u16(vshlq_n_u16(vb16_(a), 8)); }
+EDGEC_INLINE void vbsums_(vb low, vb high, uint32x4_t *to) {
+    to[0] = vmlal_n_u16(vmovl_u16(vget_low_u16(vb16_(low))), vget_low_u16(vb16_(high)), 64);
+    to[1] = vmlal_n_u16(vmovl_u16(vget_high_u16(vb16_(low))), vget_high_u16(vb16_(high)), 64);
+}
+EDGEC_INLINE void vbsums(vb low, vb low_odd, vb high, vb high_odd, vi *to) {
+    uint32x4_t e[2], o[2];
+    vbsums_(low, high, e);
+    vbsums_(low_odd, high_odd, o);
+    for (int i = 0; i < 2; ++i) {
+        to[2 * i] = vreinterpretq_s32_u32(vzip1q_u32(e[i], o[i]));
+        to[2 * i + 1] = vreinterpretq_s32_u32(vzip2q_u32(e[i], o[i]));
+    }
+}
+EDGEC_INLINE void vstore_bytes(uint8_t *p, const vi *a) {
+    const int16x8_t x = vcombine_s16(vmovn_s32(a[0]), vmovn_s32(a[1])), y = vcombine_s16(vmovn_s32(a[2]), vmovn_s32(a[3]));
+    vst1q_u8(p, vreinterpretq_u8_s8(vcombine_s8(vmovn_s16(x), vmovn_s16(y))));
+}
+EDGEC_INLINE vf vfours(vf a) {
+    a = vpaddq_f32(a, a);
+    return vpaddq_f32(a, a);
+}
+
 // No code, but an order: *a is computed before this point, and memory is not read ahead of it.
 EDGEC_INLINE void vpin(vf *a) { __asm__ volatile("" : "+w"(*a) : : "memory"); }

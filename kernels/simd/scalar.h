@@ -27,7 +27,11 @@ EDGEC_INLINE void vstore_n(float *p, vf a, int64_t n) {
 // Conversions in software are long: as calls they keep every half-precision loop small.
 EDGEC_NOINLINE vf vload_f16_n(const uint16_t *p, int64_t n) {
     vf a = vset(0);
-    for (int64_t i = 0; i < n; ++i) a[i] = f16_to_f32(p[i]);
+    for (int64_t i = 0; i < n; ++i) {
+        uint16_t h;  // scales between codes of a byte need not lie at even addresses
+        memcpy(&h, p + i, 2);
+        a[i] = f16_to_f32(h);
+    }
     return a;
 }
 EDGEC_INLINE vf vload_f16(const uint16_t *p) { return vload_f16_n(p, 4); }
@@ -101,6 +105,12 @@ EDGEC_INLINE void vtranspose(vf *a) {
             a[j][i] = t;
         }
 }
+
+EDGEC_INLINE vi vtop_bytes(const uint8_t *p, int v) {
+    p += 4 * v;
+    return (vi)(vu_{p[0], p[1], p[2], p[3]} << 24);
+}
+EDGEC_INLINE vm vnegative(vi a) { return a >> 31; }
 
 // An order of computation for the other instruction sets; portable code leaves that to the compiler.
 EDGEC_INLINE void vpin(vf *) {}

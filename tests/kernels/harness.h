@@ -42,8 +42,9 @@ struct Operand {
     int64_t count() const;
 };
 
-// How an error is measured: |got - want| over max(|want|, floor), or over the largest |want| of the last dim's row.
-enum Scale { ELEMENT, ROW };
+// How an error is measured: |got - want| over max(|want|, floor), or over the largest |want| of the last dim's row, or
+// the root mean square of all differences of an output over floor.
+enum Scale { ELEMENT, ROW, NORM };
 
 struct Case {
     std::string label;
@@ -56,6 +57,7 @@ struct Case {
     std::vector<std::pair<int, int>> in_place;    // variants to run as well: output index, input operand index
     Scale scale = ROW;
     double tolerance = 1e-5, floor = 1.0;
+    std::function<double(Isa)> bound;             // where it is set: the tolerance of an instruction set
     bool fault = false;                           // the run must raise the fault flag; values are not compared
     Rng *rng = nullptr;
 
@@ -131,7 +133,7 @@ struct Bench {
     Bench(const Bench &) = delete;
     Bench &operator=(const Bench &) = delete;
     void make_scratch(int64_t bytes);
-    // All tiles at once, or in pieces in random order.
+    // All tiles at once, or in pieces in random order; scratch is prepared first where the kernel wants that.
     void run(const Kernel &k, Isa isa, int64_t tiles, bool pieces, Rng &rng);
 };
 

@@ -97,12 +97,26 @@ void Bench::run(const Kernel &k, Isa isa, int64_t tiles, bool pieces, Rng &rng) 
         t += n;
     }
     for (size_t p = parts.size(); p > 1; --p) std::swap(parts[p - 1], parts[(size_t)rng.range(0, (int64_t)p - 1)]);
+    if (k.prepares) k.run[isa](args, 0, 0, memory);
     for (const auto &p : parts) k.run[isa](args, p.first, p.second, memory);
 }
 
 // The worst error of one output, or a message where a value is plainly wrong.
-static Result compare(const Case &c, const Operand &want, const Operand &got, size_t index) {
+static Result compare(const Case &c, const Operand &want, const Operand &got, size_t index, double tolerance) {
     Result r;
+    if (c.scale == NORM) {
+        double squares = 0;
+        for (size_t e = 0; e < want.real.size(); ++e) {
+            const double d = got.real[e] - want.real[e];
+            squares += d * d;
+        }
+        r.worst = sqrt(squares / (double)std::max<size_t>(1, want.real.size())) / std::max(c.floor, 1e-30);
+        if (!(r.worst <= tolerance)) {
+            r.ok = false;
+            r.message = text("output %zu: error %.3g of %.3g", index, r.worst, tolerance);
+        }
+        return r;
+    }
     const int64_t n = want.count(), row = want.view.rank ? std::max<int64_t>(1, want.dim(-1)) : 1;
     double scale = 0;
     for (int64_t e = 0; e < n; ++e) {
@@ -128,10 +142,10 @@ static Result compare(const Case &c, const Operand &want, const Operand &got, si
                              : want.view.dtype == BF16 ? fabs(w) * 0x1p-7 / scale
                                                        : 0;
         r.worst = std::max(r.worst, error > slack ? error : 0);
-        if (error > c.tolerance + slack && r.ok) {
+        if (error > tolerance + slack && r.ok) {
             r.ok = false;
             r.message = text("output %zu [%lld]: %.9g, wanted %.9g, error %.3g of %.3g", index, (long long)e, g, w,
-                             error, c.tolerance);
+                             error, tolerance);
         }
     }
     return r;
@@ -172,7 +186,7 @@ static Result run_variant(Case &c, const std::vector<Operand> &want, Isa isa, Rn
         const std::vector<uint8_t> now(data, data + bytes[o].size());
         Operand got = c.op[o];
         decode(&got, data);
-        const Result one = compare(c, want[o], got, o);
+        const Result one = compare(c, want[o], got, o, c.bound ? c.bound(isa) : c.tolerance);
         r.worst = std::max(r.worst, one.worst);
         if (!one.ok && r.ok) r = {false, r.worst, one.message};
         if (!pieces) exact->back() = now;

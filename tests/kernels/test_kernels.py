@@ -21,14 +21,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-ROWS = re.findall(r"^(?:KERNEL|PORTABLE)\((\w+),", (ROOT / "kernels" / "kernels.def").read_text(), re.MULTILINE)
+ROWS = re.findall(r"^(?:KERNEL|PORTABLE|LEVELED)\((\w+),", (ROOT / "kernels" / "kernels.def").read_text(), re.MULTILINE)
 # As CMakeLists.txt compiles the library; test code gets -O1, which compiles in a third of the time.
 COMMON = ("-std=c++17", "-Wall", "-Wextra", "-Werror", "-fno-exceptions", "-fno-rtti", "-fno-math-errno")
 ZIG = (sys.executable, "-m", "ziglang", "c++", "-target", "aarch64-linux-musl", "-fno-sanitize=undefined")
 SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-g1")
-NATIVE_ISAS = {"x86_64": ("scalar", "avx2", "avx512"), "AMD64": ("scalar", "avx2", "avx512")}.get(
-    platform.machine(), ("scalar", "neon")
-)
+X86_ISAS = ("scalar", "avx2", "avx512", "avx512vbmi", "amx")
+NATIVE_ISAS = X86_ISAS if platform.machine() in ("x86_64", "AMD64") else ("scalar", "neon")
 
 Build = Callable[..., Path]
 
@@ -58,7 +57,8 @@ def build(request: pytest.FixtureRequest) -> Build:
         test_flags: Sequence[str],
         link_flags: Sequence[str] = (),
     ) -> Path:
-        kernels, tests = sorted((ROOT / "kernels").rglob("*.cpp")), sorted((ROOT / "tests" / "kernels").glob("*.cpp"))
+        kernels = sorted(p for p in (ROOT / "kernels").rglob("*.cpp") if p.parent.name != "solve")
+        tests = sorted((ROOT / "tests" / "kernels").glob("*.cpp"))
         digest = hashlib.sha256(repr((compiler, kernel_flags, test_flags, link_flags, COMMON)).encode())
         digest.update(_run([*compiler, "--version"]).stdout.encode())
         for part in ("kernels", "tests/kernels"):

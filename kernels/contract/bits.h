@@ -1,0 +1,60 @@
+// Weights of 1 to 8 bits in the layout bits64 (docs/format.md), and how products with them are cut into tiles.
+//
+// 64 rows are a tile. Per tile and group of columns there are codes u8 [bits][chunks][4][64], a chunk being 32 columns
+// and a byte 8 of them, then f16 scales [64]: one per bit and the centre, or (uniform) the step and the zero point.
+// Byte p of a column holds row 16 (p % 16 / 4) + 4 (p / 16) + p % 4, so that unpacking whole vectors gives rows in order.
+#pragma once
+#include "shapes.h"
+
+namespace edgec {
+
+constexpr int kBitsRows = 64, kBitsMostGroup = 128, kBitsMost = 8;
+// Up to this many rows of activations are looked up in tables of their sums; for more the weights are decoded.
+constexpr int64_t kTableRows = 16;
+constexpr int kBitsOutputs = 4;  // linear_bits_split: absent ones included
+constexpr int64_t kBitsBlock = 4 * 4 * 1024;  // bytes: a tile's part of a group as bf16
+
+struct BitsShape {
+    int64_t n, k, bits, group;
+    bool uniform;
+    int64_t m = 0;  // rows of activations
+    int64_t groups() const { return ceil_div(k, group); }
+    int64_t chunks() const { return ceil_div(k, 32); }
+    int64_t group_chunks(int64_t g) const { return imin(group / 32, chunks() - g * (group / 32)); }
+    int64_t code_bytes(int64_t group_chunks) const { return bits * group_chunks * 256; }
+    int64_t scale_bytes() const { return (uniform ? 2 : bits + 1) * kBitsRows * 2; }
+    int64_t tiles() const { return ceil_div(n, kBitsRows); }
+    int64_t tile_bytes() const { return code_bytes(chunks()) + groups() * scale_bytes(); }
+    // The tables of one row of activations: 256 bytes per chunk, then per group the tables' scale and the sum of x.
+    int64_t table_bytes() const { return ceil_div(chunks() * 256 + groups() * 8, 64) * 64; }
+    // Rows of sums that a tile is given room for: whole blocks of 16.
+    int64_t padded() const { return ceil_div(m, 16) * 16; }
+};
+
+// N bits group uniform, as the kernels' ints have them.
+EDGEC_INLINE BitsShape bits_shape(const int64_t *i, int64_t k) { return BitsShape{i[0], k, i[1], i[2], i[3] != 0}; }
+
+// What an instruction set brings to a product. `tables` is what prepare() made of x[m][k], once per thread and call;
+// sums() adds the product with one tile to out[m][64].
+struct BitsMethod {
+    void (*prepare)(const BitsShape &s, const float *x, uint8_t *tables) = nullptr;
+    void (*sums)(const BitsShape &s, const uint8_t *tile, const float *x, const uint8_t *tables, float *out) = nullptr;
+};
+
+// The tables and the decoded block follow the sums in scratch.
+EDGEC_INLINE int64_t bits_scratch(const BitsShape &s) {
+    const int64_t rows = s.m <= kTableRows ? s.m * s.table_bytes() : s.padded() * s.chunks() * 64 + kBitsBlock;
+    return s.padded() * kBitsRows * (int64_t)sizeof(float) + rows;
+}
+
+// Defined for every instruction set by generic/bits.h. The levels above AVX-512 bring methods of their own for few rows
+// (up to kTableRows) or for more; one without sums() decodes.
+namespace avx512 {
+void bits_run(const Args &a, int outputs, int64_t t0, int64_t t1, void *scratch, BitsMethod few, BitsMethod many);
+namespace vbmi {
+void prepare(const BitsShape &s, const float *x, uint8_t *tables);
+void sums(const BitsShape &s, const uint8_t *tile, const float *x, const uint8_t *tables, float *out);
+}  // namespace vbmi
+}  // namespace avx512
+
+}  // namespace edgec

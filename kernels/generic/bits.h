@@ -1,0 +1,99 @@
+// Products with weights of few bits (contract/bits.h). Few rows of activations are looked up in tables (lut.h, and
+// isa/avx512vbmi.cpp); for more, or where nothing shuffles bytes, the weights are decoded a group at a time.
+
+// to[k][16] = rows 16 v .. 16 v + 15 of a group whose codes are `codes`; `columns` of its columns.
+EDGEC_NOINLINE void bits_decode(const BitsShape &s, const uint8_t *codes, int64_t chunks, int64_t columns, int v,
+                                float *to) {
+    const uint16_t *h = (const uint16_t *)(codes + s.code_bytes(chunks));
+    for (int64_t i = 0; i < 16; i += L) {
+        const vf centre = bits_centre(s, h, 16 * v + i);
+        for (int64_t c = 0; 8 * c < columns; ++c) {
+            vf w[8] = {centre, centre, centre, centre, centre, centre, centre, centre};
+            for (int64_t j = 0; j < s.bits; ++j) {
+                const vf up = bits_scale(s, h, 16 * v + i, j), down = vneg(up);
+                vi top = vtop_bytes(codes + (j * chunks * 4 + c) * kBitsRows + 4 * i, v);
+#pragma GCC unroll 8
+                for (int b = 7; b >= 0; --b) {
+                    w[b] = vadd(w[b], vsel(vnegative(top), up, down));
+                    top = viadd(top, top);
+                }
+            }
+            float *column = to + 8 * c * 16 + i;
+#pragma GCC unroll 8
+            for (int b = 0; b < 8; ++b)
+                if (8 * c + b < columns) vstore(column + b * 16, w[b]);
+        }
+    }
+}
+
+// Decodes kTilePanels panels of a group and multiplies them with every row: they stay in the first-level cache.
+EDGEC_NOINLINE void bits_decoded(const BitsShape &s, const uint8_t *codes, const float *x, const uint8_t *,
+                                 float *out) {
+    constexpr int64_t kPanel = kBitsMostGroup * 16;
+    alignas(64) float panel[kTilePanels * kPanel];
+    for (int64_t g = 0; g < s.groups(); ++g) {
+        const int64_t chunks = s.group_chunks(g), columns = imin(s.group, s.k - g * s.group);
+        for (int v = 0; v < 4; v += kTilePanels) {
+            for (int p = 0; p < kTilePanels; ++p) bits_decode(s, codes, chunks, columns, v + p, panel + p * kPanel);
+            for (int64_t m = 0; m < s.m;) {
+                const int rows = gemm_height(s.m - m);
+                float *to = out + m * kBitsRows + 16 * v;
+                gemm_rows<kTilePanels>(rows, x + m * s.k + g * s.group, s.k, panel, kPanel, columns, to, true, to,
+                                              kBitsRows, Clamp{false, 0, 0});
+                m += rows;
+            }
+        }
+        codes += s.code_bytes(chunks) + s.scale_bytes();
+    }
+}
+
+// Tiles [t0, t1) of y, whose first is number `tile` of w.
+EDGEC_NOINLINE void bits_tiles(const BitsShape &s, const View *in, const Gemm &g, int64_t tile, int64_t t0, int64_t t1,
+                               float *out, const BitsMethod &method) {
+    const uint8_t *w = (const uint8_t *)in[1].data + tile * s.tile_bytes(), *tables = nullptr;
+    if (method.prepare) tables = (const uint8_t *)(out + s.padded() * kBitsRows);
+    for (int64_t t = t0; t < t1; ++t) {
+        const int64_t n = t * kBitsRows, columns = imin(kBitsRows, g.n - n);
+        zero_floats(out, s.padded() * kBitsRows);
+        if (g.e.bias)
+            for (int64_t m = 0; m < s.m; ++m) memcpy(out + m * kBitsRows, g.e.bias + n, (size_t)columns * sizeof(float));
+        method.sums(s, w + t * s.tile_bytes(), g.a, tables, out);
+        gemm_finish(g, out, kBitsRows, 0, (int)s.m, n, columns);
+    }
+}
+
+// linear_bits (one output, and a residual) and linear_bits_split. No tiles at all mean that the tables are wanted.
+void bits_run(const Args &a, int outputs, int64_t t0, int64_t t1, void *scratch, BitsMethod few, BitsMethod many) {
+    const View *in = a.op + outputs;
+    const bool one = outputs == 1;
+    BitsShape s = bits_shape(a.i + (one ? 2 : 1), in[0].dim[in[0].rank - 1]);
+    s.m = leading(in[0]);
+    BitsMethod method = s.m <= kTableRows ? few : many;
+    if (!method.sums) method.sums = bits_decoded;
+    const float *x = (const float *)in[0].data;
+    float *out = (float *)scratch;
+    if (t0 == t1) {
+        if (method.prepare) method.prepare(s, x, (uint8_t *)(out + s.padded() * kBitsRows));
+        return;
+    }
+    Gemm g = {x, s.k, s.m, 0, s.k, nullptr, 0,
+              Epilogue{(const float *)in[2].data, one ? (const float *)in[3].data : nullptr, (int)a.i[0],
+                       one ? (int)a.i[1] : 0, a.f[0], a.f[1]}};
+    int64_t tile = 0;
+    for (const View *y = a.op; y < in; ++y) {
+        if (!y->data) continue;
+        g.y = (float *)y->data;
+        g.n = g.ldy = y->dim[y->rank - 1];
+        const int64_t tiles = ceil_div(g.n, kBitsRows);
+        bits_tiles(s, in, g, tile, imax(0, t0 - tile), imin(tiles, t1 - tile), out, method);
+        tile += tiles;
+        if (g.e.bias) g.e.bias += g.n;
+    }
+}
+
+void linear_bits(const Args &a, int64_t t0, int64_t t1, void *scratch) {
+    bits_run(a, 1, t0, t1, scratch, kLookups, BitsMethod());
+}
+void linear_bits_split(const Args &a, int64_t t0, int64_t t1, void *scratch) {
+    bits_run(a, kBitsOutputs, t0, t1, scratch, kLookups, BitsMethod());
+}

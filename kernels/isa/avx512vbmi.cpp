@@ -1,0 +1,166 @@
+// AVX-512 with VBMI and VNNI: lookups with 15 bits per entry for weights of few bits. A vector holds 32 columns of 16 rows;
+// vpermb looks up four tables at once, one per byte of a row's 32 bits, and vpdpbusd adds the four up. All other kernels
+// are those of AVX-512.
+#include "../contract/bits.h"
+
+#if EDGEC_HAVE_AVX512
+#include <immintrin.h>
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx2,fma,f16c"))), apply_to = function)
+#else
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx2,fma,f16c")
+#endif
+
+namespace edgec {
+namespace avx512 {
+namespace vbmi {
+#include "../simd/avx512.h"
+#include "../generic/lanes.h"
+#include "../generic/bits_scales.h"
+#include "../generic/tables.h"
+
+// value = 128 upper + lower, both signed. A chunk: the tables of nibbles 0, 2, 4, 6 (lower bytes, then upper), then of
+// the odd nibbles.
+struct Code15 {
+    static constexpr int kBias = 64, kShift = 7, kLow = 64, kUpper = 64;
+    static constexpr float kLimit = 16319;
+    static constexpr int64_t at(int64_t nibble) { return nibble % 2 * 128 + nibble / 2 * 16; }
+};
+
+// As instructions: gcc 12 copies the accumulators of the intrinsic.
+EDGEC_INLINE vi dot(vi sum, vi bytes, vi signed_bytes) {
+    __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(bytes), "v"(signed_bytes));
+    return sum;
+}
+
+// Where each byte of 16 rows by 32 columns is looked up: its lower nibble, and its upper one.
+EDGEC_INLINE void table_index(vi code, vi *low, vi *high) {
+    const vi nibble = _mm512_set1_epi8(15), table = _mm512_set1_epi32(0x30201000);
+    *low = _mm512_ternarylogic_epi32(code, nibble, table, 0xea);  // code & nibble | table
+    *high = _mm512_ternarylogic_epi32(_mm512_srli_epi32(code, 4), nibble, table, 0xea);
+}
+
+// The 64 rows of a chunk, 16 per vector: the four bytes of a row, a column each, side by side.
+EDGEC_INLINE void chunk_rows(const uint8_t *p, vi *row) {
+    const vi a = vbload(p), b = vbload(p + 64), c = vbload(p + 128), d = vbload(p + 192);
+    const vi u = _mm512_unpacklo_epi8(a, b), v = _mm512_unpackhi_epi8(a, b);
+    const vi x = _mm512_unpacklo_epi8(c, d), y = _mm512_unpackhi_epi8(c, d);
+    row[0] = _mm512_unpacklo_epi16(u, x);
+    row[1] = _mm512_unpackhi_epi16(u, x);
+    row[2] = _mm512_unpacklo_epi16(v, y);
+    row[3] = _mm512_unpackhi_epi16(v, y);
+}
+EDGEC_INLINE void chunk_prefetch(const uint8_t *p) {
+    for (int i = 0; i < 256; i += 64) table_prefetch(p + i);
+}
+
+// sum[4] = the sums of a plane of a group. kReady: `p` holds the indices of many_sums(), else the codes.
+template <bool kReady>
+EDGEC_INLINE void plane_sums(const uint8_t *p, int64_t chunks, const uint8_t *t, vf scale, vf *sum) {
+    const vi one = _mm512_set1_epi8(1), upper = _mm512_set1_epi8((char)128);
+    vi low[4], high[4];
+#pragma GCC unroll 4
+    for (int r = 0; r < 4; ++r) low[r] = high[r] = vbzero();
+    // Rolled: prefetchers follow one stream of loads, not dozens.
+#pragma GCC unroll 1
+    for (int64_t c = 0; c < chunks; ++c, t += 256, p += kReady ? 512 : 256) {
+        const vi a = vbload(t), b = vbload(t + 64), d = vbload(t + 128), e = vbload(t + 192);
+        vi row[4];
+        if (!kReady) {
+            chunk_prefetch(p);
+            chunk_rows(p, row);
+        }
+#pragma GCC unroll 4
+        for (int r = 0; r < 4; ++r) {
+            vi even, odd;
+            if (kReady) even = vbload(p + r * 128), odd = vbload(p + r * 128 + 64);
+            else table_index(row[r], &even, &odd);
+            low[r] = dot(low[r], one, _mm512_permutexvar_epi8(even, a));
+            high[r] = dot(high[r], upper, _mm512_permutexvar_epi8(even, b));
+            low[r] = dot(low[r], one, _mm512_permutexvar_epi8(odd, d));
+            high[r] = dot(high[r], upper, _mm512_permutexvar_epi8(odd, e));
+        }
+    }
+#pragma GCC unroll 4
+    for (int r = 0; r < 4; ++r) sum[r] = vmul(vtof(viadd(low[r], high[r])), scale);
+}
+
+EDGEC_NOINLINE void one_sums(const uint8_t *p, int64_t chunks, const uint8_t *t, vf scale, const vf *h, float *out) {
+    vf sum[4];
+    plane_sums<false>(p, chunks, t, scale, sum);
+#pragma GCC unroll 4
+    for (int r = 0; r < 4; ++r) vstore(out + r * L, vfma(sum[r], h[r], vload(out + r * L)));
+}
+// Several rows of activations share the indices.
+EDGEC_NOINLINE void many_sums(const BitsShape &s, const uint8_t *p, int64_t chunks, const uint8_t *t, int64_t g,
+                              const vf *h, float *out) {
+    alignas(64) uint8_t index[kBitsMostGroup / 32 * 512];
+    for (int64_t c = 0; c < chunks; ++c) {
+        vi row[4], even, odd;
+        chunk_prefetch(p + c * 256);
+        chunk_rows(p + c * 256, row);
+        for (int r = 0; r < 4; ++r) {
+            table_index(row[r], &even, &odd);
+            _mm512_store_si512(index + c * 512 + r * 128, even);
+            _mm512_store_si512(index + c * 512 + r * 128 + 64, odd);
+        }
+    }
+    for (int64_t m = 0; m < s.m; ++m, t += s.table_bytes(), out += kBitsRows) {
+        const float *scale = (const float *)(t + s.chunks() * 256);
+        vf sum[4];
+        plane_sums<true>(index, chunks, t + g * (s.group / 32) * 256, vset(scale[g]), sum);
+#pragma GCC unroll 4
+        for (int r = 0; r < 4; ++r) vstore(out + r * L, vfma(sum[r], h[r], vload(out + r * L)));
+    }
+}
+
+void prepare(const BitsShape &s, const float *x, uint8_t *tables) { tables_of<Code15>(s, x, tables); }
+
+void sums(const BitsShape &s, const uint8_t *p, const float *, const uint8_t *tables, float *out) {
+    for (int64_t g = 0; g < s.groups(); ++g) {
+        const int64_t chunks = s.group_chunks(g);
+        const uint16_t *scales = (const uint16_t *)(p + s.code_bytes(chunks));
+        vf h[4];
+        for (int64_t j = 0; j < s.bits; ++j, p += chunks * 256) {
+            for (int r = 0; r < 4; ++r) h[r] = bits_scale(s, scales, r * L, j);
+            table_prefetch((const uint8_t *)(scales + j * kBitsRows));
+            table_prefetch((const uint8_t *)(scales + j * kBitsRows + 32));
+            if (s.m > 1) {
+                many_sums(s, p, chunks, tables, g, h, out);
+                continue;
+            }
+            const float *scale = (const float *)(tables + s.chunks() * 256);
+            one_sums(p, chunks, tables + g * (s.group / 32) * 256, vset(scale[g]), h, out);
+        }
+        for (int r = 0; r < 4; ++r) h[r] = bits_centre(s, scales, r * L);
+        for (int64_t m = 0; m < s.m; ++m) {
+            const float *sum = (const float *)(tables + m * s.table_bytes() + s.chunks() * 256) + s.groups();
+            float *to = out + m * kBitsRows;
+            for (int r = 0; r < 4; ++r) vstore(to + r * L, vfma(vset(sum[g]), h[r], vload(to + r * L)));
+        }
+        p += s.scale_bytes();
+    }
+}
+
+void linear_bits(const Args &a, int64_t t0, int64_t t1, void *scratch) {
+    bits_run(a, 1, t0, t1, scratch, {prepare, sums}, {});
+}
+void linear_bits_split(const Args &a, int64_t t0, int64_t t1, void *scratch) {
+    bits_run(a, kBitsOutputs, t0, t1, scratch, {prepare, sums}, {});
+}
+}  // namespace vbmi
+}  // namespace avx512
+}  // namespace edgec
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#pragma GCC diagnostic pop
+#endif
+#endif

@@ -1,0 +1,224 @@
+// linear_bits, linear_bits_split and gather_bits: weights of 1 to 8 bits, read back from the stored bytes as docs/format.md
+// says where they are. Errors are root mean squares, as a part of that of sqrt(sum (w x)^2) over the outputs.
+#include "reference.h"
+
+using namespace kt;
+
+namespace {
+
+struct Bits {
+    int64_t n, k, bits, group;
+    bool uniform;
+};
+
+int64_t bits_bytes(const Bits &b) {
+    int64_t bytes = 0;
+    for (int64_t k = 0; k < b.k; k += b.group) {
+        const int64_t chunks = (std::min(b.group, b.k - k) + 31) / 32;
+        bytes += b.bits * chunks * 256 + (b.uniform ? 2 : b.bits + 1) * 128;
+    }
+    return (b.n + 63) / 64 * bytes;
+}
+
+// Calls visit(code byte offset, bit in it, plane, n, k) and scale(offset of a scale, which, n, group) over the layout.
+template <class Visit, class Scale> void walk(const Bits &b, Visit visit, Scale scale) {
+    int64_t at = 0;
+    for (int64_t tile = 0; tile * 64 < b.n; ++tile)
+        for (int64_t first = 0; first < b.k; first += b.group) {
+            const int64_t columns = std::min(b.group, b.k - first), chunks = (columns + 31) / 32;
+            for (int64_t plane = 0; plane < b.bits; ++plane)
+                for (int64_t chunk = 0; chunk < chunks; ++chunk)
+                    for (int64_t byte = 0; byte < 4; ++byte)
+                        for (int64_t p = 0; p < 64; ++p, ++at)
+                            for (int64_t bit = 0; bit < 8; ++bit)
+                                visit(at, bit, plane, 64 * tile + 16 * (p % 16 / 4) + 4 * (p / 16) + p % 4,
+                                      first + 32 * chunk + 8 * byte + bit);
+            for (int64_t which = 0; which < (b.uniform ? 2 : b.bits + 1); ++which)
+                for (int64_t row = 0; row < 64; ++row, at += 2) scale(at, which, 64 * tile + row, first / b.group);
+        }
+}
+
+// Random codes; scales as they come from fits: each plane about twice the one before, a centre near zero.
+std::vector<double> random_bits(const Bits &b, Rng &rng) {
+    std::vector<double> bytes((size_t)bits_bytes(b));
+    std::vector<uint8_t> zero((size_t)((b.n + 63) / 64 * 64));
+    for (uint8_t &z : zero) z = rng.range(0, 9) == 0;  // rows of nothing but zeros
+    walk(b, [&](int64_t at, int64_t bit, int64_t, int64_t n, int64_t k) {
+        if (n < b.n && k < b.k && rng.range(0, 1)) bytes[(size_t)at] += 1 << bit;
+    }, [&](int64_t at, int64_t which, int64_t n, int64_t) {
+        double v = 0.02 * rng.uniform(0.7, 1.4);
+        if (b.uniform) v = which ? (double)rng.range(0, (1 << b.bits) - 1) : v;
+        else v = which == b.bits ? v * rng.uniform(-2, 2) : v * (1 << which);
+        const uint16_t h = n < b.n && !zero[(size_t)n] ? encode_half(v, false) : 0;
+        bytes[(size_t)at] = h & 255;
+        bytes[(size_t)at + 1] = h >> 8;
+    });
+    return bytes;
+}
+
+// [n][k] in double.
+std::vector<double> decode_bits(const Bits &b, const std::vector<int64_t> &bytes) {
+    const int64_t groups = (b.k + b.group - 1) / b.group;
+    std::vector<double> w((size_t)(b.n * b.k)), scale((size_t)(b.n * groups * 9));
+    walk(b, [](int64_t, int64_t, int64_t, int64_t, int64_t) {}, [&](int64_t at, int64_t which, int64_t n, int64_t g) {
+        const auto h = (uint16_t)(bytes[(size_t)at] | bytes[(size_t)at + 1] << 8);
+        if (n < b.n) scale[(size_t)((n * groups + g) * 9 + which)] = decode_half(h, false);
+    });
+    walk(b, [&](int64_t at, int64_t bit, int64_t plane, int64_t n, int64_t k) {
+        if (n >= b.n || k >= b.k) return;
+        const double *s = &scale[(size_t)((n * groups + k / b.group) * 9)];
+        const int64_t set = bytes[(size_t)at] >> bit & 1;
+        double &v = w[(size_t)(n * b.k + k)];
+        if (b.uniform) v += s[0] * (double)(set << plane) - (plane ? 0 : s[0] * s[1]);
+        else v += (set ? s[plane] : -s[plane]) + (plane ? 0 : s[b.bits]);
+    }, [](int64_t, int64_t, int64_t, int64_t) {});
+    return w;
+}
+
+struct Product {
+    Bits b;
+    int outputs;
+    int64_t m;
+};
+
+// y (all outputs side by side) before the epilogue, and what errors are measured by.
+std::vector<double> product(const Case &c, const Product &p, double *size) {
+    const std::vector<double> w = decode_bits(p.b, c.op[(size_t)p.outputs + 1].whole);
+    const std::vector<double> &x = c.op[(size_t)p.outputs].real;
+    std::vector<double> y((size_t)(p.m * p.b.n));
+    double squares = 0;
+    for (int64_t e = 0; e < p.m * p.b.n; ++e)
+        for (int64_t k = 0; k < p.b.k; ++k) {
+            const double t = x[(size_t)(e / p.b.n * p.b.k + k)] * w[(size_t)(e % p.b.n * p.b.k + k)];
+            y[(size_t)e] += t;
+            squares += t * t;
+        }
+    if (size) *size = sqrt(squares / (double)std::max<int64_t>(1, p.m * p.b.n));
+    return y;
+}
+
+void finish(Case &c, const Product &p) {
+    const std::vector<double> v = product(c, p, nullptr);
+    const Operand &bias = c.op[(size_t)p.outputs + 2];
+    int64_t from = 0;
+    for (int o = 0; o < p.outputs; ++o) {
+        Operand &y = c.op[(size_t)o];
+        if (y.absent) continue;
+        const int64_t n = y.dim(-1);
+        for (int64_t e = 0; e < p.m * n; ++e) {
+            const int64_t column = from + e % n;
+            const double s = v[(size_t)(e / n * p.b.n + column)] + (bias.absent ? 0 : bias.real[(size_t)column]);
+            const bool one = p.outputs == 1;
+            const double add = one && !c.op[4].absent ? c.op[4].real[(size_t)e] : 0;
+            y.real[(size_t)e] = one && c.i[1] ? ref_act(c.i[0], s + add, c.f[0], c.f[1])
+                                              : ref_act(c.i[0], s, c.f[0], c.f[1]) + add;
+        }
+        from += n;
+    }
+}
+
+// The bounds of docs/kernels.md; a mean over few outputs strays.
+void bounds(Case &c, const Product &p) {
+    product(c, p, &c.floor);
+    c.floor = std::max(c.floor, 0.01);  // bias and residual are rounded too
+    c.scale = NORM;
+    const double stray = 1 + 4 / sqrt((double)std::max<int64_t>(1, p.m * p.b.n));
+    c.bound = [few = p.m <= 16, stray](Isa isa) {
+        if (isa == SCALAR || (!few && isa != AMX)) return 1e-5;
+        if (!few) return 5e-3 * stray;
+        return (isa == AVX512VBMI || isa == AMX ? 2e-4 : 1e-3) * stray;
+    };
+}
+
+// features: 1 bias, 2 residual, 4 residual first, 8 outlier activations, 16 rows of zeros.
+void add_linear(Suite &s, int64_t m, const Bits &b, int64_t act, int features) {
+    Case &c = s.add(text("m %lld n %lld k %lld bits %lld group %lld uniform %d act %lld features %d", (long long)m,
+                         (long long)b.n, (long long)b.k, (long long)b.bits, (long long)b.group, b.uniform,
+                         (long long)act, features));
+    c.out(F32, {m, b.n}).in(F32, {m, b.k}).values(U8, {bits_bytes(b)}, random_bits(b, s.rng));
+    features & 1 ? c.in(F32, {b.n}) : c.none();
+    features & 2 ? c.in(F32, {m, b.n}) : c.none();
+    std::vector<double> &x = c.op[1].real;
+    for (size_t e = 0; e < x.size(); ++e) {
+        if (features & 8 && s.rng.range(0, 99) == 0) x[e] = round_to(F32, x[e] * s.rng.uniform(15, 40));
+        if (features & 16 && (int64_t)e / b.k % 2 == 0) x[e] = 0;
+    }
+    c.ints({act, (features & 4) != 0, b.n, b.bits, b.group, b.uniform}).floats({-0.4f, 1.25f});
+    const Product p = {b, 1, m};
+    c.reference = [p](Case &asked) { finish(asked, p); };
+    bounds(c, p);
+}
+
+Bits any_bits(Rng &r, int64_t n, int64_t k) {
+    return {n, k, r.range(1, 8), (int64_t)32 << r.range(0, 2), r.range(0, 1) != 0};
+}
+
+}  // namespace
+
+CASES(linear_bits) {
+    for (int64_t bits = 1; bits <= 8; ++bits)
+        for (const int64_t group : {32, 64, 128})
+            for (const bool uniform : {false, true})
+                for (const int64_t m : {1, 3, 17})
+                    add_linear(s, m, {s.rng.range(1, 300), s.rng.range(1, 300), bits, group, uniform}, 0, 0);
+    for (int64_t m = 1; m <= 40; ++m)
+        add_linear(s, m, any_bits(s.rng, s.rng.range(1, 300), s.rng.range(1, 300)), m % 14, (int)s.rng.range(0, 31));
+    for (const int64_t k : {1, 3, 4, 5, 7, 8, 9, 31, 32, 33, 63, 64, 65, 127, 128, 129, 160, 255, 256, 257})
+        for (const int64_t m : {1, 2, 18}) add_linear(s, m, any_bits(s.rng, 70, k), 0, 1);
+    for (const int64_t n : {1, 2, 15, 16, 17, 63, 64, 65, 127, 128, 129})
+        for (const int64_t m : {1, 16, 33}) add_linear(s, m, any_bits(s.rng, n, 100), 0, 3);
+    for (const int64_t bits : {2, 3, 4})
+        for (const int64_t m : {1, 4, 50}) add_linear(s, m, {512, 1111, bits, 128, bits == 3}, 0, 8);
+    add_linear(s, 0, {70, 40, 2, 32, false}, 0, 0);
+    add_linear(s, 3, {0, 40, 2, 32, false}, 0, 0);
+}
+
+CASES(linear_bits_split) {
+    for (int turn = 0; turn < 60; ++turn) {
+        const int64_t m = turn % 3 ? s.rng.range(1, 16) : s.rng.range(17, 40);
+        const bool present[4] = {true, turn % 2 == 0, turn % 5 != 0, turn % 7 == 0};
+        int last = 0;
+        for (int o = 0; o < 4; ++o)
+            if (present[o]) last = o;
+        Dims sizes(4);
+        int64_t n = 0;
+        for (int o = 0; o < 4; ++o) {  // only the last may end inside a tile
+            sizes[(size_t)o] = !present[o] ? 0 : o == last ? s.rng.range(1, 150) : 64 * s.rng.range(1, 2);
+            n += sizes[(size_t)o];
+        }
+        const Bits b = any_bits(s.rng, n, s.rng.range(1, 300));
+        Case &c = s.add(text("m %lld n %lld k %lld bits %lld turn %d", (long long)m, (long long)n, (long long)b.k,
+                             (long long)b.bits, turn));
+        for (int o = 0; o < 4; ++o) present[o] ? c.out(F32, {m, sizes[(size_t)o]}) : c.none();
+        c.in(F32, {m, b.k}).values(U8, {bits_bytes(b)}, random_bits(b, s.rng));
+        turn & 2 ? c.in(F32, {n}) : c.none();
+        c.ints({turn % 14, n, b.bits, b.group, b.uniform}).floats({-0.4f, 1.25f});
+        const Product p = {b, 4, m};
+        c.reference = [p](Case &asked) { finish(asked, p); };
+        bounds(c, p);
+    }
+}
+
+CASES(gather_bits) {
+    for (int turn = 0; turn < 80; ++turn) {
+        const Bits b = any_bits(s.rng, s.rng.range(1, 300), s.rng.range(1, 300));
+        const int64_t count = s.rng.range(0, 20);
+        Case &c = s.add(text("n %lld k %lld bits %lld group %lld uniform %d turn %d", (long long)b.n, (long long)b.k,
+                             (long long)b.bits, (long long)b.group, b.uniform, turn));
+        c.out(F32, {count, b.k}).values(U8, {bits_bytes(b)}, random_bits(b, s.rng));
+        std::vector<double> index((size_t)count);
+        for (double &i : index) i = (double)s.rng.range(-b.n, b.n - 1);
+        c.fault = turn % 16 == 15 && count > 0;
+        if (c.fault) index[0] = turn & 16 ? (double)b.n : (double)(-b.n - 1);
+        c.values(turn & 1 ? I32 : I64, {count}, index);
+        c.ints({b.n, b.k, b.bits, b.group, b.uniform});
+        c.reference = [b](Case &asked) {
+            const std::vector<double> w = decode_bits(b, asked.op[1].whole);
+            for (int64_t e = 0; e < asked.op[0].count(); ++e) {
+                const int64_t i = asked.op[2].whole[(size_t)(e / b.k)];
+                asked.op[0].real[(size_t)e] = w[(size_t)((i < 0 ? i + b.n : i) * b.k + e % b.k)];
+            }
+        };
+        c.tolerance = 1e-6;
+    }
+}
