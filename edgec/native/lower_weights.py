@@ -86,7 +86,8 @@ def lower_dequantize(ctx: Lowering, node: ir.Node) -> Value:
 
     name = node.outputs[0].name or node.name or "dequantized"
     origin = f"{codes.dtype.name.lower()}{f' in blocks of {block}' if block else ''}"
-    result = Const(name, read, shape, Dtype.F32, identity(len(shape)), required(node, 0).name or name, origin=origin)
+    label = (required(node, 0).name or name).removesuffix(".codes")
+    result = Const(name, read, shape, Dtype.F32, identity(len(shape)), label, origin=origin)
     if ctx.weights.low_bit and block and len(shape) == 2 and target == ir.DataType.FLOAT:
         along_k = (lambda a: a) if axis else np.transpose
 
@@ -101,7 +102,7 @@ def lower_dequantize(ctx: Lowering, node: ir.Node) -> Value:
         low = ctx.weights.known[name]
         if low is not None:
             # A matrix [K, N] with blocks along its first axis is the transpose of one that can stay as it is.
-            result = Const(name, lambda: stored(read()), low.dims, Dtype.F32, (0, 1) if axis else (1, 0), result.label,
+            result = Const(name, lambda: stored(read()), low.dims, Dtype.F32, (0, 1) if axis else (1, 0), label,
                            low=low, origin=str(low.spec))
     ctx.unpacked.add(node.outputs[0])
     return of_const(result)
