@@ -66,18 +66,15 @@ class Store:
         """One more step, which finished the layers of `records`, is done."""
         self.state["layers"].extend(records)
         self.state["step"] += 1
-        self._save()
+        _write_state(self.folder, self.state)
 
     def finish(self, more: Mapping[str, Any]) -> None:
         """Every step is done: `more` joins quant.json, and the activations go."""
         if not self.complete:
             self.state.update(more)
             self.state["complete"] = True
-            self._save()
+            _write_state(self.folder, self.state)
         shutil.rmtree(self.work, ignore_errors=True)
-
-    def _save(self) -> None:
-        _write_whole(self.folder / STATE, [json.dumps(self.state, indent=1, sort_keys=True).encode() + b"\n"])
 
 
 class Finished(Mapping[str, StoredLayer]):
@@ -118,6 +115,7 @@ def opened(folder: Path, arguments: dict[str, Any]) -> Iterator[Store]:
             raise EdgecError("E0004", stage=_STAGE, where=str(folder), found="another run that writes to it",
                              wanted="one run at a time") from e
         state = _begin(folder, arguments)
+        (folder / "layers").mkdir(exist_ok=True)
         for left in [*folder.glob("*.tmp"), *folder.glob("layers/*.tmp")]:
             left.unlink()
         yield Store(folder, state)
@@ -147,8 +145,10 @@ def _begin(folder: Path, arguments: dict[str, Any]) -> dict[str, Any]:
         raise EdgecError("E0004", stage=_STAGE, where=str(folder), found=f"other files ({', '.join(foreign[:4])})",
                          wanted="a new folder, an empty one, or an earlier quantization",
                          hint="choose another -o folder")
-    (folder / "layers").mkdir()
-    return {"format": FORMAT, "arguments": arguments, "step": 0, "complete": False, "layers": []}
+    # From here on the folder is known for what it is, whatever happens next.
+    state = {"format": FORMAT, "arguments": arguments, "step": 0, "complete": False, "layers": []}
+    _write_state(folder, state)
+    return state
 
 
 def load_finished(folder: Path) -> Finished:
@@ -218,6 +218,10 @@ def _read_part(folder: Path, record: Mapping[str, Any], part: str) -> Array:
     if values.dtype not in _PART_TYPES[part] or (values.dtype.kind == "f" and not np.isfinite(values).all()):
         raise damaged(f"{values.dtype}, or a value that is not finite")
     return values
+
+
+def _write_state(folder: Path, state: Mapping[str, Any]) -> None:
+    _write_whole(folder / STATE, [json.dumps(state, indent=1, sort_keys=True).encode() + b"\n"])
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Array], metadata: Mapping[str, str]) -> None:
