@@ -8,11 +8,12 @@ namespace edgec {
 // N bits group uniform, and whether w has exactly the bytes they mean. No product here can overflow: a tile has at most
 // 2^35 chunks of 2^11 bytes and as many groups of 1152.
 static const char *bits_check(const View &w, const int64_t *i, int64_t k) {
-    if (!plain(w, U8) || w.rank != 1) return kMissing;
+    if (!plain(w, U8)) return kMissing;
     if (!between(i[0], 0, kMaxDim) || !between(i[1], 1, kBitsMost) || !flag(i[3])) return kParam;
     if ((i[2] != 32 && i[2] != 64 && i[2] != kBitsMostGroup) || !between(k, 1, kMaxDim)) return kParam;
     const BitsShape s = bits_shape(i, k);
-    const bool fits = w.dim[0] % s.tile_bytes() == 0 && w.dim[0] / s.tile_bytes() == s.tiles();
+    const int64_t bytes = count_of(w);
+    const bool fits = bytes % s.tile_bytes() == 0 && bytes / s.tile_bytes() == s.tiles();
     return fits ? nullptr : "the weight is not as large as its codes and scales are";
 }
 

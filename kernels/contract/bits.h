@@ -41,10 +41,12 @@ struct BitsMethod {
     void (*sums)(const BitsShape &s, const uint8_t *tile, const float *x, const uint8_t *tables, float *out) = nullptr;
 };
 
-// The tables and the decoded block follow the sums in scratch.
+// The tables and the decoded block follow the sums in scratch. Fewer rows never need more: a session has room for its
+// largest shapes, and 16 rows of tables take more than 17 decoded ones.
 EDGEC_INLINE int64_t bits_scratch(const BitsShape &s) {
-    const int64_t rows = s.m <= kTableRows ? s.m * s.table_bytes() : s.padded() * s.chunks() * 64 + kBitsBlock;
-    return s.padded() * kBitsRows * (int64_t)sizeof(float) + rows;
+    const int64_t tables = imin(s.m, kTableRows) * s.table_bytes();
+    const int64_t decoded = s.m <= kTableRows ? 0 : s.padded() * s.chunks() * 64 + kBitsBlock;
+    return s.padded() * kBitsRows * (int64_t)sizeof(float) + imax(tables, decoded);
 }
 
 // Defined for every instruction set by generic/bits.h. The levels above AVX-512 bring methods of their own for few rows

@@ -15,6 +15,7 @@
 namespace edgec {
 namespace avx2 {
 #include "../simd/avx2.h"
+#define EDGEC_MATH EDGEC_INLINE
 #include "../simd/math.h"
 #include "../generic/lanes.h"
 #include "../generic/bits_scales.h"

@@ -19,6 +19,7 @@
 namespace edgec {
 namespace avx512 {
 #include "../simd/avx512.h"
+#define EDGEC_MATH EDGEC_INLINE
 #include "../simd/math.h"
 #include "../generic/lanes.h"
 #include "../generic/bits_scales.h"

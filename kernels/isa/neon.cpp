@@ -8,6 +8,7 @@
 namespace edgec {
 namespace neon {
 #include "../simd/neon.h"
+#define EDGEC_MATH EDGEC_INLINE
 #include "../simd/math.h"
 #include "../generic/lanes.h"
 #include "../generic/bits_scales.h"

@@ -5,6 +5,7 @@
 namespace edgec {
 namespace scalar {
 #include "../simd/scalar.h"
+#define EDGEC_MATH EDGEC_NOINLINE
 #include "../simd/math.h"
 #include "../generic/lanes.h"
 #include "../generic/bits_scales.h"

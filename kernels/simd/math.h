@@ -4,6 +4,8 @@
 // vsigmoid 1e-6, verfc 3e-6 relative down to z = 3.5; vtanh, verf 4e-7 absolute. NaN gives NaN. The polynomials are
 // weighted minimax fits of our own.
 //
+// EDGEC_MATH is EDGEC_INLINE, or EDGEC_NOINLINE where size counts more (isa/scalar.cpp).
+//
 // vmin and vmax return their second operand when one of the two is NaN, as x86 does; x therefore comes second.
 
 EDGEC_INLINE vf vpoly(vf x, const float *c, int n) {  // c[0] + c[1] x + ..., Horner; unrolled where n is a constant
@@ -16,7 +18,7 @@ constexpr float kLog2e = 1.44269504f, kLn2Hi = 0.693359375f, kLn2Lo = -2.1219444
 constexpr float kExpC[] = {0.5f, 0.166666657f, 0.0416662954f, 0.00833349768f, 0.00139447581f, 0.000197902438f};
 
 // 2^n * x for n in [-252, 254] in two exact steps, so that results near the ends of the range come out right.
-EDGEC_INLINE vf vscale2(vf x, vi n) {
+EDGEC_MATH vf vscale2(vf x, vi n) {
     vi half = vishr<1>(n), rest = visub(n, half);
     vf lo = vcast_f(vishl<23>(viadd(half, viset(127)))), hi = vcast_f(vishl<23>(viadd(rest, viset(127))));
     return vmul(vmul(x, lo), hi);
@@ -29,7 +31,7 @@ EDGEC_INLINE vf vexp_reduce(vf x, vf *n) {
 }
 
 // -inf gives 0, +inf and anything above 88.72 gives inf.
-EDGEC_INLINE vf vexp(vf x) {
+EDGEC_MATH vf vexp(vf x) {
     x = vmax(vset(-104.0f), vmin(vset(89.0f), x));
     vf n, r = vexp_reduce(x, &n);
     vf p = vpoly(r, kExpC, 6);
@@ -37,13 +39,13 @@ EDGEC_INLINE vf vexp(vf x) {
     return vscale2(vadd(vset(1.0f), vfma(vmul(r, r), p, r)), k);
 }
 
-EDGEC_INLINE vf vexpm1(vf x) {
+EDGEC_MATH vf vexpm1(vf x) {
     vf p = vfma(vmul(x, x), vpoly(x, kExpC, 6), x);  // the same polynomial without the 1: no cancellation near 0
     return vsel(vlt(vabs(x), vset(0.3466f)), p, vsub(vexp(x), vset(1.0f)));
 }
 
 // 0 gives -inf, negative gives NaN, +inf gives +inf; denormals are handled.
-EDGEC_INLINE vf vlog(vf x) {
+EDGEC_MATH vf vlog(vf x) {
     const float c[] = {0.333333135f, -0.250000089f, 0.200021192f, -0.166679963f, 0.142195523f,
                        -0.124055892f, 0.11888162f, -0.116756521f, 0.067466408f};
     vm tiny = vlt(x, vset(1.17549435e-38f));
@@ -68,9 +70,9 @@ EDGEC_INLINE vf vlog1p_unit(vf u) {
     return vsub(vlog(w), vdiv(vsub(vsub(w, vset(1.0f)), u), w));
 }
 
-EDGEC_INLINE vf vsigmoid(vf x) { return vdiv(vset(1.0f), vadd(vset(1.0f), vexp(vneg(x)))); }
+EDGEC_MATH vf vsigmoid(vf x) { return vdiv(vset(1.0f), vadd(vset(1.0f), vexp(vneg(x)))); }
 
-EDGEC_INLINE vf vtanh(vf x) {
+EDGEC_MATH vf vtanh(vf x) {
     const float c[] = {-0.333332717f, 0.133311525f, -0.0537141077f, 0.0205517188f, -0.00560391415f};
     vf a = vabs(x), x2 = vmul(x, x);
     vf small = vfma(vmul(x2, x), vpoly(x2, c, 5), x);
@@ -81,14 +83,14 @@ EDGEC_INLINE vf vtanh(vf x) {
 }
 
 // erfc(z) for z >= 0, relative accuracy kept far into the tail: exp(-z^2) t R(t), t = 1 / (1 + z/2).
-EDGEC_INLINE vf verfc(vf z) {
+EDGEC_MATH vf verfc(vf z) {
     const float c[] = {0.282086223f, 0.282378763f, 0.243078843f, 0.202785075f, -0.0268569011f,
                        0.278401673f, -0.487491399f, 0.284715354f, -0.0590976588f};
     vf t = vdiv(vset(1.0f), vfma(z, vset(0.5f), vset(1.0f)));
     return vmul(vexp(vneg(vmul(z, z))), vmul(t, vpoly(t, c, 9)));
 }
 
-EDGEC_INLINE vf verf(vf x) {
+EDGEC_MATH vf verf(vf x) {
     const float c[] = {1.12837911f, -0.37612626f, 0.112836003f, -0.0268544443f, 0.00518953567f, -0.000802084222f,
                        7.88912294e-05f};
     vf a = vabs(x), x2 = vmul(x, x);
