@@ -51,10 +51,12 @@ def _call(call: Call) -> int:
 
 
 def _bits(rows: int, k: int, group: int) -> int:
-    """Sums of 64 columns, and tables of each row's activations or, from 17 rows on, the activations in bfloat16."""
+    """Sums of 64 columns, and tables of each row's activations or, from 17 rows on, the activations in bfloat16; never
+    less than fewer rows need."""
     padded, chunks = -(-rows // 16) * 16, -(-k // 32)
     tables = -(-(chunks * 256 + -(-k // group) * 8) // ALIGN) * ALIGN
-    return padded * 64 * 4 + (rows * tables if rows <= _TABLE_ROWS else padded * chunks * 64 + _DECODED)
+    decoded = padded * chunks * 64 + _DECODED if rows > _TABLE_ROWS else 0
+    return padded * 64 * 4 + max(min(rows, _TABLE_ROWS) * tables, decoded)
 
 
 def _attention(call: Call, tokens: Dim, hq: int, hkv: int) -> int:

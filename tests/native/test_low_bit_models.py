@@ -190,6 +190,27 @@ def test_gathered_rows_are_exact(spec: BitsSpec, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("library")
+@pytest.mark.parametrize("most", [16, 17, 20, 40, 300])
+def test_a_session_has_room_for_every_number_of_rows(most: int, tmp_path: Path) -> None:
+    """Tables for 16 rows take more room than decoding takes for somewhat more rows."""
+    from edgec.ir.info import ModelInfo, attach_info
+    from tests.passes.harness import model as graph
+
+    n, k = 64, 512
+    w = np.random.default_rng(2).standard_normal((n, k)).astype(np.float32)
+    made = graph(f"g (float[rows,{k}] x, float[{n},{k}] w) => (float[rows,{n}] y)"
+                 " { y = Gemm<transB = 1>(x, w) }", w=w)
+    attach_info(made, ModelInfo(dynamic={"rows": (1, most)}))
+    q = round_to_nearest(w, BitsSpec(3, 64))
+    plan = build_plan(run_passes(made, COMPRESS, Context(quantized={"w": q})).model)
+    write_bundle(tmp_path / "m.edgec", plan, tokenizer=None, golden=None, manifest={})
+    with Model(tmp_path / "m.edgec") as opened, opened.session(threads=1) as session:
+        for rows in {1, 2, 15, 16, min(17, most), most}:
+            x = np.random.default_rng(rows).standard_normal((rows, k)).astype(np.float32)
+            assert relative(session.run({"x": x})["y"], x.astype(np.float64) @ dequantize(q).T) < 1e-2
+
+
+@pytest.mark.usefixtures("library")
 def test_images_through_pointwise_and_other_convolutions(tmp_path: Path) -> None:
     from tests.native.lower_cases import model_of
     from tests.native.models import mobilenet
