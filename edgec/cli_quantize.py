@@ -108,9 +108,9 @@ def quant_progress() -> Iterator[Callable[[int, int, str], None]]:
         if now - last < _SECONDS:
             return
         last = now
-        passed = max(1, done - first[total])
-        left = (now - began) * (total - done) / passed
-        note(f"{100 * done / total:3.0f} %, about {left:.0f} s left: {what}")
+        passed = done - first[total]
+        left = f", about {(now - began) * (total - done) / passed:.0f} s left" if passed else ""
+        note(f"{100 * done / total:3.0f} %{left}: {what}")
 
     yield line
 

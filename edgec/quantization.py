@@ -12,14 +12,15 @@ import onnx_ir as ir
 import edgec
 from edgec.calibration import NONE, SELF, CalibOptions, open_samples
 from edgec.compress import driver
-from edgec.compress.formats import Array
+from edgec.compress.formats import Array, PaletteSpec
 from edgec.compress.policy import CALIBRATED_BITS, Spec, needs_calibration, parse_override, parse_spec
 from edgec.compress.solvers import LinearStats
 from edgec.compress.store import Finished, Packed, load_finished, opened
-from edgec.errors import EdgecError
+from edgec.errors import EdgecError, did_you_mean
 from edgec.ir.info import info_of
 
 _STAGE = "quantize"
+AUTO = "auto"
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class QuantizeOptions:
     seed: int = 0
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-    method: str = "auto"
+    method: str = AUTO
     force: bool = False
     max_memory: int | None = None
     threads: int = 0
@@ -85,10 +86,23 @@ def _calibration(model: ir.Model, options: QuantizeOptions, work: driver.Work) -
 
 
 def _solver(options: QuantizeOptions) -> driver.Solver:
-    from edgec.compress.solvers import quantize_matrix
+    from edgec.compress.solvers import Method, quantize_matrix, quantize_palette
 
-    def solve(weights: Array, spec: Spec, stats: LinearStats | None) -> Packed:
-        return quantize_matrix(weights, spec, method=options.method, stats=stats, threads=options.threads)
+    known = {m.value: m for m in Method}
+    if options.method != AUTO and options.method not in known:
+        raise EdgecError("E0002", stage=_STAGE, where="--quant-method", found=repr(options.method),
+                         wanted=did_you_mean(options.method, [AUTO, *known]))
+    method = known.get(options.method)
+    compensated = (Method.GPTQ, Method.PUBLISHED)
+
+    threads = options.threads or None
+
+    def solve(weights: Array, spec: Spec, stats: LinearStats | None, name: str) -> Packed:
+        if isinstance(spec, PaletteSpec):
+            return quantize_palette(weights, spec, stats, threads=threads, where=name)
+        # Tables of embeddings meet no input, whatever the method of the others needs.
+        chosen = None if stats is None and method in compensated else method
+        return quantize_matrix(weights, spec, chosen, stats, threads=threads, where=name)
 
     return solve
 

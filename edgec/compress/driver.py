@@ -30,8 +30,8 @@ _PROBES = 4  # samples that also run through the original
 _TILE = 64  # rows that are never divided
 _SLAB = 1 << 20  # weights solved at once when nothing is shared between rows
 
-# (weights [N, K], format, statistics of the input) -> the packed matrix; rows are independent but for palettes.
-Solver = Callable[[Array, Spec, LinearStats | None], Packed]
+# (weights [N, K], format, statistics of the input, name) -> the packed matrix; rows are independent but for palettes.
+Solver = Callable[[Array, Spec, LinearStats | None, str], Packed]
 # (done, all, what) in units of work
 Progress = Callable[[int, int, str], None]
 
@@ -164,7 +164,7 @@ class _Run:
     def _solve(self, choice: Choice, stats: LinearStats | None, pairs: Sequence[tuple[Array, Array]]) -> dict[str, Any]:
         layer, weight = choice.layer, choice.layer.read()
         slab = self._slab(choice, stats is not None)
-        whole = _joined([self.work.solver(weight[at : at + slab], choice.spec, stats)
+        whole = _joined([self.work.solver(weight[at : at + slab], choice.spec, stats, layer.name)
                          for at in range(0, layer.rows, slab)])
         errors = Errors(stats, pairs)
         for rows in _slices(whole):

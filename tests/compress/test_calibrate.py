@@ -27,7 +27,7 @@ SPEC = BitsSpec(3, 32, True)
 ARGUMENTS: dict[str, Any] = {"quant": "int3g32"}
 
 
-def solver(weights: Array, spec: object, stats: LinearStats | None) -> Quantized:
+def solver(weights: Array, spec: object, stats: LinearStats | None, name: str) -> Quantized:
     assert isinstance(spec, BitsSpec)
     return round_to_nearest(weights, spec)
 
@@ -116,21 +116,18 @@ def close(found: Array, wanted: Array, limit: float) -> None:
 def test_statistics_are_those_of_pytorch_with_the_layers_before_quantized(llama: ir.Model, tmp_path: Path) -> None:
     samples = tokens(llama, 5)
     seen: dict[str, LinearStats] = {}
-    order: list[bytes] = []
-    named = {layer.read().tobytes(): layer.name for layer in find_layers(llama)}
 
-    def watch(weights: Array, spec: object, stats: LinearStats | None) -> Quantized:
+    def watch(weights: Array, spec: object, stats: LinearStats | None, name: str) -> Quantized:
         assert stats is not None
-        seen[named[weights.tobytes()]] = stats
-        order.append(weights.tobytes())
-        return solver(weights, spec, stats)
+        seen[name] = stats
+        return solver(weights, spec, stats, name)
 
     finished = run(llama, samples, tmp_path / "q", watch)
     folder = Path(llama.meta["folder"]) / "model"
     untouched = hooked(folder, samples, {})
     done: dict[str, Array] = {}
     checked = 0
-    for name in (named[key] for key in order):
+    for name in seen:
         first = not done
         if "q_proj" in name or "o_proj" in name or "gate" in name or "down" in name or "embed" in name:
             wanted = hooked(folder, samples, done)
@@ -269,9 +266,9 @@ def test_a_run_that_was_stopped_anywhere_ends_in_the_same_bytes(
 def test_slabs_of_rows_change_nothing(llama: ir.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows: list[int] = []
 
-    def watch(weights: Array, spec: object, stats: LinearStats | None) -> Quantized:
+    def watch(weights: Array, spec: object, stats: LinearStats | None, name: str) -> Quantized:
         rows.append(len(weights))
-        return solver(weights, spec, stats)
+        return solver(weights, spec, stats, name)
 
     run(llama, tokens(llama, 2), tmp_path / "whole")
     monkeypatch.setattr(driver, "_PER_WEIGHT", 1 << 26)
