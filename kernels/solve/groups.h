@@ -298,15 +298,15 @@ static Params fit(const Group &g, Levels &levels, const edgec_solve_options &o) 
         Params ignored = best;
         return alternate(g, levels, o.bits, o.iterations, best, &ignored, &error);
     }
-    Params clipped = params_of(search_grid(g, o.kind, top, &error), o.kind, o.bits);
-    if (o.fit == EDGEC_SOLVE_CLIP) return clipped;
-    // So that no uniform grid, its zero point an integer or not, is better.
-    F of_uniform;
-    Params uniform = params_of(search_grid(g, EDGEC_SOLVE_UNIFORM, top, &of_uniform), EDGEC_SOLVE_HLQ, o.bits);
-    error = splat(INFINITY);
+    if (o.fit == EDGEC_SOLVE_CLIP) return params_of(search_grid(g, o.kind, top, &error), o.kind, o.bits);
     alternate(g, levels, o.bits, o.iterations, best, &best, &error);
-    alternate(g, levels, o.bits, o.iterations, clipped, &best, &error);
-    alternate(g, levels, o.bits, o.iterations, uniform, &best, &error);
+    // So that no uniform grid, its zero point an integer or not, is better.
+    const int kinds[] = {EDGEC_SOLVE_UNIFORM, EDGEC_SOLVE_UNIFORM_REAL};
+    for (int kind : kinds) {
+        F of_grid;
+        Params grid = params_of(search_grid(g, kind, top, &of_grid), EDGEC_SOLVE_HLQ, o.bits);
+        alternate(g, levels, o.bits, o.iterations, grid, &best, &error);
+    }
     return best;
 }
 

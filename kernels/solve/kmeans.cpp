@@ -78,7 +78,10 @@ int edgec_solve_kmeans(const double *values, const double *weights, int64_t n, i
             centres[count - 1 - found++] = (first[to] - first[from]) / (weight[to] - weight[from]) + centre;
             to = from;
         }
-        for (int32_t j = 0; j < found; ++j) centres[j] = centres[count - found + j];
+        for (int32_t j = 0; j < found; ++j) {
+            centres[j] = centres[count - found + j];
+            if (j && centres[j] < centres[j - 1]) centres[j] = centres[j - 1];  // equal values, rounded differently
+        }
         for (int32_t j = found; j < count; ++j) centres[j] = centres[found - 1];
     }
     free(starts);

@@ -5,4 +5,5 @@ from __future__ import annotations
 from edgec.compress.solvers.matrix import Method as Method
 from edgec.compress.solvers.matrix import Tuning as Tuning
 from edgec.compress.solvers.matrix import quantize_matrix as quantize_matrix
+from edgec.compress.solvers.palette import quantize_palette as quantize_palette
 from edgec.compress.solvers.stats import LinearStats as LinearStats

@@ -56,14 +56,10 @@ def quantize_matrix(
     """float32 `w` [N, K] as codes of `spec`; the same bits for any number of threads and any CPU.
 
     method: by default GPTQ with stats, else ALS (uniform: CLIP). Raises EdgecError: E0002 for weights that are not
-    finite or beyond float16, statistics of another K or not positive, a method that does not fit; E0007 without library.
+    finite or beyond float16, statistics of another K or not positive, a method that does not fit; E0007, no library.
     """
     chosen = _method(method, spec, stats)
-    if w.ndim != 2 or not w.size:
-        raise _bad(where, f"shape {w.shape}", "a matrix [N, K]")
-    if stats is not None and len(stats.diag) != w.shape[1]:
-        raise _bad(where, f"statistics of {len(stats.diag)} inputs", f"{w.shape[1]} inputs")
-    w = np.ascontiguousarray(w, np.float32)
+    w = check_weight(w, stats, where)
     (n, k), groups = w.shape, spec.groups(w.shape[1])
     codes = np.empty((n, k), np.uint8)
     scale = np.empty((n, groups) if spec.uniform else (spec.bits, n, groups), np.float16)
@@ -88,6 +84,15 @@ def quantize_matrix(
         status = native.library().edgec_solve_groups(c.byref(options), *pointers, *results)
     native.raise_for(status, where, w)
     return Quantized(spec, codes, scale, offset)
+
+
+def check_weight(w: Array, stats: LinearStats | None, where: str) -> Array:
+    """`w` as contiguous float32 [N, K]. Raises EdgecError (E0002) for another rank or statistics of another K."""
+    if w.ndim != 2 or not w.size:
+        raise _bad(where, f"shape {w.shape}", "a matrix [N, K]")
+    if stats is not None and len(stats.diag) != w.shape[1]:
+        raise _bad(where, f"statistics of {len(stats.diag)} inputs", f"{w.shape[1]} inputs")
+    return np.ascontiguousarray(w, np.float32)
 
 
 def _method(method: Method | str | None, spec: BitsSpec, stats: LinearStats | None) -> Method:

@@ -19,6 +19,7 @@ from edgec.errors import EdgecError
 Array = npt.NDArray[Any]
 
 VERSION = 1
+LARGEST = 65504.0  # what float16 holds
 _SUFFIX = {"darwin": "dylib", "win32": "dll"}.get(sys.platform, "so")
 _NAME = f"libedgec_solve.{_SUFFIX}"
 
