@@ -31,6 +31,7 @@ from edgec.ir.weights import release
 from edgec.native.lower_values import Const, LowBit, Lowering, UnsupportedError, Value, identity, of_const
 
 _FLOATS = {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16}
+_CODES = {ir.DataType.UINT4, ir.DataType.INT4, ir.DataType.UINT8, ir.DataType.INT8}
 DECOMPRESS = {("", "DequantizeLinear"), (DOMAIN, "BitPlaneToDense"), (DOMAIN, "PaletteToDense")}
 
 
@@ -88,7 +89,7 @@ def lower_dequantize(ctx: Lowering, node: ir.Node) -> Value:
     origin = f"{codes.dtype.name.lower()}{f' in blocks of {block}' if block else ''}"
     label = (required(node, 0).name or name).removesuffix(".codes")
     result = Const(name, read, shape, Dtype.F32, identity(len(shape)), label, origin=origin)
-    if ctx.weights.low_bit and block and len(shape) == 2 and target == ir.DataType.FLOAT:
+    if ctx.weights.low_bit and block and len(shape) == 2 and target == ir.DataType.FLOAT and codes.dtype in _CODES:
         along_k = (lambda a: a) if axis else np.transpose
 
         def stored(factors: Array) -> Array:
@@ -96,8 +97,8 @@ def lower_dequantize(ctx: Lowering, node: ir.Node) -> Value:
 
         if name not in ctx.weights.known:
             ctx.weights.known[name] = _low_bit(
-                lambda: stored(np.asarray(codes.numpy()).astype(np.int16)), lambda: stored(scale.load()),
-                None if zero is None else lambda: stored(np.asarray(zero.numpy()).astype(np.int16)), block)
+                lambda: stored(_integers(codes)), lambda: stored(scale.load()),
+                None if zero is None else lambda: stored(_integers(zero)), block)
             release(codes)
         low = ctx.weights.known[name]
         if low is not None:
@@ -106,6 +107,14 @@ def lower_dequantize(ctx: Lowering, node: ir.Node) -> Value:
                            low=low, origin=str(low.spec))
     ctx.unpacked.add(node.outputs[0])
     return of_const(result)
+
+
+def _integers(tensor: ir.TensorProtocol) -> Array:
+    """int8 or uint8 values; unsigned ones of 4 bits lie in a byte each and need no conversion."""
+    array = np.asarray(tensor.numpy())
+    if tensor.dtype == ir.DataType.UINT4:
+        return array.view(np.uint8)
+    return array.astype(np.int8, copy=False) if tensor.dtype == ir.DataType.INT4 else array
 
 
 def _low_bit(
@@ -128,8 +137,11 @@ def _low_bit(
 
     def load() -> Quantized:
         # Codes are integers of at most 9 bits with their sign, so are zero points: float16 holds them.
-        zeros = np.zeros_like(scale()) if zero is None else zero()
-        return Quantized(spec, (codes() - least).astype(np.uint8), scale().astype(np.float16)[:, blocks],
+        zeros = np.zeros_like(scale()) if zero is None else zero().astype(np.float32)
+        found = codes()
+        if least:
+            found = found.astype(np.int16) - least
+        return Quantized(spec, found.astype(np.uint8, copy=False), scale().astype(np.float16)[:, blocks],
                          (zeros - least).astype(np.float16)[:, blocks])
 
     return LowBit(spec, (n, k), load)

@@ -82,6 +82,8 @@ def _replace(graph: ir.Graph, value: ir.Value, layer: StoredLayer, dims: tuple[i
     if dims != layer.shape:
         dense = op.Reshape(dense, op.const(np.array(dims, np.int64), name=f"{name}.dims"))
         dense.shape, dense.type = ir.Shape(dims), ir.TensorType(ir.DataType.FLOAT)
+    if op.nodes[0].domain == DOMAIN:
+        graph.opset_imports[DOMAIN] = 1
     for node in op.nodes:
         # The weight comes from no line and no module of its own; profiles show its readers.
         node.name = f"{name}/{node.op_type}"
@@ -101,7 +103,11 @@ def _dense(op: Builder, name: str, layer: StoredLayer) -> ir.Value:
 
     def part(key: str, kind: ir.DataType, shape: tuple[int, ...], read: Callable[[], Array]) -> ir.Value:
         def compute() -> ir.TensorProtocol:
-            return ir.Tensor(np.ascontiguousarray(read().astype(kind.numpy(), copy=False)), dtype=kind, name=key)
+            array = np.ascontiguousarray(read())
+            # Four bits lie in a byte each here, so that codes need no conversion.
+            small = kind == ir.DataType.UINT4 and array.dtype == np.uint8
+            array = array.view(kind.numpy()) if small else array.astype(kind.numpy(), copy=False)
+            return ir.Tensor(array, dtype=kind, name=key)
 
         return op.tensor(ir.LazyTensor(compute, dtype=kind, shape=ir.Shape(shape), name=key, cache=False), key)
 

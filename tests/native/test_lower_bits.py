@@ -188,6 +188,11 @@ def test_blocks_stay_in_few_bits(kind: str, block: int, low: int, high: int, for
     assert np.array_equal(Interpreter(build_plan(made)).run("main", eye)["y"], evaluate(made, eye, "onnxruntime")["y"])
 
 
+def test_wider_codes_are_dense() -> None:
+    made, feeds = blocked("int16", 32, low=-1000, high=1000)
+    assert check(made, feeds, ["linear"], 1e-3).weights[0].origin == "int16 in blocks of 32"
+
+
 @pytest.mark.parametrize(("block", "scale", "origin"), [
     (16, None, "uint4 in blocks of 16"),
     (32, np.full((24, 8), 0.1, np.float32), "uint4 in blocks of 32"),
