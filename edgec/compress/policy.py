@@ -20,6 +20,7 @@ Spec = BitsSpec | PaletteSpec
 NONE = "none"
 _LEAST_WEIGHTS, _LEAST_COLUMNS = 4096, 32
 _LEAST_BITS = 4  # of embeddings and heads
+_MOST_BITS = 12.0  # stored bits per weight from which float16 is the better bargain
 CALIBRATED_BITS = 3  # so many bits and fewer need calibration
 
 
@@ -91,10 +92,11 @@ def choose(layers: Sequence[Layer], default: Spec, overrides: Sequence[Override]
     chosen: list[Choice] = []
     kept: list[Kept] = []
     for layer in layers:
+        spec: Spec | None
         override_ = next((o for o in reversed(overrides) if o.matches(layer)), None)
         if override_ is None:
-            reason = layer.refused or _default_reason(layer)
-            spec: Spec | None = _at_least(default, _LEAST_BITS) if layer.head or layer.table else default
+            spec = _at_least(default, _LEAST_BITS) if layer.head or layer.table else default
+            reason = layer.refused or _default_reason(layer, spec)
         else:
             spec = override_.spec
             reason = "" if spec is not None else "by override"
@@ -119,7 +121,7 @@ def needs_calibration(choices: Iterable[Choice]) -> list[Choice]:
     return [c for c in choices if c.spec.bits <= CALIBRATED_BITS and c.layer.source is not None]
 
 
-def _default_reason(layer: Layer) -> str:
+def _default_reason(layer: Layer, spec: Spec) -> str:
     """Why a layer stays as it is unless the user says otherwise; "" when it is quantized."""
     if layer.first:
         return "the first convolution"
@@ -127,7 +129,9 @@ def _default_reason(layer: Layer) -> str:
         return f"a kernel of {' x '.join(map(str, layer.window.kernel))} is stored dense"
     if layer.columns < _LEAST_COLUMNS or layer.rows * layer.columns < _LEAST_WEIGHTS:
         return f"small: {layer.rows} x {layer.columns}"
-    return ""
+    stored = spec.bits_per_weight(layer.rows, layer.columns)
+    # Rows are padded to whole tiles, so a matrix of few rows may not become smaller.
+    return f"{stored:.3g} bits per weight in {spec}" if stored >= _MOST_BITS else ""
 
 
 def _at_least(spec: Spec, bits: int) -> Spec:

@@ -138,3 +138,11 @@ def test_reading_does_not_give_away_the_model(tmp_path: Path) -> None:
     layer = layers_of(graphs.small_cnn())["head.weight"]
     layer.read()[:] = 0
     assert layer.read().any()
+
+
+def test_matrices_that_tiles_make_no_smaller_are_kept() -> None:
+    model = graphs.small_cnn(classes=10)
+    # 64-row tiles: a head of 10 rows takes more than six times its bits.
+    reasons = {k.name: k.reason for k in choose(find_layers(model), BitsSpec(3, 32, True))[1]}
+    assert "bits per weight in int4g32" in reasons["head.weight"]
+    assert "head.weight" not in {k.name for k in choose(find_layers(model), PaletteSpec(4))[1]}

@@ -27,7 +27,7 @@ def normalized_lm(folder: Path, family: str) -> ir.Model:
     return normalized(tiny_lm.make(folder, family))
 
 
-def small_cnn(seed: int = 0) -> ir.Model:
+def small_cnn(seed: int = 0, classes: int = 48) -> ir.Model:
     """x [1, 3, 12, 12] -> stem 3x3 -> narrow 1x1 (8 in) -> depthwise -> point 1x1 -> spatial 3x3 stride 2 -> head."""
     rng = np.random.default_rng(seed)
     initializers: list[ir.Value] = []
@@ -55,8 +55,8 @@ def small_cnn(seed: int = 0) -> ir.Model:
     y = add("Add", y, z)
     y = add("Conv", y, weight("spatial.weight", 32, 64, 3, 3), pads=[1, 1, 1, 1], strides=[2, 2])
     y = add("Flatten", y)
-    y = add("Gemm", y, weight("head.weight", 10, 32 * 36), weight("head.bias", 10), transB=1)
-    y.type, y.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape([1, 10])
+    y = add("Gemm", y, weight("head.weight", classes, 32 * 36), weight("head.bias", classes), transB=1)
+    y.type, y.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape([1, classes])
     graph = ir.Graph([x], [y], nodes=nodes, initializers=initializers, opset_imports={"": 24}, name="cnn")
     model = ir.Model(graph, ir_version=10)
     infer_shapes(model)

@@ -1,0 +1,256 @@
+"""edgec quantize and compile --quant on a tiny language model and a network for images: kills, sources, bad input."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgec.native.bundle import read_bundle
+from tests.models import tiny_lm
+
+Cli = Callable[..., Any]
+ROOT = Path(__file__).resolve().parents[2]
+CALIBRATED = ("--quant", "hlq2g64", "--calib-samples", "6", "--calib-window", "32")
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_lm.make(tmp_path_factory.mktemp("lm") / "llama", "llama_mha_tied")
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """FILE.py:FACTORY of a small network for images, and 3 images beside it."""
+    from PIL import Image
+
+    folder = tmp_path_factory.mktemp("images")
+    (folder / "net.py").write_text(
+        "import torch\n"
+        "def create():\n"
+        "    torch.manual_seed(0)\n"
+        "    nn = torch.nn\n"
+        "    net = nn.Sequential(nn.Conv2d(3, 64, 3, stride=2), nn.ReLU(), nn.Conv2d(64, 128, 1), nn.ReLU(),\n"
+        "                        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, 100))\n"
+        "    return net.eval(), (torch.zeros(1, 3, 32, 32),), {'name': 'net'}\n")
+    rng = np.random.default_rng(0)
+    (folder / "photos").mkdir()
+    for i in range(3):
+        Image.fromarray(rng.integers(0, 255, (40, 50, 3), np.uint8)).save(folder / "photos" / f"{i}.png")
+    return folder
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def command(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "edgec", *map(str, arguments)]
+
+
+def kill_and_resume(llama: Path, tmp_path: Path, kills: int) -> None:
+    """Runs the same command, killed at `kills` random moments, and compares with one that was left alone."""
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    begun = time.monotonic()
+    subprocess.run(command("quantize", llama, "-o", whole, *CALIBRATED), check=True, cwd=ROOT, capture_output=True)
+    length = time.monotonic() - begun
+    chance = random.Random(kills)
+    hits, states = 0, set()
+    for _ in range(kills):
+        process = subprocess.Popen(command("quantize", llama, "-o", parts, *CALIBRATED), cwd=ROOT,
+                                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        # The first seconds are imports; the later the kill, the more there is to lose.
+        time.sleep(length * chance.uniform(0.5, 1.0))
+        hits += process.poll() is None
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        if (parts / "quant.json").is_file():
+            states.add(json.loads((parts / "quant.json").read_text())["step"])
+    assert hits >= kills // 3
+    done = subprocess.run(command("quantize", llama, "-o", parts, *CALIBRATED), cwd=ROOT, capture_output=True,
+                          check=False)
+    assert done.returncode == 0, done.stderr
+    assert contents(parts) == contents(whole)
+    assert states, "no run came as far as its folder"
+
+
+def test_killed_and_resumed(llama: Path, tmp_path: Path) -> None:
+    kill_and_resume(llama, tmp_path, 3)
+
+
+@pytest.mark.slow
+def test_killed_and_resumed_twenty_times(llama: Path, tmp_path: Path) -> None:
+    kill_and_resume(llama, tmp_path, 20)
+
+
+def test_quantize_then_compile_and_both_at_once(llama: Path, tmp_path: Path, edgec_cli: Cli) -> None:
+    done = edgec_cli("quantize", llama, "-o", tmp_path / "q", *CALIBRATED, "--json")
+    assert done.code == 0, done.err
+    found = json.loads(done.out)
+    assert found["command"] == "quantize"
+    specs = {x["name"]: x["spec"] for x in found["layers"]}
+    assert specs["model.embed_tokens.weight"] == "hlq4g64"
+    assert specs["model.layers.1.mlp.down_proj.weight"] == "hlq2g64"
+    assert all(0 < x["error"] < 1 and 0 < x["accumulated"] < 2 for x in found["layers"])
+    assert {k["reason"] for k in found["kept"]} == {"a table that no input of the model is looked up in"}
+    assert found["arguments"]["calibration"]["source"] == "self"
+
+    done = edgec_cli("compile", llama, "-o", tmp_path / "from", "--quant-from", tmp_path / "q")
+    assert done.code == 0, done.err
+    assert "linear_bits" in done.out
+    done = edgec_cli("compile", llama, "-o", tmp_path / "at_once", *CALIBRATED)
+    assert done.code == 0, done.err
+    assert (tmp_path / "from" / "model.edgec").read_bytes() == (tmp_path / "at_once" / "model.edgec").read_bytes()
+    assert not (tmp_path / "at_once.quant").exists()
+    report = json.loads((tmp_path / "from" / "reports" / "quant.json").read_text())
+    kernels = {x["name"]: (x["stored"], x["kernels"]) for x in report["layers"]}
+    assert kernels["model.layers.0.mlp.up_proj.weight"] == ("hlq2g64", ["linear_bits"])
+    assert set(kernels["model.embed_tokens.weight"][1]) == {"gather_bits", "linear_bits"}
+    assert read_bundle(tmp_path / "from" / "model.edgec").manifest["config"]["quant"]["quant"] == "hlq2g64"
+
+
+def test_the_same_command_gives_the_same_bytes_and_does_nothing_twice(
+    llama: Path, tmp_path: Path, edgec_cli: Cli
+) -> None:
+    for name in ("a", "b"):
+        assert edgec_cli("quantize", llama, "-o", tmp_path / name, *CALIBRATED).code == 0
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "a").rglob("*.safetensors")}
+    assert edgec_cli("quantize", llama, "-o", tmp_path / "a", *CALIBRATED, "-t", 1).code == 0
+    assert before == {p: p.stat().st_mtime_ns for p in (tmp_path / "a").rglob("*.safetensors")}
+
+
+@pytest.mark.parametrize("changed", [
+    ("--quant", "hlq2g32"), ("--quant-override", "*down_proj=int8"), ("--calib-samples", "5"), ("--calib-seed", "1"),
+    ("--quant-method", "published"),
+])
+def test_other_arguments_are_refused(
+    llama: Path, tmp_path: Path, edgec_cli: Cli, changed: tuple[str, str]
+) -> None:
+    assert edgec_cli("quantize", llama, "-o", tmp_path / "q", *CALIBRATED).code == 0
+    before = contents(tmp_path / "q")
+    done = edgec_cli("quantize", llama, "-o", tmp_path / "q", *CALIBRATED, *changed)
+    assert done.code == 2
+    assert "then," in done.err
+    assert contents(tmp_path / "q") == before
+
+
+def test_another_model_is_refused(llama: Path, tmp_path: Path, edgec_cli: Cli) -> None:
+    other = tiny_lm.make(tmp_path / "other" / "llama", "llama_mha_tied", seed=9)
+    four = ("--quant", "int4g32")
+    assert edgec_cli("quantize", llama, "-o", tmp_path / "q", *four).code == 0
+    assert "model_sha256" in edgec_cli("quantize", other, "-o", tmp_path / "q", *four).err
+    done = edgec_cli("compile", other, "-o", tmp_path / "out", "--quant-from", tmp_path / "q")
+    assert done.code == 2
+    assert "--quant-from" in done.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_four_bits_need_no_samples(llama: Path, tmp_path: Path, edgec_cli: Cli) -> None:
+    done = edgec_cli("quantize", llama, "-o", tmp_path / "q", "--quant", "palette4", "--quant-override",
+                     "*.layers.0.*=hlq8g32", "--quant-override", "*gate_proj=none", "--json")
+    assert done.code == 0, done.err
+    found = json.loads(done.out)
+    specs = {x["name"]: x["spec"] for x in found["layers"]}
+    assert specs["model.layers.0.mlp.up_proj.weight"] == "hlq8g32"
+    assert specs["model.layers.1.mlp.up_proj.weight"] == "palette4"
+    assert "by override" in {k["reason"] for k in found["kept"]}
+    assert all("accumulated" not in x for x in found["layers"])
+    assert found["arguments"]["calibration"] == {"source": "none"}
+
+
+def test_images(images: Path, tmp_path: Path, edgec_cli: Cli) -> None:
+    source = f"{images}/net.py:create"
+    done = edgec_cli("quantize", source, "-o", tmp_path / "q", "--quant", "int3g32")
+    assert done.code == 2
+    assert "--calib FOLDER" in done.err
+    assert not (tmp_path / "q").exists()
+    done = edgec_cli("quantize", source, "-o", tmp_path / "q", "--quant", "int3g32", "--calib", images / "photos",
+                     "--json")
+    assert done.code == 0, done.err
+    found = json.loads(done.out)
+    assert {x["name"]: x["spec"] for x in found["layers"]} == {"2.weight": "int3g32", "6.weight": "int4g32"}
+    assert found["kept"] == [{"name": "0.weight", "reason": "the first convolution"}]
+    # The same pixels as arrays are the same calibration, layer for layer.
+    from edgec.judge.images import load_image
+
+    means, stds = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    pixels = np.concatenate([load_image(p, 32, 32, means, stds) for p in sorted((images / "photos").iterdir())])
+    model_input = json.loads(edgec_cli("inspect", source, "--json").out)["inputs"][0]["name"]
+    np.savez(tmp_path / "pixels.npz", **{model_input: pixels})
+    done = edgec_cli("quantize", source, "-o", tmp_path / "n", "--quant", "int3g32", "--calib", tmp_path / "pixels.npz")
+    assert done.code == 0, done.err
+    assert contents(tmp_path / "n" / "layers") == contents(tmp_path / "q" / "layers")
+
+
+def test_texts(prose_lm: Path, asset: Callable[[str], Path], tmp_path: Path, edgec_cli: Cli) -> None:
+    text = asset("prose/valid.txt")
+    common = ("quantize", prose_lm, "-o", tmp_path / "q", "--quant", "hlq3", "--calib", text, "--calib-window", 64)
+    done = edgec_cli(*common, "--calib-samples", 2, "--json")
+    assert done.code == 0, done.err
+    errors = [x["accumulated"] for x in json.loads(done.out)["layers"]]
+    assert max(errors) < 0.2
+    other = tmp_path / "other.txt"
+    other.write_text(text.read_text()[:20000])
+    refused = edgec_cli(*common[:-3], other, "--calib-window", 64, "--calib-samples", 2)
+    assert refused.code == 2
+    assert "sha256" in refused.err
+
+
+@pytest.mark.parametrize(("arguments", "words"), [
+    ((), "--quant"),
+    (("--quant", "hlq9"), "hlqB or intB"),
+    (("--quant", "int4", "--quant-override", "nothing=int4"), "no such layer"),
+    (("--quant", "int4", "--quant-override", "int4"), "GLOB=SPEC"),
+    (("--quant", "int4", "--quant-method", "best"), "rtn"),
+    (("--quant", "int4", "--calib", "missing.txt"), "no such file"),
+    (("--quant", "int2", "--calib", "none"), "--force"),
+    (("--quant", "int4", "--max-memory", "lots"), "900M"),
+    (("--quant", "int4", "--max-memory", "1M"), "max-memory"),
+    (("--quant", "int4", "--calib", "self", "--calib-window", "1"), "2 tokens"),
+    (("--quant", "int4", "--calib", "self", "--calib-window", "999"), "at most 128"),
+    (("--quant", "int4", "--mean", "1,2"), "three numbers"),
+    (("--quant", "int4", "--calib", "."), "--calib ."),
+])
+def test_bad_input(
+    llama: Path, tmp_path: Path, edgec_cli: Cli, arguments: tuple[str, ...], words: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = edgec_cli("quantize", llama, "-o", tmp_path / "q", *arguments)
+    assert done.code in (2, 4), done.err
+    assert words in done.err
+    assert "crash" not in done.err
+
+
+@pytest.mark.parametrize(("arrays", "words"), [
+    ({"input_ids": np.zeros((2, 8))}, "integer type"),
+    ({"input_ids": np.full((2, 8), 97)}, "96"),
+    ({"input_ids": np.zeros((2, 200), int)}, "at most 128"),
+    ({"ids": np.zeros((2, 8), int)}, "input_ids"),
+])
+def test_bad_arrays(
+    llama: Path, tmp_path: Path, edgec_cli: Cli, arrays: dict[str, np.ndarray], words: str
+) -> None:
+    np.savez(tmp_path / "a.npz", **arrays)
+    done = edgec_cli("quantize", llama, "-o", tmp_path / "q", "--quant", "int2", "--calib", tmp_path / "a.npz")
+    assert done.code == 2
+    assert words in done.err
+
+
+def test_compile_with_contradictions(llama: Path, tmp_path: Path, edgec_cli: Cli) -> None:
+    for extra in (("--quant", "int4", "--dry-run"), ("--quant", "int4", "--quant-from", tmp_path),
+                  ("--quant-override", "*=int8"), ("--quant-from", tmp_path / "nowhere")):
+        done = edgec_cli("compile", llama, "-o", tmp_path / "out", *extra)
+        assert done.code == 2, done.err
+        assert "--quant" in done.err or "quant" in done.err
+        assert not (tmp_path / "out").exists()
