@@ -155,10 +155,13 @@ def check_dense(node: ir.Node) -> str | None:
         wanted = _bit_shapes(node) if node.op_type == "BitPlaneToDense" else _palette_shapes(node)
     except EdgecError as e:
         return f"{e.where} = {e.found}, wanted {e.wanted}"
-    for value, shape in zip(node.inputs, wanted, strict=True):
+    half = {ir.DataType.FLOAT16} | ({ir.DataType.FLOAT} if node.op_type == "PaletteToDense" else set())
+    types = [{ir.DataType.UINT8}, half, half]
+    for value, shape, kinds in zip(node.inputs, wanted, types[: len(wanted)], strict=True):
         tensor = const_tensor(value)
-        if tensor is not None and tuple(tensor.shape.numpy()) != shape:
-            return f"an input of shape {list(tensor.shape.numpy())}, wanted {list(shape)}"
+        if tensor is not None and (tuple(tensor.shape.numpy()) != shape or tensor.dtype not in kinds):
+            return (f"an input {tensor.dtype.name} {list(tensor.shape.numpy())}, "
+                    f"wanted {' or '.join(sorted(k.name for k in kinds))} {list(shape)}")
     return None
 
 

@@ -212,8 +212,8 @@ def test_columns_in_another_order_are_dense() -> None:
 
 
 @pytest.mark.parametrize(("name", "value", "text"), [
-    ("bits", 9, "bits = 9"), ("bits", 3, "an input of shape"), ("group_size", 48, "group = 48"),
-    ("columns", 99, "an input of shape"), ("columns", 0, "an input of shape"), ("uniform", 1, "an input of shape"),
+    ("bits", 9, "bits = 9"), ("bits", 3, "an input UINT8"), ("group_size", 48, "group = 48"),
+    ("columns", 99, "an input UINT8"), ("columns", 0, "an input UINT8"), ("uniform", 1, "an input FLOAT16"),
 ])
 def test_attributes_that_do_not_fit_are_refused(name: str, value: int, text: str) -> None:
     made = graph("y = Gather(w, i)", "int64[5] i", f"float[5,{K}]")
@@ -223,6 +223,13 @@ def test_attributes_that_do_not_fit_are_refused(name: str, value: int, text: str
     assert text in reason
     with pytest.raises(EdgecError, match="E0301"):
         build_plan(made)
+
+
+def test_inputs_of_other_types_are_refused() -> None:
+    made = graph("y = Gather(w, i)", "int64[5] i", f"float[5,{K}]")
+    made.graph.initializers["s"].const_value = ir.tensor(np.ones((2, N, 2), np.float32), name="s")
+    ((_, reason),) = unsupported_nodes(made)
+    assert reason == f"an input FLOAT [2, {N}, 2], wanted FLOAT16 [2, {N}, 2]"
 
 
 def test_values_known_at_run_time_are_refused() -> None:
