@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 Quant = Annotated[str | None, typer.Option(
     "--quant", help="hlq2, hlq3, hlq4, int2, int3, int4, int8, palette1..8; with g32, g64 or g128 (default).")]
 Override = Annotated[list[str] | None, typer.Option(
-    "--quant-override", help="GLOB=FORMAT or GLOB=none for layers by name; the last that matches. Repeatable.")]
+    "--quant-override", help="GLOB=FORMAT or GLOB=none for layers by name, or @FILE of such lines; the last that "
+                              "matches decides. Repeatable.")]
 Calib = Annotated[str | None, typer.Option(
     "--calib", help="self, none, FILE.txt, FILE.npz or a folder of images. Default: self for language models of at "
                     "most 3 bits, else none.")]
@@ -85,8 +86,21 @@ def quantize_options(
     from edgec.quantization import QuantizeOptions
 
     limit = parse_bytes("--max-memory", max_memory) if max_memory is not None else None
-    return QuantizeOptions(quant, tuple(override or ()), calib, samples, window, seed, mean, std, method, force, limit,
-                           threads)
+    overrides = tuple(_override_lines(override or ()))
+    return QuantizeOptions(quant, overrides, calib, samples, window, seed, mean, std, method, force, limit, threads)
+
+
+def _override_lines(texts: Sequence[str]) -> Iterator[str]:
+    """The overrides, those of `@FILE` from its lines that are not empty."""
+    for text in texts:
+        if not text.startswith("@"):
+            yield text
+            continue
+        try:
+            lines = Path(text[1:]).read_text(encoding="utf-8").splitlines()
+        except (OSError, ValueError) as e:
+            raise bad_value("--quant-override", text, "@FILE with a GLOB=FORMAT per line", str(e)) from e
+        yield from (line.strip() for line in lines if line.strip())
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import typer
 
 from edgec.cli_build import AllowPickle, Json
 from edgec.cli_output import envelope, note, print_json, print_table, progress
+from edgec.cli_quantize import print_layers
 from edgec.cli_values import bad_value, parse_counts, parse_tolerances, parse_triple, read_arrays
 from edgec.env import ISA
 from edgec.errors import EdgecError
@@ -103,6 +104,13 @@ def compare(
     inputs: Annotated[Path | None, typer.Option("--inputs", help="FILE.npz; default: random inputs.")] = None,
     text: Annotated[Path | None, typer.Option("--text", help="Text for language models.")] = None,
     tokens: Annotated[int, typer.Option("-n", "--tokens", min=2, help="Tokens of the text to compare over.")] = 128,
+    per_layer: Annotated[
+        bool, typer.Option("--per-layer", help="Also the errors of a quantized bundle's layers, the worst first.")
+    ] = False,
+    write_overrides: Annotated[
+        Path | None, typer.Option("--write-overrides", help="One bit more for the worst quarter of the layers, as a "
+                                                            "file for --quant-override @FILE.")
+    ] = None,
     tol: Annotated[list[str] | None, typer.Option("--tol", help="Gate METRIC:LIMIT (sqnr:30). Repeatable.")] = None,
     threads: Threads = 0,
     seed: Seed = 0,
@@ -110,15 +118,21 @@ def compare(
     json: Json = False,
 ) -> None:
     """How far a bundle's outputs are from the original's. Exit code 1 when a --tol limit is missed."""
+    from edgec.judge import layers as judge_layers
     from edgec.judge.compare import compare_bundle, gate
 
     started = time.time()
     limits = parse_tolerances("--tol", tol or [])
     arrays = read_arrays([], inputs)
+    layers = judge_layers.layer_errors(bundle) if per_layer or write_overrides else []
+    if write_overrides is not None:
+        judge_layers.write_overrides(write_overrides, judge_layers.raising_overrides(layers))
     with opened(bundle, isa) as model:
         report = compare_bundle(model, reference, arrays=arrays, text=text, tokens=tokens, threads=threads, seed=seed,
                                 allow_pickle=allow_pickle)
     missed = gate(report, limits)
+    if per_layer:
+        report["layers"] = layers
     if json:
         print_json(envelope("compare", started, **report, gate={"limits": limits, "missed": missed}))
     else:
@@ -131,6 +145,8 @@ def compare(
             greedy = report["greedy"]
             print_table(("greedy tokens", "equal", "first difference"),
                         [(greedy["tokens"], greedy["equal"], greedy["first_difference"])])
+        if per_layer:
+            print_layers(layers, [])
     if missed:
         raise EdgecError("E0501", stage="compare", where=str(bundle), found="; ".join(missed),
                          wanted=", ".join(tol or []))

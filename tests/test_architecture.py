@@ -39,7 +39,7 @@ ALLOWED: dict[str, set[str]] = {
     "cli_output": BASE,
     "cli_quantize": BASE | {"api", "quantization", "cli_values", "cli_output"},
     "cli_build": BASE | {"api", "support", "doctor", "targets", "cli_quantize", "cli_values", "cli_output"},
-    "cli_use": BASE | {"cli_build", "targets", "judge", "native", "cli_values", "cli_output"},
+    "cli_use": BASE | {"cli_build", "cli_quantize", "targets", "judge", "native", "cli_values", "cli_output"},
     "cli": BASE | {"cli_build", "cli_use", "cli_output", "targets"},
     "__main__": {"cli"},
     "__init__": {"api", "errors", "native"},

@@ -247,6 +247,40 @@ def test_bad_arrays(
     assert words in done.err
 
 
+def test_overrides_that_raise_the_worst_layers(llama: Path, tmp_path: Path, edgec_cli: Cli) -> None:
+    from edgec.judge.layers import layer_errors, raising_overrides, write_overrides
+
+    assert edgec_cli("compile", llama, "-o", tmp_path / "out", *CALIBRATED).code == 0
+    layers = layer_errors(tmp_path / "out")
+    assert [x["error"] for x in layers] == sorted((x["error"] for x in layers), reverse=True)
+    lines = raising_overrides(layers)
+    assert len(lines) == 3
+    assert lines[0] == f"{layers[0]['name'].removesuffix('.weight')}=hlq3g64"
+    write_overrides(tmp_path / "raise.txt", lines)
+    done = edgec_cli("quantize", llama, "-o", tmp_path / "q", *CALIBRATED, "--quant-override",
+                     f"@{tmp_path / 'raise.txt'}", "--json")
+    assert done.code == 0, done.err
+    specs = {x["name"]: x["spec"] for x in json.loads(done.out)["layers"]}
+    assert [specs[x["name"]] for x in layers[:4]] == ["hlq3g64"] * 3 + [layers[3]["spec"]]
+    errors = {x["name"]: x["error"] for x in json.loads(done.out)["layers"]}
+    assert errors[layers[0]["name"]] < 0.5 * layers[0]["error"]
+    # Nothing is worse than eight bits can help.
+    assert raising_overrides([{"name": "a", "spec": "int8g64", "error": 1.0}]) == []
+
+
+def test_layer_reports_that_are_missing_or_damaged(llama: Path, tmp_path: Path, edgec_cli: Cli) -> None:
+    assert edgec_cli("compile", llama, "-o", tmp_path / "out").code == 0
+    common = ("compare", tmp_path / "out", "--reference", llama, "--per-layer")
+    done = edgec_cli(*common)
+    assert done.code == 2
+    assert "quant.json" in done.err
+    (tmp_path / "out" / "reports" / "quant.json").write_text("{}")
+    assert "E0101" in edgec_cli(*common).err
+    done = edgec_cli("quantize", llama, "-o", tmp_path / "q", "--quant", "int4", "--quant-override", "@nowhere")
+    assert done.code == 2
+    assert "@FILE" in done.err
+
+
 def test_compile_with_contradictions(llama: Path, tmp_path: Path, edgec_cli: Cli) -> None:
     for extra in (("--quant", "int4", "--dry-run"), ("--quant", "int4", "--quant-from", tmp_path),
                   ("--quant-override", "*=int8"), ("--quant-from", tmp_path / "nowhere")):
