@@ -52,7 +52,7 @@ def output_error(w: Array, q: Array, h: Array) -> float:
     return float(np.einsum("nk,kl,nl->", e, h, e, optimize=True))
 
 
-def damped(stats: LinearStats, damp: float = 0.01) -> Array:
+def damped(stats: LinearStats, damp: float = Tuning().damp) -> Array:
     h: Array = stats.h / stats.diag.mean()
     return h + damp * np.eye(len(h))
 
@@ -184,7 +184,7 @@ def test_dull_groups(spec: BitsSpec) -> None:
 def test_factor(k: int) -> None:
     stats = statistics(k, k)
     a, u = factor(stats, 0.01, 2)
-    wanted = damped(stats)
+    wanted = damped(stats, 0.01)
     assert np.allclose(a, wanted, rtol=1e-6, atol=1e-6)
     assert (np.tril(u, -1) == 0).all()
     assert np.allclose(u.astype(np.float64), np.linalg.cholesky(np.linalg.inv(wanted)).T, rtol=1e-4,

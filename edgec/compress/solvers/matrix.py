@@ -33,6 +33,7 @@ class Method(str, Enum):
 @dataclass(frozen=True)
 class Tuning:
     """weighted: errors of single groups are weighted by diag(H). refits per group, sweeps over the matrix: GPTQ.
+    damp: part of mean(diag H) that is added to H (PUBLISHED has its own).
     integer_zero: uniform zero points are integers 0..2^bits - 1, which ONNX can say; else any float16.
     fit: what starts GPTQ's groups, by default ALS or, uniform, CLIP. Defaults are the best we measured."""
 
@@ -40,12 +41,13 @@ class Tuning:
     iterations: int = 10
     refits: int = 4
     sweeps: int = 4
-    damp: float = 0.01
+    damp: float = 0.05
     integer_zero: bool = True
     fit: Method | None = None
 
 
 BEST = Tuning()
+_PUBLISHED_DAMP = 0.01
 _FITS = {Method.RTN: Fit.MIN_MAX, Method.CLIP: Fit.CLIP, Method.ALS: Fit.ALS, Method.PUBLISHED: Fit.PUBLISHED}
 
 
@@ -77,7 +79,8 @@ def quantize_matrix(
     results = (native.pointer(codes, np.uint8), native.pointer(scale, np.float16), native.pointer(offset, np.float16))
     if chosen in (Method.GPTQ, Method.PUBLISHED):
         assert stats is not None
-        a, u = factor(stats, tuning.damp, count, isa, where)
+        damp = _PUBLISHED_DAMP if chosen is Method.PUBLISHED else tuning.damp
+        a, u = factor(stats, damp, count, isa, where)
         status = native.library().edgec_solve_compensated(
             c.byref(options), *pointers, native.pointer(u, np.float32), native.pointer(a, np.float32), *results)
     else:
