@@ -1,8 +1,8 @@
 // Products with weights of few bits against the machine's own limits: one row of activations beside a streaming read of
 // the same bytes, in turn, over more memory than any cache holds; many rows beside the integer dot products of AVX-512.
 //
-//     c++ -std=c++17 -O2 -fno-exceptions -fno-rtti -fno-math-errno benchmarks/bench_bits.cpp $(find kernels -name '*.cpp' \
-//         -not -path '*/solve/*') -lpthread -o bench_bits && ./bench_bits decode avx512vbmi 1
+//     c++ -std=c++17 -O2 -fno-exceptions -fno-rtti -fno-math-errno -o bench_bits benchmarks/bench_bits.cpp kernels/view.cpp
+//         kernels/dispatch.cpp kernels/contract/*.cpp kernels/isa/*.cpp -lpthread
 //     ./bench_bits decode ISA THREADS   |   ./bench_bits rows ISA M...   (4096 x 4096; one thread)
 #include <pthread.h>
 #include <stdio.h>

@@ -12,7 +12,7 @@ from edgec.compress.formats import PANEL, Dtype
 from edgec.native.dims import Dim, product
 from edgec.native.plan import ALIGN, Call
 
-_WIDEN_ROWS = 9  # from here on 16-bit weights are widened once per panel
+_WIDEN_ROWS = 13  # from here on 16-bit weights are widened once per panel
 _TABLE_ROWS, _DECODED = 16, 16384  # rows whose products are looked up; bytes of a decoded block of few-bit weights
 _SEQUENCES = 8  # that a recurrent layer works on together
 _QUERY_ROWS, _SPAN = 48, 64  # rows and positions that attention works on together

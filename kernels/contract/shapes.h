@@ -22,7 +22,7 @@ constexpr int64_t kVectorRows = 3;
 // A tile of the matrix path; 48 is a multiple of every kTileRows.
 constexpr int64_t kLinearRows = 48, kLinearPanels = 4;
 // From this many rows on, 16-bit weights are widened once per panel into scratch; fewer take matrix-vector products.
-constexpr int64_t kWidenRows = 9;
+constexpr int64_t kWidenRows = 13;
 
 EDGEC_INLINE int64_t leading(const View &v) {  // product of all dims but the last
     View t = v;

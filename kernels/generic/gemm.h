@@ -197,18 +197,19 @@ EDGEC_NOINLINE void gemv_panel(const float *x, int64_t ldx, const W *w, int64_t 
         }
 }
 
-// Rows [m0, m1) of one panel, whose weights `b` begin at column n, as matrix-vector products of three rows at most.
+// Rows [m0, m1) of one panel, whose weights `b` begin at column n, as matrix-vector products of four rows at most.
 template <class W>
 EDGEC_NOINLINE void gemv_rows(const Gemm &g, const W *b, int64_t n, int64_t m0, int64_t m1) {
-    float init[16] = {}, out[kVectorRows * 16];
+    float init[16] = {}, out[4 * 16];
     const int64_t cols = imin(16, g.n - n);
     if (g.e.bias) memcpy(init, g.e.bias + n, (size_t)cols * sizeof(float));
-    for (int64_t m = m0; m < m1; m += kVectorRows) {
-        const int rows = (int)imin(kVectorRows, m1 - m);
+    for (int64_t m = m0; m < m1; m += 4) {
+        const int rows = (int)imin(4, m1 - m);
         const float *a = g.a + m * g.lda;
         if (rows == 1) gemv_panel<1, W>(a, g.lda, b, g.k, init, out);
         else if (rows == 2) gemv_panel<2, W>(a, g.lda, b, g.k, init, out);
-        else gemv_panel<3, W>(a, g.lda, b, g.k, init, out);
+        else if (rows == 3) gemv_panel<3, W>(a, g.lda, b, g.k, init, out);
+        else gemv_panel<4, W>(a, g.lda, b, g.k, init, out);
         gemm_finish(g, out, 16, m, rows, n, cols);
     }
 }

@@ -49,9 +49,3 @@ template <class Code> EDGEC_NOINLINE void tables_of(const BitsShape &s, const fl
         }
     }
 }
-
-// Codes come from memory once, in order: into the first-level cache soon, into the second one well ahead.
-EDGEC_INLINE void table_prefetch(const uint8_t *p) {
-    __builtin_prefetch(p + 1024, 0, 3);
-    __builtin_prefetch(p + 4096, 0, 2);
-}
