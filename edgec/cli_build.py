@@ -160,6 +160,7 @@ def compile_(
     method: Method = "auto",
     force: Force = False,
     max_memory: MaxMemory = None,
+    ppl: Annotated[Path | None, typer.Option("--ppl", help="Then the result's perplexity over this text.")] = None,
     dump_dir: Annotated[Path | None, typer.Option(help="Write the graph after each pass, NNN_pass.onnx.")] = None,
     stop_after: Annotated[str | None, typer.Option(help="Stop after this pass; with --dump-dir.")] = None,
     print_after: Annotated[str | None, typer.Option(help="Print the graph after this pass, on stderr.")] = None,
@@ -176,6 +177,9 @@ def compile_(
     started = time.time()
     if quant is None and (override or calib or max_memory):
         raise bad_value("--quant", None, "a format, as hlq2: the options about quantization need it")
+    if ppl is not None and not ppl.is_file():
+        # Before an hour's work, not after it.
+        raise EdgecError("E0003", stage="compile", where="--ppl", found=f"no such file: {ppl}", wanted="a text file")
     options = None if quant is None else quantize_options(
         quant, override, calib, calib_samples, calib_window, calib_seed, method, force, max_memory, 0)
     with quant_progress() as update:
@@ -186,8 +190,9 @@ def compile_(
             dump_dir=dump_dir, stop_after=stop_after, print_after=print_after, dry_run=dry_run,
             tokenizer=tokenizer, allow_pickle=allow_pickle, quant=options, quant_from=quant_from, progress=update,
         )
+    quality = api.evaluate(result.artifact.outdir, ppl=ppl) if result.artifact is not None and ppl is not None else {}
     if json:
-        print_json(envelope("compile", started, target, **result.to_dict()))
+        print_json(envelope("compile", started, target, **result.to_dict(), **({"eval": quality} if quality else {})))
         return
     if result.memory:
         _print_memory(result.memory)
@@ -200,6 +205,9 @@ def compile_(
     rows = [(str(path.relative_to(artifact.outdir)), format_bytes(path.stat().st_size))
             for path in sorted(artifact.outdir.rglob("*")) if path.is_file()]
     print_table(("file", "size"), rows, f"\n{artifact.outdir}")
+    if quality:
+        print_table(("perplexity", "predictions"), [
+            (f"{side['perplexity']:.6g}", side["predictions"]) for side in quality["sides"].values()], quality["about"])
     note(f"compiled {model} for {target} in {time.time() - started:.1f} s")
 
 

@@ -199,6 +199,13 @@ def test_texts(prose_lm: Path, asset: Callable[[str], Path], tmp_path: Path, edg
     assert done.code == 0, done.err
     errors = [x["accumulated"] for x in json.loads(done.out)["layers"]]
     assert max(errors) < 0.2
+    small = tmp_path / "small.txt"
+    small.write_text(text.read_text()[:4000])
+    done = edgec_cli("compile", prose_lm, "-o", tmp_path / "out", "--quant-from", tmp_path / "q", "--ppl", small,
+                     "--json")
+    assert done.code == 0, done.err
+    assert 5 < json.loads(done.out)["eval"]["sides"]["bundle"]["perplexity"] < 200
+    assert edgec_cli("compile", prose_lm, "-o", tmp_path / "out", "--ppl", tmp_path / "no.txt").code == 2
     other = tmp_path / "other.txt"
     other.write_text(text.read_text()[:20000])
     refused = edgec_cli(*common[:-3], other, "--calib-window", 64, "--calib-samples", 2)
