@@ -33,14 +33,16 @@ def load(source: object, **options: Any) -> ir.Model:
     """Imports `source`; the ModelInfo is attached (edgec.ir.info).
 
     source: see the module's first lines; a path may be str or Path.
-    options: `name`; `check` (bool, default True: compare with the original); modules and factories also
+    options: `name`; `check` (bool, default True: compare with the original); Hugging Face models `allow_pickle` and
+    `hollow` (bool: from headers alone, no weight is read; to be looked at, not compiled); modules and factories also
     `example_inputs`, `dynamic` and `custom_ops` (see edgec.importers.torch.load), files `dynamic` and `max_context`.
     Raises EdgecError: E0002 unknown option, E0003 missing path, E0101 unreadable source, E0102 untraceable,
     E0103 unknown architecture, E0104 the imported graph computes something else.
     """
     kind, what = classify(source)
     allowed = {
-        "hf": ("name", "check", "dynamic", "allow_pickle"), "onnx": ("name", "check", "dynamic", "max_context"),
+        "hf": ("name", "check", "dynamic", "allow_pickle", "hollow"),
+        "onnx": ("name", "check", "dynamic", "max_context"),
     }.get(kind, ("name", "check", "example_inputs", "dynamic", "custom_ops"))
     for key in options:
         if key not in allowed:

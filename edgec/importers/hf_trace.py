@@ -12,6 +12,8 @@ from typing import Any
 import onnx_ir as ir
 
 from edgec.errors import EdgecError
+from edgec.importers.hf_folder import Folder
+from edgec.importers.hf_transformers import load_transformers
 from edgec.importers.torch import rename_symbols, to_ir
 from edgec.ir.model import walk
 
@@ -21,13 +23,11 @@ _ATTENTION = "edgec_export"
 _PAST, _TOKENS = 5, 7
 
 
-def build(folder: Any, config: Any) -> ir.Model:
-    """Traces the folder's model (edgec.importers.hf.Folder) with batch 1; weights are the loaded module's.
+def build(folder: Folder, config: Any) -> ir.Model:
+    """Traces the folder's model with batch 1; weights are the loaded module's.
 
     Raises EdgecError E0102 or E0103 when transformers cannot load it or torch cannot trace it.
     """
-    from edgec.importers.hf import load_transformers
-
     _register_attention()
     module = load_transformers(folder, config, _ATTENTION)
     return trace(module)

@@ -54,7 +54,7 @@ def load(path: Path, *, name: str | None = None, check: bool = True,
     Raises EdgecError: E0002 a bad option, E0003, E0101 a file that breaks a rule (edgec.importers.onnx_file), E0102 an
     operator that opset 24 cannot spell or onnxruntime cannot run, E0104 other numbers than onnxruntime's on the file.
     """
-    model, sha256 = onnx_file.read(path)
+    model, hash_source = onnx_file.read(path)
     for value in [v for v in model.graph.inputs if v.is_initializer()]:
         model.graph.inputs.remove(value)
     if model.functions:
@@ -66,7 +66,7 @@ def load(path: Path, *, name: str | None = None, check: bool = True,
     infer_shapes(model)
     # The name goes into the manifest and onto terminals.
     plain = "".join(c if c.isprintable() else "?" for c in path.stem)
-    info = ModelInfo(task="generic", name=name or plain, source=str(path), source_sha256=sha256, dynamic=ranges)
+    info = ModelInfo(task="generic", name=name or plain, source=str(path), hash_source=hash_source, dynamic=ranges)
     if _has_cache(model):
         info = _language_model(model, info, path, max_context)
     elif max_context is not None:

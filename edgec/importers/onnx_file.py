@@ -8,11 +8,12 @@ publish in a bundle, somebody's other files.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,8 @@ MAX_ELEMENTS = 1 << 40
 _EXTERNAL = 1  # onnx.TensorProto.EXTERNAL
 
 
-def read(path: Path) -> tuple[ir.Model, str]:
-    """(graph as it is in the file with weights still mapped, SHA-256 of the file and its external files).
+def read(path: Path) -> tuple[ir.Model, Callable[[], str]]:
+    """(graph as it is in the file with weights still mapped, what hashes the file and its external files: SHA-256).
 
     Raises EdgecError: E0003 for a file that cannot be read, E0101 for one that is not an ONNX model or breaks a rule
     above.
@@ -44,7 +45,6 @@ def read(path: Path) -> tuple[ir.Model, str]:
         data = path.read_bytes()
     except OSError as e:
         raise EdgecError("E0003", stage=STAGE, where=str(path), found=str(e), wanted="a readable .onnx file") from e
-    digest = hashlib.sha256(data).hexdigest()
     proto = onnx.ModelProto()
     try:
         proto.ParseFromString(data)
@@ -66,7 +66,7 @@ def read(path: Path) -> tuple[ir.Model, str]:
     except Exception as e:  # onnx_ir raises whatever a malformed field leads to
         raise _bad(path, f"a malformed model: {type(e).__name__}: {str(e)[:300]}", "a valid ONNX model") from e
     _anchor(model, folder)
-    return model, _sha256(digest, used)
+    return model, functools.partial(_sha256, path, used)
 
 
 def _bad(path: Path, found: str, wanted: str, hint: str = "") -> EdgecError:
@@ -185,7 +185,8 @@ def _anchor(model: ir.Model, folder: Path) -> None:
         onnx_ir.external_data.set_base_dir(function.graph, folder)
 
 
-def _sha256(digest: str, used: dict[str, Path]) -> str:
+def _sha256(path: Path, used: dict[str, Path]) -> str:
+    digest = sha256_of(path)
     if not used:
         return digest
     lines = [f"{digest}\n"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import functools
 import hashlib
 import importlib.util
 import inspect
@@ -131,7 +132,8 @@ def load(module: Any, example_inputs: Any = None, *, dynamic: Dynamic | None = N
         if check:
             compare(model, module, call, source or type(module).__name__)
     info = ModelInfo(task="generic", name=name, source=source or f"torch module {type(module).__name__}",
-                     source_sha256=_state_sha256(module), dynamic={d.name: (d.low, d.high) for d in call.dims.values()})
+                     hash_source=functools.partial(_state_sha256, module),
+                     dynamic={d.name: (d.low, d.high) for d in call.dims.values()})
     return attach_info(model, info)
 
 

@@ -158,11 +158,12 @@ def feeds_of(source: str) -> list[dict[str, Any]]:
     """Arrays for a model of OTHERS: the import's example and, where sizes vary, others down to the smallest."""
     import numpy as np
 
-    from edgec.importers import hf, hf_parts
+    from edgec.importers import hf_parts, hf_source
+    from edgec.importers.hf_transformers import offline
 
-    path, part = hf.split_part(source)
-    with hf.offline():
-        module = hf_parts.load_module(hf.Folder.read(path), "eager")
+    folder, part = hf_source.open_source(source)
+    with offline():
+        module = hf_parts.load_module(folder, "eager")
     inputs = hf_parts.choose(module, part, source).inputs(module)
     dims = {dim for value in inputs.values() for dim in value.axes.values()}
     rng = np.random.default_rng(5)
