@@ -164,7 +164,7 @@ def _range(name: str, entry: object) -> tuple[int, int, np.dtype[Any], tuple[int
 
 
 def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63
 
 
 def _check_cover(ranges: Mapping[str, tuple[int, int, Any, Any]], size: int) -> None:
