@@ -178,8 +178,6 @@ def _forth(value: ir.Value, along: Along) -> _Walk:
             walk.stop("its result is a graph output")
         for user, index in value.uses():
             if is_op(user, "Conv", "Gemm", "MatMul"):
-                if user in walk.readers:
-                    walk.stop(f"{describe(user)} reads it in two ways")
                 walk.readers[user], walk.near = (value, along), True
             elif not is_op(user, *MOVES):
                 walk.stop(f"{describe(user)} reads it, too")
