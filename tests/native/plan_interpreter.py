@@ -86,6 +86,13 @@ def k_linear(y, o, i, f):  # type: ignore[no-untyped-def]
     return epilogue(x @ w.T, bias, residual, i[0], i[1], f)
 
 
+def k_linear_split(y, o, i, f):  # type: ignore[no-untyped-def]
+    x, w, bias = o
+    whole = epilogue(x @ w.T, bias, None, i[0], 0, f)
+    widths = [0 if part is None else part.shape[-1] for part in y]
+    return tuple(np.split(whole, np.cumsum(widths)[:-1], axis=-1))
+
+
 def k_conv2d(y, o, i, f):  # type: ignore[no-untyped-def]
     x, w, bias, residual = o
     groups = i[8]
@@ -249,7 +256,7 @@ def k_cast(y, o, i, f):  # type: ignore[no-untyped-def]
 
 
 RUN: dict[str, Callable[..., Any]] = {
-    "linear": k_linear, "conv2d": k_conv2d, "dwconv2d": k_dwconv2d, "pool2d": k_pool2d,
+    "linear": k_linear, "linear_split": k_linear_split, "conv2d": k_conv2d, "dwconv2d": k_dwconv2d, "pool2d": k_pool2d,
     "resize2d": k_resize2d, "rnn": k_rnn, "matmul": k_matmul,
     "attention_cached": k_attention_cached, "attention": k_attention, "kv_write": k_kv_write,
     "rmsnorm": k_norm(False), "layernorm": k_norm(True), "rope": k_rope,
