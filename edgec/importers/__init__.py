@@ -28,6 +28,16 @@ STAGE = "import"
 SOURCES = ("a Hugging Face folder (config.json and *.safetensors) or hub id (ORG/NAME), FILE.onnx, FILE.gguf, "
            "FILE.py:FACTORY, or a torch.nn.Module object")
 
+_STATE = "weights without a model: write a FILE.py with a function that builds the module and loads them"
+# Suffix -> what to do with a file that is no source by itself.
+_HINTS = {
+    ".py": "name the function that builds the model: {file}:FACTORY",
+    ".safetensors": "name its folder, with the model's config.json", ".json": "name its folder",
+    ".pt2": "write a FILE.py with a function that returns (torch.export.load(...), None); name it as FILE.py:FACTORY",
+    **dict.fromkeys((".pt", ".pth", ".ckpt", ".bin"), _STATE),
+    **dict.fromkeys((".h5", ".tflite", ".pb"), "convert it to ONNX first, with tf2onnx"),
+}
+
 
 def load(source: object, **options: Any) -> ir.Model:
     """Imports `source`; the ModelInfo is attached (edgec.ir.info).
@@ -90,7 +100,7 @@ def classify(source: object) -> tuple[str, str]:
     if path.is_file() and path.suffix == ".onnx":
         return "onnx", text
     if path.is_file():
-        hint = f"name the function that builds the model: {text}:FACTORY" if path.suffix == ".py" else ""
+        hint = _HINTS.get(path.suffix, "").format(file=text)
         raise EdgecError("E0101", stage=STAGE, where=text, found=f"a file ({path.suffix or 'no suffix'})",
                          wanted=SOURCES, hint=hint)
     file, colon, factory = text.rpartition(":")

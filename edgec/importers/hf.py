@@ -8,6 +8,7 @@ figures of both. Nothing here runs the folder's code, and only edgec.importers.h
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -179,11 +180,14 @@ def _info(folder: Folder, config: Any, name: str | None) -> ModelInfo:
         values = value if isinstance(value, list) else [value]
         return tuple(v for v in values if isinstance(v, int) and 0 <= v < config.vocab_size)
 
+    tied = folder.config.get("tie_word_embeddings")
+    sizes = [math.prod(t.shape) for name, t in folder.stored().items()
+             if not name.endswith(_DERIVED) and not (tied and name == "lm_head.weight")]
     bos = tokens("bos_token_id")
     tokenizer = folder.path / "tokenizer.json"
     return ModelInfo(
         task="causal-lm", name=name or folder.name, source=folder.source,
         hash_source=folder.sha256, max_context=int(config.max_position_embeddings),
         vocab_size=int(config.vocab_size), bos_token=bos[0] if bos else None, eos_tokens=tokens("eos_token_id"),
-        tokenizer=tokenizer.resolve() if tokenizer.is_file() else None,
+        tokenizer=tokenizer.resolve() if tokenizer.is_file() else None, parameters=sum(sizes),
     )

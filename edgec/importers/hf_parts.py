@@ -30,6 +30,8 @@ from edgec.importers.hf_transformers import load_transformers, read_config
 from edgec.ir.info import ModelInfo, attach_info
 
 STAGE = "import"
+_NO_CACHE = ("a decoder without a key/value cache: it is given all tokens so far, and each step computes all of them, "
+             "and the keys and values of the encoder's states, anew")
 _ATTENTION = "edgec_part"
 # Lengths during the trace: different from each other and from every size that is likely in a model.
 _TOKENS, _SOURCE_TOKENS, _FRAMES = 11, 13, 19
@@ -106,7 +108,7 @@ def load(folder: Folder, part: str, *, name: str | None = None, check: bool = Tr
             door.compare(model, wrapped, call, str(module.config.model_type), 2 * _window(module.config.to_dict()) + 9)
     traced: ModelInfo = model.meta["edgec.info"]
     return attach_info(model, ModelInfo(name=name, source=folder.source, hash_source=folder.sha256,
-                                        dynamic=traced.dynamic))
+                                        dynamic=traced.dynamic, notes=(_NO_CACHE,) if chosen.name == "decoder" else ()))
 
 
 def reference(folder: Folder, part: str) -> tuple[Any, dict[str, Any]]:

@@ -22,6 +22,8 @@ class ModelInfo:
     max_context, vocab_size, bos_token, eos_tokens: language models only (0, 0, None, ()).
     tokenizer: the `tokenizer.json` beside the model, or None.
     dynamic: symbolic dim name -> (min, max) of generic models.
+    parameters: of the checkpoint, 0 for unknown; a graph has tables and scales besides.
+    notes: sentences that a user should read before compiling.
     """
 
     task: Task = "generic"
@@ -34,6 +36,8 @@ class ModelInfo:
     eos_tokens: tuple[int, ...] = ()
     tokenizer: Path | None = None
     dynamic: dict[str, tuple[int, int]] = field(default_factory=dict)
+    parameters: int = 0
+    notes: tuple[str, ...] = ()
 
     @functools.cached_property
     def source_sha256(self) -> str:

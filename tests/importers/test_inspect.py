@@ -18,11 +18,12 @@ import onnx
 import pytest
 
 from edgec import api, importers
+from edgec.cli_build import _ports
 from edgec.importers.hf import ROUTE_KEY
 from edgec.importers.hf_folder import Folder
 from edgec.ir.info import info_of
 from tests.importers.gguf_writer import write_gguf
-from tests.models import families
+from tests.models import families, tiny_lm
 
 LARGE = 2 << 30
 # What an inspection may read besides headers (a tokenizer, a source file that Python imports late), and take.
@@ -180,6 +181,34 @@ def same_facts(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
         patch.setattr(importers, "load", whole)
         assert api.inspect(source) == found
     assert hollow == [True]
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+def test_parameters_are_the_checkpoints(tmp_path: Path, family: str) -> None:
+    """Without tables of rotary positions, and a head that is the embedding counts once."""
+    import transformers
+
+    folder = tiny_lm.make(tmp_path, family)
+    module = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    assert module.config.tie_word_embeddings == (family == "qwen3")
+    assert api.inspect(str(folder))["parameters"] == sum(p.numel() for p in module.parameters())
+
+
+def test_a_decoder_without_cache_says_so(tmp_path: Path) -> None:
+    folder = families.make(tmp_path, families.OTHERS["t5"][0])
+    assert "without a key/value cache" in " ".join(api.inspect(f"{folder}:decoder")["notes"])
+    assert api.inspect(f"{folder}:encoder")["notes"] == []
+    assert "without a key/value cache" in " ".join(api.check(f"{folder}:decoder").notes)
+
+
+def test_layers_share_a_row() -> None:
+    ports = [{"name": n, "dtype": "float", "shape": s} for n, s in (
+        ("ids", []), ("past.0.key", [1, "past"]), ("past.0.value", [1, "past"]), ("past.1.key", [1, "past"]),
+        ("past.1.value", [1, 7]), ("alone.3.key", [2]))]
+    assert _ports(ports) == [
+        ("ids", "float", "[]"), ("past.*.key (2 layers)", "float", "[1, past]"),
+        ("past.0.value", "float", "[1, past]"), ("past.1.value", "float", "[1, 7]"), ("alone.3.key", "float", "[2]"),
+    ]
 
 
 def test_the_hash_waits_until_it_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
