@@ -212,7 +212,7 @@ def _config(folder: Path) -> dict[str, Any]:
             continue
         try:
             found = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as e:
+        except (OSError, ValueError, RecursionError) as e:
             raise EdgecError("E0101", stage=STAGE, where=str(file), found=str(e), wanted="a JSON object") from e
         if isinstance(found, dict):
             inner = found.get("model")

@@ -177,6 +177,8 @@ def test_a_language_model_without_a_context(exported: Path, tmp_path: Path) -> N
         (tmp_path / data.name).write_bytes(data.read_bytes())
     assert "--ctx" in refused(lonely, "E0101").hint
     assert info_of(importers.load(lonely, max_context=64, check=False)).max_context == 64
+    (tmp_path / "config.json").write_text('{"a":' * 100_000)
+    assert "config.json" in refused(lonely, "E0101").where
 
 
 GQA = """
