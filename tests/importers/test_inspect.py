@@ -23,6 +23,7 @@ from edgec.importers.hf import ROUTE_KEY
 from edgec.importers.hf_folder import Folder
 from edgec.ir.info import info_of
 from tests.importers.gguf_writer import write_gguf
+from tests.importers.test_checkpoints import quantize_folder
 from tests.models import families, tiny_lm
 
 LARGE = 2 << 30
@@ -181,6 +182,14 @@ def same_facts(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
         patch.setattr(importers, "load", whole)
         assert api.inspect(source) == found
     assert hollow == [True]
+
+
+@pytest.mark.parametrize("family", ["llama", "llama_bias"])
+def test_facts_of_quantized_models(tmp_path: Path, family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Built by mobius, and traced."""
+    folder = tiny_lm.make(tmp_path, family)
+    quantize_folder(folder, "gptq")
+    same_facts(str(folder), monkeypatch)
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
