@@ -17,7 +17,7 @@ import onnx_ir as ir
 from edgec.ir.model import Array, Builder, const_tensor, dims_of, float_attr, input_of, int_attr, rank_of, required
 from edgec.ir.rules import Bindings
 from edgec.ir.weights import release
-from edgec.passes.normalize.vendor import VENDOR, VendorRule, attributes, given, swapped
+from edgec.passes.normalize.vendor import VENDOR, VendorRule, attributes, channel_order, given, swapped
 
 _FLOAT = int(ir.DataType.FLOAT)
 
@@ -74,17 +74,11 @@ class QLinearUnary(VendorRule):
         last = int_attr(node, "channels_last", 0)
         x = _dequantized(op, node, 0)
         if last:
-            x = op.Transpose(x, perm=_perm(node, first=True))
+            x = op.Transpose(x, perm=channel_order(rank_of(node.inputs[0]) or 4, channels_first=True))
         y = _UNARY[node.op_type](op, node, x)
         if last:
-            y = op.Transpose(y, perm=_perm(node, first=False))
+            y = op.Transpose(y, perm=channel_order(rank_of(node.inputs[0]) or 4, channels_first=False))
         return _quantized(op, node, y, 3)
-
-
-def _perm(node: ir.Node, first: bool) -> tuple[int, ...]:
-    """The order of axes that brings the channels to place 1, or back to the end."""
-    rank = rank_of(node.inputs[0]) or 4
-    return (0, rank - 1, *range(1, rank - 1)) if first else (0, *range(2, rank), 1)
 
 
 class QLinearBinary(VendorRule):
@@ -142,12 +136,12 @@ class QLinearConv(VendorRule):
         last = int_attr(node, "channels_last", 0)
         x, w, bias = _dequantized(op, node, 0), _dequantized(op, node, 3, axis=0), input_of(node, 8)
         if last:
-            x = op.Transpose(x, perm=_perm(node, first=True))
+            x = op.Transpose(x, perm=channel_order(rank_of(node.inputs[0]) or 4, channels_first=True))
         if bias is not None:
             bias = op.Mul(op.Cast(bias, to=_FLOAT), op.Mul(required(node, 1), required(node, 4)))
         y = op.Conv(x, w, bias, **attributes(node, "channels_last"))
         if last:
-            y = op.Transpose(y, perm=_perm(node, first=False))
+            y = op.Transpose(y, perm=channel_order(rank_of(node.inputs[0]) or 4, channels_first=False))
         return _quantized(op, node, y, 6)
 
 
