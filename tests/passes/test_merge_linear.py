@@ -1,14 +1,19 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 
+from edgec.importers import load
 from edgec.ir.passes import Context
+from edgec.passes import NORMALIZE
 from edgec.passes.normalize.eliminate_dead import EliminateDead
 from edgec.passes.normalize.merge_linear import MergeLinear
 from edgec.pipeline import run_passes
-from tests.passes.harness import model, ops, reasons, run
+from tests.passes.harness import close, evaluate, model, ops, reasons, run
 
 RNG = np.random.default_rng(0)
 T = "Transpose<perm = [1, 0]>"
@@ -238,3 +243,46 @@ def test_factors_that_are_no_factors(factor: np.ndarray) -> None:
     with np.errstate(divide="ignore", invalid="ignore"):
         _, modified, _ = run(MergeLinear(), before)
     assert not modified
+
+
+@pytest.mark.parametrize("dynamo", [False, True])
+@pytest.mark.parametrize("where", ["input", "between", "result", "weight"])
+@pytest.mark.parametrize("kind", ["rows", "tokens", "pixels"])
+def test_lora_as_torch_exports_it(kind: str, where: str, dynamo: bool, tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    nn = torch.nn
+    scale = 0.3
+
+    class Lora(nn.Module):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+
+            def linear(inputs: int, outputs: int, bias: bool) -> object:
+                if kind == "pixels":
+                    return nn.Conv2d(inputs, outputs, 1, bias=bias)
+                return nn.Linear(inputs, outputs, bias)
+
+            self.base, self.a, self.b = linear(9, 7, True), linear(9, 2, False), linear(2, 7, False)
+
+        def forward(self, x: object) -> object:
+            if where == "weight":
+                weight = scale * self.b.weight
+                side = nn.functional.conv2d(self.a(x), weight) if kind == "pixels" else nn.functional.linear(
+                    self.a(x), weight)
+                return self.base(x) + side
+            side = self.a(scale * x if where == "input" else x)
+            side = self.b(scale * side if where == "between" else side)
+            return self.base(x) + (scale * side if where == "result" else side)
+
+    net = Lora().eval()
+    x = torch.randn({"rows": (5, 9), "tokens": (2, 5, 9), "pixels": (2, 9, 3, 5)}[kind])
+    path = tmp_path / "net.onnx"
+    made = torch.onnx.export(net, (x,), None if dynamo else path, dynamo=dynamo, opset_version=18, input_names=["x"])
+    if dynamo:
+        onnx.save(made.model_proto, path)
+    after = run_passes(load(path), NORMALIZE, Context()).model
+    found = ops(after)
+    assert found["MatMul"] + found["Gemm"] + found["Conv"] == 1
+    assert "Mul" not in found
+    with torch.no_grad():
+        close(evaluate(after, {"x": x.numpy()}), {after.graph.outputs[0].name: net(x).numpy()})
