@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from edgec.ir.passes import Pass
 from edgec.passes.lower.decompose import Decompose
+from edgec.passes.lower.merge_siblings import MergeSiblings
 from edgec.passes.normalize.eliminate_dead import EliminateDead
 from edgec.passes.normalize.fold_affine import FoldAffine
 from edgec.passes.normalize.fold_bn import FoldBN
@@ -44,5 +45,6 @@ COMPRESS: tuple[Pass, ...] = ()
 LOWER: tuple[Pass, ...] = (
     Decompose(),
     FoldConstants(),
+    MergeSiblings(),
     EliminateDead(),
 )
