@@ -41,6 +41,7 @@ from edgec.passes.normalize.fold_bn import (
     fold_forward,
     forward_problem,
     linear_before,
+    weight_of,
 )
 
 _ROOTS = ("Mul", "Div", "Add", "Sub", "BatchNormalization")
@@ -96,7 +97,8 @@ def _affine(node: ir.Node, vector: Vector, side: int) -> Affine:
 
 def _channels(linear: ir.Node, before: bool) -> int | None:
     """How many channels a linear has at its result (`before`: it stands before the affine), or at its input."""
-    tensor = const_tensor(linear.inputs[1])
+    weight, turned = weight_of(linear)
+    tensor = const_tensor(weight)
     if tensor is None or len(tensor.shape) < 2:
         return None
     first, second = (int(d) for d in tensor.shape.numpy()[:2])
@@ -105,7 +107,7 @@ def _channels(linear: ir.Node, before: bool) -> int | None:
         return first if before else second * groups
     if is_op(linear, "ConvTranspose"):
         return second * groups
-    return first if before == bool(int_attr(linear, "transB", 0)) else second
+    return first if before == (turned or bool(int_attr(linear, "transB", 0))) else second
 
 
 def _share(linear: ir.Node, value: ir.Value, along: Along, before: bool) -> Affine | str:
@@ -118,7 +120,7 @@ def _share(linear: ir.Node, value: ir.Value, along: Along, before: bool) -> Affi
 
 def _unable(linear: ir.Node, affine: Affine | str) -> str | None:
     """The reason not to scale: none was found to do, or 16 bits hold the weights exactly and would no longer."""
-    tensor = const_tensor(linear.inputs[1])
+    tensor = const_tensor(weight_of(linear)[0])
     if isinstance(affine, str):
         return affine
     if tensor is None or (np.frexp(np.abs(affine.scale))[0] == 0.5).all():

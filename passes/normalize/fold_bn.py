@@ -68,6 +68,23 @@ def _group_scaled(weight: Array, scale: Vector, axis: int) -> Array:
     return (weight.astype(np.float64) * scale.reshape(shape)).astype(weight.dtype)
 
 
+def weight_of(linear: ir.Node) -> tuple[ir.Value | None, bool]:
+    """The weight of a linear as it is stored, and whether a MatMul reads it through a Transpose."""
+    weight = linear.inputs[1]
+    turn = producer(weight, "Transpose") if is_op(linear, "MatMul") else None
+    if turn is None or ints_attr(turn, "perm") not in (None, (1, 0)):
+        return weight, False
+    return turn.inputs[0], True
+
+
+def _shared(linear: ir.Node, weight: ir.Value) -> str | None:
+    """Why the weight of `linear` cannot be changed for it alone."""
+    values = {weight, required(linear, 1)}
+    if any(v.is_graph_output() for v in values):
+        return f"the weight of {describe(linear)} is a graph output"
+    return f"the weight of {describe(linear)} is shared" if any(len(v.uses()) > 1 for v in values) else None
+
+
 @dataclass(frozen=True)
 class Before:
     """The linear that makes a value, the bias that an Add gives it, and the values on the way."""
@@ -78,16 +95,14 @@ class Before:
 
     def problem(self) -> str | None:
         """Why nothing behind it can become part of it."""
-        linear, weight = self.linear, self.linear.inputs[1]
+        linear, (weight, _) = self.linear, weight_of(self.linear)
         if not all(single_use(value) for value in self.chain):
             return f"{describe(linear)} is read by others, too"
         tensor = const_tensor(weight)
         if tensor is None or weight is None:
             return f"the weight of {describe(linear)} is not a constant"
-        if len(weight.uses()) > 1:
-            return f"the weight of {describe(linear)} is shared"
-        if weight.is_graph_output():
-            return f"the weight of {describe(linear)} is a graph output"
+        if reason := _shared(linear, weight):
+            return reason
         if is_op(linear, "MatMul", "Gemm") and len(tensor.shape) != 2:
             return f"{describe(linear)} is not a matrix of [batch, channels]"
         bias = self.any_bias()
@@ -102,15 +117,16 @@ class Before:
         """The linear and `affine` in one."""
         linear, old = self.linear, self.any_bias()
         scale, shift = affine.scale, affine.shift
-        weight = required(linear, 1)
+        weight, turned = weight_of(linear)
         tensor = const_tensor(weight)
-        assert tensor is not None  # checked
+        assert weight is not None  # checked, as is the next
+        assert tensor is not None
         bias = np.zeros(1) if old is None else np.asarray(const_of(old, _CHANNELS), np.float64)
         if is_op(linear, "Gemm"):
             bias = float_attr(linear, "beta", 1.0) * bias
         groups = int_attr(linear, "group", 1)
         kind = linear.op_type
-        axis = 0 if kind == "Conv" or (kind == "Gemm" and int_attr(linear, "transB", 0)) else 1
+        axis = 0 if kind == "Conv" or turned or (kind == "Gemm" and int_attr(linear, "transB", 0)) else 1
 
         def change(w: Array) -> Array:
             if kind == "ConvTranspose" and groups > 1:
@@ -126,7 +142,7 @@ class Before:
             new_bias = op.const(bias * scale + shift, tensor.dtype, f"{name}.bias")
         x = required(linear, 0)
         if kind == "MatMul":
-            product = op.MatMul(x, new_weight)
+            product = op.MatMul(x, op.Transpose(new_weight, perm=(1, 0)) if turned else new_weight)
             return product if new_bias is None else op.Add(product, new_bias)
         attributes = {k: a.value for k, a in linear.attributes.items()}
         if kind == "Gemm":
@@ -209,12 +225,12 @@ class FoldIntoConsumers(Rule):
 
 def forward_problem(node: ir.Node, value: ir.Value, user: ir.Node, affine: Affine) -> str | None:
     """Why the linear `user` of `value` cannot take `affine` of `node` in."""
-    weight = user.inputs[1]
+    weight, _ = weight_of(user)
     tensor = const_tensor(weight)
     if tensor is None or weight is None or user.inputs[0] is not value:
         return f"the weight of {describe(user)} is not a constant"
-    if len(weight.uses()) > 1 or weight.is_graph_output():
-        return f"the weight of {describe(user)} is shared"
+    if reason := _shared(user, weight):
+        return reason
     if user.graph is not node.graph:
         return f"{describe(user)} is in another graph"
     if is_op(user, "MatMul"):
@@ -234,13 +250,14 @@ def forward_problem(node: ir.Node, value: ir.Value, user: ir.Node, affine: Affin
 
 def fold_forward(op: Builder, user: ir.Node, affine: Affine) -> None:
     """Lets `user` do to its own input what `affine` does before it."""
-    weight = required(user, 1)
+    weight, turned = weight_of(user)
     tensor = const_tensor(weight)
-    assert tensor is not None  # checked
+    assert weight is not None  # checked, as is the next
+    assert tensor is not None
     scale, shift = affine.scale, affine.shift
     groups = int_attr(user, "group", 1)
     is_conv = is_op(user, "Conv")
-    transposed = bool(int_attr(user, "transB", 0))
+    transposed = turned or bool(int_attr(user, "transB", 0))
 
     def change(w: Array) -> Array:
         if is_conv:
@@ -267,7 +284,8 @@ def fold_forward(op: Builder, user: ir.Node, affine: Affine) -> None:
         if not is_conv:
             user.attributes["beta"] = ir.AttrFloat32("beta", 1.0)
     shape = tuple(tensor.shape.numpy())
-    user.replace_input_with(1, op.tensor(lazy(tensor, change, shape, weight.name or "weight"), weight.name or ""))
+    new_weight = op.tensor(lazy(tensor, change, shape, weight.name or "weight"), weight.name or "")
+    user.replace_input_with(1, op.Transpose(new_weight, perm=(1, 0)) if turned else new_weight)
 
 
 class FoldBN(Pass):

@@ -215,6 +215,29 @@ def test_in_front_of_moves(body: str, out: str, weight: tuple[int, ...]) -> None
     assert {"Mul", "Sub"}.isdisjoint(ops(after))
 
 
+TURN = "t = Transpose<perm = [1, 0]>(w)"
+
+
+def test_weights_that_a_matmul_reads_transposed() -> None:
+    """As torch.onnx writes a Linear over tokens."""
+    before = graph(f"{TURN} p = MatMul(x, t) q = Add(p, b) r = Transpose<perm = [0, 2, 1]>(q) s = Mul(r, a)"
+                   " y = Sub(s, c)", "2,6,3", "2,3,4", w=normal(6, 4), b=normal(6), a=normal(6, 1), c=normal(6, 1))
+    assert ops(run(FoldAffine(), before)[0]) == {"MatMul": 1, "Add": 1, "Transpose": 2}
+    before = graph(f"{TURN} p = Mul(x, a) y = MatMul(p, t)", "2,3,6", "2,3,4", w=normal(6, 4), a=normal(4))
+    assert ops(run(FoldAffine(), before)[0]) == {"MatMul": 1, "Transpose": 1}
+
+
+@pytest.mark.parametrize("body", [
+    f"{TURN} p = MatMul(x, t) q = MatMul(p, t) y = Mul(q, a)",
+    f"{TURN} p = Mul(x, a) q = MatMul(p, t) y = MatMul(q, t)",
+    f"{TURN} u = Transpose(w) p = MatMul(x, t) q = MatMul(p, u) y = Mul(q, a)",
+])
+def test_transposed_weights_of_two_linears_stay(body: str) -> None:
+    _, modified, report = run(FoldAffine(), graph(body, "2,3,4", "2,3,4", w=normal(4, 4), a=normal(4)))
+    assert not modified
+    assert "shared" in reasons(report)
+
+
 TWO = f"p = {PADDED}(x, w) q = {PADDED}(x, v)"
 
 
