@@ -258,8 +258,9 @@ def concat(ctx: Lowering, parts: Sequence[Value], axis: int) -> Value:
         if any(p.dims[a] != d for a, d in enumerate(parts[0].dims) if a != axis):
             raise UnsupportedError(f"parts of shapes {_text(parts[0].dims)} and {_text(p.dims)}")
     consts = [p.const for p in parts if p.const is not None]
-    # Gates of recurrent layers come in pieces; a piece that is there twice would make the bundle larger.
-    if len(consts) == len(parts) == len({c.name for c in consts}):
+    # Gates of recurrent layers come in pieces; a piece that is there twice would make the bundle larger, unless it is a
+    # mere vector, like biases that are all zero.
+    if len(consts) == len(parts) and (len(parts[0].dims) == 1 or len(consts) == len({c.name for c in consts})):
         return of_const(_joined(consts, axis))
     if len(parts) > _OPERANDS:
         head = concat(ctx, parts[:_OPERANDS], axis)

@@ -8,9 +8,9 @@ stays: its kernel does that on the way out.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import takewhile
 
 import onnx_ir as ir
 
@@ -39,7 +39,8 @@ _RULE = "MergeSiblings"
 MOST = 4  # outputs of the kernel linear_split (docs/kernels.md)
 # What a linear's kernel does on the way out, besides additions.
 ACTIVATIONS = (
-    "Relu", "Clip", "Sigmoid", "Swish", "Tanh", "Gelu", "HardSwish", "HardSigmoid", "LeakyRelu", "Elu", "Softplus", "Mish",
+    "Relu", "Clip", "Sigmoid", "Swish", "Tanh", "Gelu", "HardSwish", "HardSigmoid", "LeakyRelu", "Elu", "Softplus",
+    "Mish",
 )
 # How importers spell a weight that is stored smaller than it is used.
 _UNPACKING = ("DequantizeLinear", "Add", "Sub", "Mul", "Cast", "Gather", "Reshape")
@@ -72,10 +73,12 @@ class MergeSiblings(Pass):
         import onnx_ir.passes.common as common
 
         for graph in graphs(model):
-            for siblings in _siblings(graph):
-                for group in _groups(siblings, ctx):
-                    _merge(group)
-                    ctx.rules.add(_RULE, describe(group[0].node))
+            groups = [group for siblings in _siblings(graph) for group in _groups(siblings, ctx)]
+            for group in groups:
+                _merge(group)
+                ctx.rules.add(_RULE, describe(group[0].node))
+            if groups:
+                graph.sort()  # what unpacks the weights of later members stood behind the first one
         if ctx.rules.modified:
             remove_unused(model)
             common.NameFixPass()(model)
@@ -196,7 +199,6 @@ def _merge(group: list[_Linear]) -> None:
     graph.insert_before(op.anchor, op.nodes)
     for linear, part in zip(group, parts, strict=True):
         replace_value(linear.value, part)
-    graph.sort()  # what unpacks the weights of later members stands behind the first one
 
 
 def _earliest(group: list[_Linear]) -> ir.Node:
@@ -208,7 +210,8 @@ def _earliest(group: list[_Linear]) -> ir.Node:
 def _name_layer(op: Builder, group: list[_Linear]) -> None:
     """Profiles show the innermost module that all members are in."""
     paths = [s.node.metadata_props.get("namespace", "") for s in group]
-    common = os.path.commonprefix(paths)
+    alike = takewhile(lambda letters: len(set(letters)) == 1, zip(*paths, strict=False))
+    common = "".join(letters[0] for letters in alike)
     if any(path != common for path in paths):  # importers separate modules by dots, by slashes, or by both
         common = common[: max(common.rfind("."), common.rfind("/"), 0)]
     for node in op.nodes:

@@ -164,8 +164,8 @@ def test_declined(
 
 
 @pytest.mark.parametrize("body", [
-    "t0 = Transpose<perm = [1, 0]>(w0) y0 = MatMul(x, t0) r = Relu(x) t1 = Transpose<perm = [1, 0]>(w1) y1 = MatMul(r, t1)",
-    "t0 = Transpose<perm = [1, 0]>(w0) y0 = MatMul(x, t0) u = Sigmoid(w1) t1 = Transpose<perm = [1, 0]>(u) y1 = MatMul(x, t1)",
+    f"{linear(0)} r = Relu(x) t1 = Transpose<perm = [1, 0]>(w1) y1 = MatMul(r, t1)",
+    f"{linear(0)} u = Sigmoid(w1) t1 = Transpose<perm = [1, 0]>(u) y1 = MatMul(x, t1)",
     "y0 = MatMul(x, w2) y1 = MatMul(x, w3)",
 ])
 def test_other_pairs_are_no_siblings(body: str) -> None:

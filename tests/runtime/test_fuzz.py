@@ -69,7 +69,8 @@ def test_mutations(fuzzer: Path, seeds: list[str]) -> None:
 def test_failed_allocations_and_wrong_kernels(programs: Path, seeds: list[str]) -> None:
     """Every allocation of open, session, run, generate and tokenize fails once: an error, nothing leaked, and the call
     works the next time. A wrong kernel: a warning, and the scalar kernels run."""
-    done = subprocess.run([programs / "edgec_faults", *seeds[:2]], capture_output=True, text=True, check=False, timeout=300)
+    done = subprocess.run([programs / "edgec_faults", *seeds[:2]], capture_output=True, text=True, check=False,
+                          timeout=300)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     assert done.stdout.endswith("passed, 0 failed\n")
 
