@@ -36,6 +36,7 @@ CODES: dict[str, Code] = {
     "E0102": Code(EXIT_UNSUPPORTED, "untraceable model", "PyTorch could not export the module as one graph."),
     "E0103": Code(EXIT_UNSUPPORTED, "unsupported architecture", "The model family is not one that this door can import."),
     "E0104": Code(EXIT_UNSUPPORTED, "import differs from the original", "The imported graph does not compute what the original computes; edgec stops rather than be silently wrong."),
+    "E0105": Code(EXIT_UNSUPPORTED, "import that cannot be compared", "The original gives no number that the imported graph could be compared with: an output is NaN for every input tried."),
     "E0201": Code(EXIT_INTERNAL, "stage specification violated", "After a pass the graph is not what the next stage relies on."),
     "E0202": Code(EXIT_INTERNAL, "pass changed the numbers", "EDGEC_CHECK found that a pass changed the model's outputs beyond its tolerance."),
     "E0203": Code(EXIT_INTERNAL, "pass contract broken", "A pass reported `modified` wrongly or violated its own conditions."),
