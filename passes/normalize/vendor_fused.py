@@ -6,7 +6,18 @@ from typing import Any
 
 import onnx_ir as ir
 
-from edgec.ir.model import Builder, float_attr, input_of, int_attr, ints_attr, rank_of, required, static_shape, str_attr
+from edgec.ir.model import (
+    Builder,
+    float_attr,
+    floats_attr,
+    input_of,
+    int_attr,
+    ints_attr,
+    rank_of,
+    required,
+    static_shape,
+    str_attr,
+)
 from edgec.ir.rules import Bindings
 from edgec.passes.normalize.vendor import VendorRule, activated, activation_problem, attributes, channel_order, swapped
 
@@ -27,8 +38,7 @@ def _convolved(op: Builder, node: ir.Node, x: ir.Value, w: ir.Value, z: ir.Value
     y = op.Conv(x, w, input_of(node, 2), **attributes(node, "activation", "activation_params"))
     if z is not None:
         y = op.Add(y, z)
-    params = node.attributes.get("activation_params")
-    return activated(op, y, str_attr(node, "activation", ""), params.as_floats() if params else ())
+    return activated(op, y, str_attr(node, "activation", ""), floats_attr(node, "activation_params") or ())
 
 
 class NhwcConv(VendorRule):
@@ -91,7 +101,8 @@ class FusedMatMul(VendorRule):
         if int_attr(node, "transBatchA", 0) or int_attr(node, "transBatchB", 0):
             return "it exchanges batch axes"
         turned = [i for i, name in enumerate(("transA", "transB")) if int_attr(node, name, 0)]
-        return "the rank of an operand is not known" if any(rank_of(node.inputs[i]) is None for i in turned) else None
+        unknown = [i for i in turned if rank_of(input_of(node, i)) is None]
+        return "the rank of an operand is not known" if unknown else None
 
     def rewrite(self, op: Builder, node: ir.Node, **parts: Any) -> ir.Value:
         a, b = required(node, 0), required(node, 1)
