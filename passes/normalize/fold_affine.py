@@ -22,7 +22,6 @@ from edgec.ir.model import (
     const_tensor,
     describe,
     dims_of,
-    int_attr,
     is_op,
     producer,
     rank_of,
@@ -38,6 +37,7 @@ from edgec.passes.normalize.fold_bn import (
     Before,
     Vector,
     affine_of,
+    channels_of,
     fold_forward,
     forward_problem,
     linear_before,
@@ -95,24 +95,9 @@ def _affine(node: ir.Node, vector: Vector, side: int) -> Affine:
     return Affine(ones, vector)
 
 
-def _channels(linear: ir.Node, before: bool) -> int | None:
-    """How many channels a linear has at its result (`before`: it stands before the affine), or at its input."""
-    weight, turned = weight_of(linear)
-    tensor = const_tensor(weight)
-    if tensor is None or len(tensor.shape) < 2:
-        return None
-    first, second = (int(d) for d in tensor.shape.numpy()[:2])
-    groups = int_attr(linear, "group", 1)
-    if is_op(linear, "Conv"):
-        return first if before else second * groups
-    if is_op(linear, "ConvTranspose"):
-        return second * groups
-    return first if before == (turned or bool(int_attr(linear, "transB", 0))) else second
-
-
 def _share(linear: ir.Node, value: ir.Value, along: Along, before: bool) -> Affine | str:
     """The affine that `linear` has to take in when `along` is what happens to `value`."""
-    channels, rank = _channels(linear, before), rank_of(value)
+    channels, rank = channels_of(linear, before), rank_of(value)
     if channels is None or rank is None:
         return f"the weight of {describe(linear)} is not a constant of known channels"
     return along.of(channels, rank - 1 if is_op(linear, "MatMul", "Gemm") else 1)

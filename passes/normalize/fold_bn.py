@@ -77,6 +77,21 @@ def weight_of(linear: ir.Node) -> tuple[ir.Value | None, bool]:
     return turn.inputs[0], True
 
 
+def channels_of(linear: ir.Node, before: bool) -> int | None:
+    """How many channels a linear has at its result (`before`: it stands before the affine), or at its input."""
+    weight, turned = weight_of(linear)
+    tensor = const_tensor(weight)
+    if tensor is None or len(tensor.shape) < 2:
+        return None
+    first, second = (int(d) for d in tensor.shape.numpy()[:2])
+    groups = int_attr(linear, "group", 1)
+    if is_op(linear, "Conv"):
+        return first if before else second * groups
+    if is_op(linear, "ConvTranspose"):
+        return second * groups
+    return first if before == (turned or bool(int_attr(linear, "transB", 0))) else second
+
+
 def _shared(linear: ir.Node, weight: ir.Value) -> str | None:
     """Why the weight of `linear` cannot be changed for it alone."""
     values = {weight, required(linear, 1)}
@@ -179,9 +194,12 @@ class FoldIntoProducer(Rule):
         if isinstance(affine, str):
             return affine
         # BatchNormalization works on dim 1; a linear's channels are its last dim.
-        if is_op(before.linear, "MatMul", "Gemm") and rank_of(before.linear.outputs[0]) != 2:
+        # The addition of its bias may have added a dim, or repeated the only channel.
+        if is_op(before.linear, "MatMul", "Gemm") and rank_of(node.inputs[0]) != 2:
             return f"{describe(before.linear)} is not a matrix of [batch, channels]"
-        return before.problem()
+        if (reason := before.problem()) is None and channels_of(before.linear, before=True) != affine.scale.size:
+            return f"{describe(before.linear)} has other channels than its sum with the bias"
+        return reason
 
     def rewrite(self, op: Builder, node: ir.Node, **parts: Any) -> ir.Value:
         before: Before = parts["before"]

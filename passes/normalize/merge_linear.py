@@ -123,6 +123,10 @@ def _linear(value: ir.Value | None) -> _Linear | None:
     tensor = const_tensor(weight)
     if tensor is None or weight is None or len(tensor.shape) != 2:
         return None
+    rows = int(tensor.shape.numpy()[0])
+    if bias is not None and bias.size not in (1, rows):
+        return None  # the addition repeats the only column
+    bias = None if bias is None else np.broadcast_to(bias, (rows,))
     return _Linear(node, required(node, 0), weight, tensor, bias, inner)
 
 
@@ -280,6 +284,8 @@ class MergeSide(Rule):
             return "a path is read by others, too"
         if side.linears[0].shape[0] != main.shape[0]:
             return "the paths are added with broadcasting"
+        if any((s.window is None) != (main.window is None) for s in side.linears):
+            return "the paths are of different operators"
         if side.linears[-1].window != main.window or not all(s.pointwise for s in side.linears[:-1]):
             return "the paths see different pixels"
         return next(filter(None, (s.problem() for s in (main, *side.linears))), None) or _widens(

@@ -41,6 +41,28 @@ def test_chain_with_biases() -> None:
     assert size(after) == 6 * 8 + 6
 
 
+def test_chain_with_biases_of_one_number() -> None:
+    before = graph(f"s = {T}(w) p = MatMul(x, s) q = Add(p, b) t = {T}(v) r = MatMul(q, t) y = Add(r, c)", "2,3,6",
+                   w=normal(20, 8), b=normal(1), v=normal(6, 20), c=normal(1))
+    after, _, _ = run(MergeLinear(), before)
+    assert ops(after) == {"MatMul": 1, "Add": 1, "Transpose": 1}
+
+
+def test_a_bias_that_repeats_the_only_column() -> None:
+    before = graph(f"s = {T}(w) p = MatMul(x, s) q = Add(p, b) t = {T}(v) y = MatMul(q, t)", "2,3,1", x="2,3,1",
+                   w=normal(1, 1), b=normal(4), v=normal(1, 4))
+    assert not run(MergeLinear(), before)[1]
+
+
+def test_a_convolution_of_a_product_is_no_path_beside_a_product() -> None:
+    """Of [1, 8, 8] one works on the last dim and the other on dim 1."""
+    before = graph(f"s = {T}(w) t = {T}(v) n = MatMul(x, s) d = MatMul(x, t) l = Conv(d, k) y = Add(n, l)",
+                   "1,8,8", x="1,8,8", w=normal(8, 8), v=normal(8, 8), k=normal(8, 8, 1))
+    _, modified, report = run(MergeLinear(), before, engine="onnxruntime")
+    assert not modified
+    assert "of different operators" in reasons(report)
+
+
 def test_chain_of_gemms() -> None:
     before = graph("p = Gemm<transB = 1>(x, w, b) y = Gemm<transB = 1>(p, v)", "5,6", "5,8",
                    w=normal(9, 8), b=normal(9), v=normal(6, 9))
