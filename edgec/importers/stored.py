@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,7 +140,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """A JSON object; Python's own reader keeps the last of two equal names and says nothing."""
     found = dict(pairs)
     if len(found) != len(pairs):
-        twice = next(k for i, (k, _) in enumerate(pairs) if any(k == other for other, _ in pairs[:i]))
+        twice, _ = Counter(k for k, _ in pairs).most_common(1)[0]
         raise ValueError(f"{twice!r} twice")
     return found
 

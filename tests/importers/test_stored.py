@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,14 @@ def test_headers(tmp_path: Path, case: str) -> None:
     assert word in refused(written(tmp_path / "wrong.safetensors", wrong)).found
     tensors = open_safetensors(written(tmp_path / "right.safetensors", right))
     assert b"".join(tensors[k].raw().tobytes() for k in sorted(tensors, key=lambda k: tensors[k].offset)) == DATA
+
+
+def test_a_name_twice_among_very_many(tmp_path: Path) -> None:
+    """Found in time that grows with the header, not with its square: a header may have a hundred megabytes."""
+    header = b"{" + b", ".join(b'"%d": 0' % (i % 199_999) for i in range(200_000)) + b"}"
+    start = time.process_time()
+    assert "'0' twice" in refused(written(tmp_path / "wrong.safetensors", header)).found
+    assert time.process_time() - start < 20
 
 
 @pytest.mark.parametrize("length", [0, 1, 1 << 20, (1 << 63) + 5, (1 << 64) - 1])
