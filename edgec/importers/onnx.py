@@ -39,6 +39,8 @@ _RANDOM = ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLi
 # Context lengths as the configurations beside exported models call them.
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "context_length", "seq_length")
 _CONFIG_BYTES = 1 << 20
+# Characters of a symbol; sums of several are not longer either.
+_SYMBOL = 80
 # Values of one input whose sizes are all known: the comparison makes that many.
 _INPUT_VALUES = 1 << 28
 _PAST = re.compile(r"past|cache", re.IGNORECASE)
@@ -61,12 +63,13 @@ def load(path: Path, *, name: str | None = None, check: bool = True,
         inline(model)
     onnx_opset.lift(model)
     _well_typed(model, path)
-    _name_sizes(model)
+    notes = _name_sizes(model, path)
     ranges = _declare(model, dynamic or {})
     infer_shapes(model)
     # The name goes into the manifest and onto terminals.
     plain = "".join(c if c.isprintable() else "?" for c in path.stem)
-    info = ModelInfo(task="generic", name=name or plain, source=str(path), hash_source=hash_source, dynamic=ranges)
+    info = ModelInfo(task="generic", name=name or plain, source=str(path), hash_source=hash_source, dynamic=ranges,
+                     notes=notes)
     if _has_cache(model):
         info = _language_model(model, info, path, max_context)
     elif max_context is not None:
@@ -110,15 +113,24 @@ def _well_typed(model: ir.Model, path: Path) -> None:
 # -- sizes that vary -------------------------------------------------------------------------------------------------
 
 
-def _name_sizes(model: ir.Model) -> None:
-    """Symbols become identifiers (`batch size` -> batch_size), sizes without a name get the one of their axis."""
+def _name_sizes(model: ir.Model, path: Path) -> tuple[str, ...]:
+    """Symbols become identifiers (`batch size` -> batch_size), sizes without a name get the one of their axis.
+
+    Returns notes on sizes of -1, which some tools write for an unknown one. Raises E0101 for other negative sizes.
+    """
     names: dict[str, str | int] = {}
+    unknown: list[str] = []
     for value in model.graph.inputs:
         dims: list[int | str] = []
         for axis, size in enumerate(dims_of(value) or ()):
+            if isinstance(size, int) and size < -1:
+                raise EdgecError("E0101", stage=STAGE, where=f"{path}, input {value.name!r}, axis {axis}",
+                                 found=f"size {size}", wanted="a size from 0, a name, or -1 for an unknown size")
+            if size == -1:
+                unknown.append(f"{value.name}:{axis}")
             if isinstance(size, int) and size >= 0:
                 dims.append(size)
-            elif isinstance(size, str) and size.strip():
+            elif isinstance(size, str) and size.strip() and len(size) <= _SYMBOL:
                 # Sums of symbols (past + sequence) are kept: they follow when their parts are known.
                 if not re.fullmatch(r"[\w\s+*()\-/]+", size) or re.fullmatch(r"[A-Za-z_]\w*\s[\w\s]*", size):
                     names[size] = re.sub(r"\W", "_", size).strip("_") or f"{value.name}_{axis}"
@@ -127,6 +139,7 @@ def _name_sizes(model: ir.Model) -> None:
                 dims.append(re.sub(r"\W", "_", f"{value.name}_{axis}"))
         value.shape = ir.Shape(dims)
     _rename(model, names)
+    return (f"the size -1 of {', '.join(unknown)} is taken for one that varies",) if unknown else ()
 
 
 def _rename(model: ir.Model, names: Mapping[str, str | int]) -> None:
