@@ -15,6 +15,7 @@ is not in the cache.
 from __future__ import annotations
 
 import sys
+import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,8 @@ SOURCES = ("a Hugging Face folder (config.json and *.safetensors) or hub id (ORG
            "FILE.py:FACTORY, or a torch.nn.Module object")
 
 _STATE = "weights without a model: write a FILE.py with a function that builds the module and loads them"
+_SCRIPT = ("TorchScript cannot be exported: write a FILE.py with a function that builds the module in Python, and load "
+           "the weights with module.load_state_dict(torch.jit.load(...).state_dict())")
 # Suffix -> what to do with a file that is no source by itself.
 _HINTS = {
     ".py": "name the function that builds the model: {file}:FACTORY",
@@ -73,6 +76,15 @@ def load(source: object, **options: Any) -> ir.Model:
     return torch_door.load_factory(what, **options)
 
 
+def _is_torchscript(path: Path) -> bool:
+    """Whether a file is an archive with code; nothing of it is run."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any("/code/" in name for name in archive.namelist())
+    except (OSError, zipfile.BadZipFile):
+        return False
+
+
 def classify(source: object) -> tuple[str, str]:
     """(kind, path): kind is `module`, `factory`, `onnx` or `hf`; path is "" for a module.
 
@@ -100,7 +112,7 @@ def classify(source: object) -> tuple[str, str]:
     if path.is_file() and path.suffix == ".onnx":
         return "onnx", text
     if path.is_file():
-        hint = _HINTS.get(path.suffix, "").format(file=text)
+        hint = _SCRIPT if _is_torchscript(path) else _HINTS.get(path.suffix, "").format(file=text)
         raise EdgecError("E0101", stage=STAGE, where=text, found=f"a file ({path.suffix or 'no suffix'})",
                          wanted=SOURCES, hint=hint)
     file, colon, factory = text.rpartition(":")

@@ -173,6 +173,10 @@ class Call:
     def bind(cls, module: Any, example_inputs: Any, dynamic: Dynamic) -> Call:
         torch = _torch()
         forward = f"{type(module).__name__}.forward"
+        if isinstance(module, torch.jit.ScriptModule):
+            raise EdgecError("E0102", stage=STAGE, where=type(module).__name__, found="a TorchScript module",
+                             wanted="the module in Python that it was made from",
+                             hint="build that and load the weights: module.load_state_dict(script.state_dict())")
         if example_inputs is None:
             raise EdgecError("E0002", stage=STAGE, where="example_inputs", found="none",
                              wanted="a tensor, a tuple or a mapping of what forward takes")
