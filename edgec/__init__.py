@@ -10,7 +10,7 @@ import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from edgec.version import __version__
 
 if TYPE_CHECKING:
     from edgec.api import bench, check, compare, compile, evaluate, inspect

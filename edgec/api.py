@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from edgec.support import CheckReport
     from edgec.targets import Artifact
 
+# Files that are models or parts of models; any other is taken for a bundle.
+_MODEL_SUFFIXES = (".py", ".onnx", ".gguf", ".safetensors", ".pt2", ".pt", ".pth", ".ckpt", ".h5", ".tflite", ".json")
 Dynamic = Mapping[str, Mapping[int, tuple[int, int]]]
 
 
@@ -152,12 +154,13 @@ def _importer_options(
 
 
 def inspect(source: str, *, allow_pickle: bool = False) -> dict[str, Any]:
-    """Facts about a model or a bundle (a file, or a folder with model.edgec). Nothing is run. Raises EdgecError.
+    """Facts about a model or a bundle (a file, or a folder with model.edgec). Nothing is run, and of safetensors, GGUF
+    and external data of ONNX no weights are read. Raises EdgecError.
 
     allow_pickle: as of compile.
     """
     path = Path(source)
-    if (path.is_file() and path.suffix not in (".py", ".onnx", ".gguf")) or (path / "model.edgec").is_file():
+    if (path.is_file() and path.suffix not in _MODEL_SUFFIXES) or (path / "model.edgec").is_file():
         if allow_pickle:
             raise EdgecError("E0002", stage="inspect", where="allow_pickle", found="a bundle, which holds no pickles",
                              wanted="a model")
@@ -167,18 +170,19 @@ def inspect(source: str, *, allow_pickle: bool = False) -> dict[str, Any]:
     from edgec.ir.info import info_of
     from edgec.ir.model import walk
 
-    model = importers.load(source, check=False, **({"allow_pickle": True} if allow_pickle else {}))
+    options = {"hollow": True} if importers.classify(source)[0] == "hf" else {}
+    model = importers.load(source, check=False, **options, **({"allow_pickle": True} if allow_pickle else {}))
     info = info_of(model)
     weights = [v.const_value for v in model.graph.initializers.values() if v.const_value is not None]
     # Shapes, axes and limits are no parameters.
     parameters = [w for w in weights if len(w.shape) and w.dtype.name not in ("INT64", "INT32", "BOOL", "STRING")]
     return {
-        "kind": "model", "name": info.name, "task": info.task, "sha256": info.source_sha256,
-        "max_context": info.max_context, "vocab_size": info.vocab_size,
-        "parameters": sum(w.size for w in parameters), "weight_bytes": sum(w.nbytes for w in weights),
+        "kind": "model", "name": info.name, "task": info.task, "max_context": info.max_context,
+        "vocab_size": info.vocab_size, "parameters": info.parameters or sum(w.size for w in parameters),
+        "weight_bytes": sum(w.nbytes for w in weights),
         "estimated_ram_bytes": estimated_ram(model)["total"], "estimated_ram": estimated_ram(model),
         "inputs": [_port(v) for v in model.graph.inputs], "outputs": [_port(v) for v in model.graph.outputs],
-        "operators": dict(Counter(_operator(node) for node in walk(model))),
+        "operators": dict(Counter(_operator(node) for node in walk(model))), "notes": list(info.notes),
     }
 
 

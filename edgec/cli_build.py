@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -49,6 +50,7 @@ AllowPickle = Annotated[
 ]
 
 _WEIGHTS = {"auto": "auto", "fp32": "f32", "fp16": "f16", "bf16": "bf16"}
+_LAYER_NUMBER = re.compile(r"\.\d+\.")
 _KV = {"fp32": "f32", "fp16": "f16"}
 
 
@@ -75,12 +77,14 @@ def inspect(
     if json:
         print_json(envelope("inspect", started, **found))
         return
-    ports = [(kind, p["name"], p["dtype"], " x ".join(map(str, p["shape"])) or "scalar")
-             for kind in ("inputs", "outputs") for p in found[kind]]
     facts = [(k.replace("_", " "), format_bytes(v) if k.endswith("bytes") else v)
              for k, v in found.items() if not isinstance(v, (dict, list)) and v not in (None, "", 0)]
+    facts += [(f"  {part}", format_bytes(size)) for part, size in found.get("estimated_ram", {}).items()
+              if size and part != "total"]
     print_table(("field", "value"), facts)
-    print_table(("port", "name", "dtype", "shape"), [(kind[:-1], *rest) for kind, *rest in ports], "\nInputs, outputs")
+    print_table(("port", "name", "dtype", "shape"),
+                [(kind[:-1], *row) for kind in ("inputs", "outputs") for row in _ports(found[kind])],
+                "\nInputs, outputs")
     for title in ("operators", "kernels"):
         if title in found:
             counts: dict[str, int] = found[title]
@@ -91,6 +95,21 @@ def inspect(
         _print_storage(found["storage"])
     if "memory" in found:
         _print_memory(found["memory"])
+    for text in found.get("notes", ()):
+        note(f"note: {text}")
+
+
+def _ports(ports: list[dict[str, Any]]) -> list[tuple[str, str, str]]:
+    """(name, dtype, shape) of ports; those of numbered layers that differ in nothing else share a row."""
+    rows: dict[tuple[str, str, str], list[str]] = {}
+    for port in ports:
+        pattern = _LAYER_NUMBER.sub(".{}.", port["name"], count=1)
+        shape = f"[{', '.join(map(str, port['shape']))}]"
+        rows.setdefault((pattern, port["dtype"], shape), []).append(port["name"])
+    return [
+        (names[0] if len(names) == 1 else f"{pattern.replace('{}', '*')} ({len(names)} layers)", dtype, shape)
+        for (pattern, dtype, shape), names in rows.items()
+    ]
 
 
 def _print_storage(weights: list[dict[str, Any]]) -> None:
@@ -128,6 +147,9 @@ def check(
         )
     else:
         print_table(("operator", "count"), sorted(report.operators.items()), f"{model} compiles for {target}")
+    if not json:
+        for text in report.notes:
+            note(f"note: {text}")
     if report.problems:
         note(f"{sum(p.count for p in report.problems)} nodes cannot be compiled for {target}")
         if save_node is not None:

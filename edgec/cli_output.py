@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-import edgec
+from edgec import version
 from edgec.errors import printable
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def envelope(command: str, started: float, target: str = "", **content: Any) -> 
     """A JSON document of `command`: the fields all of them have, then `content`."""
     at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started))
     return {
-        "schema_version": SCHEMA_VERSION, "edgec_version": edgec.__version__, "command": command, "target": target,
+        "schema_version": SCHEMA_VERSION, "edgec_version": version.__version__, "command": command, "target": target,
         "started_at": at, "seconds": round(time.time() - started, 3), **content,
     }
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-import edgec
+from edgec import version
 from edgec.errors import EdgecError
 
 State = Literal["ok", "missing", "failed"]
@@ -40,7 +40,7 @@ def _python() -> Finding:
         versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in _CORE)
     except importlib.metadata.PackageNotFoundError as e:
         return Finding("python", "failed", f"{e}: install edgec again")
-    return Finding("python", "ok", f"edgec {edgec.__version__}, Python {platform.python_version()}, {versions}")
+    return Finding("python", "ok", f"edgec {version.__version__}, Python {platform.python_version()}, {versions}")
 
 
 def _cpu() -> Finding:

@@ -7,12 +7,18 @@ next. `edgec explain EDGEC-E0101` expands a code. A new error is one row in `COD
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 # Process exit codes (docs/cli.md).
 EXIT_OK, EXIT_GATE, EXIT_USAGE, EXIT_UNSUPPORTED, EXIT_LIMIT = 0, 1, 2, 3, 4
 EXIT_DEVICE, EXIT_INTEGRITY, EXIT_INTERNAL, EXIT_INTERRUPTED = 5, 6, 70, 130
+
+
+# Characters on a terminal: of a word, above the paths people have, and of a whole line.
+_WORD, _LINE = 400, 16000
+_LONG_WORD = re.compile(rf"\S{{{_WORD + 1},}}")
 
 
 @dataclass(frozen=True)
@@ -36,6 +42,7 @@ CODES: dict[str, Code] = {
     "E0102": Code(EXIT_UNSUPPORTED, "untraceable model", "PyTorch could not export the module as one graph."),
     "E0103": Code(EXIT_UNSUPPORTED, "unsupported architecture", "The model family is not one that this door can import."),
     "E0104": Code(EXIT_UNSUPPORTED, "import differs from the original", "The imported graph does not compute what the original computes; edgec stops rather than be silently wrong."),
+    "E0105": Code(EXIT_UNSUPPORTED, "import that cannot be compared", "The original gives no number that the imported graph could be compared with: an output is NaN for every input tried."),
     "E0201": Code(EXIT_INTERNAL, "stage specification violated", "After a pass the graph is not what the next stage relies on."),
     "E0202": Code(EXIT_INTERNAL, "pass changed the numbers", "EDGEC_CHECK found that a pass changed the model's outputs beyond its tolerance."),
     "E0203": Code(EXIT_INTERNAL, "pass contract broken", "A pass reported `modified` wrongly or violated its own conditions."),
@@ -90,9 +97,15 @@ class EdgecError(Exception):
 
 
 def printable(text: str) -> str:
-    """`text` on one line for a terminal: names and messages come from files, and may hold escape sequences."""
+    """`text` on one line for a terminal: names come from files, may hold escape sequences and be of any length."""
     line = " ".join(part.strip() for part in text.splitlines() if part.strip()) if "\n" in text else text
+    line = _LONG_WORD.sub(lambda word: _shortened(word[0], _WORD), _shortened(line, _LINE))
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+
+
+def _shortened(text: str, limit: int) -> str:
+    """Both ends of a text that is longer than `limit`: names often differ in their last characters."""
+    return text if len(text) <= limit else f"{text[: limit // 2]}...{text[-(limit // 4) :]}"
 
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:

@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from edgec.errors import EdgecError
 from edgec.importers import classify
+from edgec.ir.info import info_of
 from edgec.ir.model import LINE, describe, op_of, subgraphs, walk
 from edgec.native.lower import unsupported, unsupported_nodes
 from edgec.native.lower_values import safe_name
@@ -67,14 +68,15 @@ class Problem:
 
 @dataclass(frozen=True)
 class CheckReport:
-    """problems: empty when the model compiles. operators: name -> count after all passes."""
+    """problems: empty when the model compiles. operators: name -> count after all passes. notes: of its ModelInfo."""
 
     problems: tuple[Problem, ...]
     operators: dict[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         return {"supported": not self.problems, "problems": [asdict(p) for p in self.problems],
-                "operators": self.operators}
+                "operators": self.operators, "notes": list(self.notes)}
 
 
 def examine(source: str | object, target: str, importer: Mapping[str, Any], ctx: int | None = None,
@@ -112,7 +114,7 @@ def examine(source: str | object, target: str, importer: Mapping[str, Any], ctx:
                 () if saver is None else saver.save(nodes))
         for (op, reason), nodes in sorted(groups.items(), key=lambda item: item[0])
     )
-    return CheckReport(problems, dict(Counter(map(_operator, walk(report.model)))))
+    return CheckReport(problems, dict(Counter(map(_operator, walk(report.model)))), info_of(report.model).notes)
 
 
 def _problems(report: PassReport) -> list[tuple[ir.Node, str]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from edgec.ir.passes import Pass
 from edgec.passes.compress.quantize import Quantize
 from edgec.passes.lower.decompose import Decompose
+from edgec.passes.lower.merge_siblings import MergeSiblings
 from edgec.passes.normalize.eliminate_dead import EliminateDead
 from edgec.passes.normalize.fold_affine import FoldAffine
 from edgec.passes.normalize.fold_bn import FoldBN
@@ -47,5 +48,6 @@ COMPRESS: tuple[Pass, ...] = (
 LOWER: tuple[Pass, ...] = (
     Decompose(),
     FoldConstants(),
+    MergeSiblings(),
     EliminateDead(),
 )

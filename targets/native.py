@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import edgec
+from edgec import version
 from edgec.errors import EdgecError
 from edgec.ir.info import ModelInfo, info_of
 from edgec.targets import Artifact, EmitOptions
@@ -75,7 +75,7 @@ def emit(model: ir.Model, device: Device, outdir: Path, options: Mapping[str, An
     tokenizer = _tokenizer_section(info) if chosen.tokenizer else None
     library = runtime_library(device)
     described = {
-        "edgec_version": edgec.__version__,
+        "edgec_version": version.__version__,
         "model": {"name": info.name, "task": info.task, "sha256": info.source_sha256, "max_context": plan.max_context,
                   "vocab_size": plan.vocab_size},
         "config": dict(chosen.config),

@@ -69,10 +69,9 @@ def output_folder(outdir: Path) -> Iterator[Path]:
     final = outdir.resolve()
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=".edgec-", dir=final.parent))
     except OSError as e:
-        raise EdgecError("E0004", stage="output", where=str(outdir), found=e.strerror or str(e),
-                         wanted="a folder that can be written") from e
-    work = Path(tempfile.mkdtemp(prefix=".edgec-", dir=final.parent))
+        raise _unwritable(outdir, e) from e
     old: Path | None = None
     try:
         yield work
@@ -87,12 +86,23 @@ def output_folder(outdir: Path) -> Iterator[Path]:
                 os.rename(old, final)
             raise
     except OSError as e:
-        raise EdgecError("E0004", stage="output", where=str(outdir), found=e.strerror or str(e),
-                         wanted="a folder that can be written, with room for the bundle") from e
+        raise _unwritable(outdir, e) from e
+    except EdgecError as e:
+        if str(work) not in str(e):
+            raise
+        # The user knows the folder that was asked for, not the one that is gone again.
+        named = [text.replace(str(work), str(outdir)) for text in (e.where, e.found, e.wanted, e.hint)]
+        raise EdgecError(e.code, stage=e.stage, where=named[0], found=named[1], wanted=named[2], hint=named[3]) from e
     finally:
         shutil.rmtree(work, ignore_errors=True)
         if old is not None:
             shutil.rmtree(old.parent, ignore_errors=True)
+
+
+def _unwritable(outdir: Path, error: OSError) -> EdgecError:
+    return EdgecError("E0004", stage="output", where=str(outdir), found=error.strerror or type(error).__name__,
+                      wanted="a folder that can be written, with room for the bundle",
+                      hint="make room there, change its permissions, or choose another -o folder")
 
 
 def file_sha256(path: Path) -> str:

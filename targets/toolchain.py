@@ -17,7 +17,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-import edgec
+from edgec import version
 from edgec.env import CACHE
 from edgec.errors import EdgecError, missing_extra
 from edgec.targets.binary import read_binary
@@ -42,7 +42,7 @@ _TIMEOUT_S = 1800
 
 def source_root() -> Path:
     """The folder that holds kernels/ and runtime/: the checkout, or the copy inside the installed package."""
-    package = Path(edgec.__file__).resolve().parent
+    package = Path(version.__file__).resolve().parent
     for root in (package.parent, package / "_native" / "src"):
         if (root / "kernels" / "kernel.h").is_file() and (root / "runtime" / "include" / "edgec.h").is_file():
             return root
@@ -111,7 +111,7 @@ def build_command(device: Device, root: Path, output: Path) -> list[str]:
     # kernels/view.h leaves an instruction set out for each of these.
     only = [f"-DEDGEC_NO_{isa}" for isa in ("AVX2", "AVX512", "NEON")] if device.isa == ("scalar",) else []
     return [
-        *_compiler(device)[0], *COMPILE_FLAGS, f'-DEDGEC_VERSION="{edgec.__version__}"', *only,
+        *_compiler(device)[0], *COMPILE_FLAGS, f'-DEDGEC_VERSION="{version.__version__}"', *only,
         *(f"-I{root / folder}" for folder in INCLUDES), *map(str, units), *LINK_FLAGS[device.os], "-o", str(output),
     ]
 

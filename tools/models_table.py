@@ -25,10 +25,10 @@ HEAD = """\
 Made by `python tools/models_table.py`. Every row is a tiny random model (2 layers) of its family, imported, compiled
 for this machine with default options, run by the native runtime and compared with the original in float32.
 
-*error*: largest absolute difference of any output; of language models over a prompt of {prompt} tokens and {steps}
-decode steps, of torch networks relative to the largest value where that is above 1. *import*: seconds, the comparison
-with the original included. *passes*: those that changed the graph, with the number of rewrites; what torch.onnx and
-onnxscript have fused before is not among them.
+*error*: largest difference of an output over the largest value of that output, the worst of all outputs; of language
+models over a prompt of {prompt} tokens and {steps} decode steps. Above {tolerance:.0e}, or NaN, is a failure of the
+tests. *import*: seconds, the comparison with the original included. *passes*: those that changed the graph, with the
+number of rewrites; what torch.onnx and onnxscript have fused before is not among them.
 
 A name with a colon is one network of a pair, compiled as `FOLDER:PART`. An encoder-decoder's `:decoder` takes all
 tokens so far together with the encoder's states and returns logits for each. Networks other than causal language
@@ -94,10 +94,10 @@ def rows() -> Iterator[Row]:
 
 
 def _torch_error(module: Any, x: Any, bundle: Path) -> float:
-    import numpy as np
     import torch
 
     from edgec.native.session import Model
+    from tests.models import families
 
     with torch.no_grad():
         result = module(x)
@@ -105,18 +105,22 @@ def _torch_error(module: Any, x: Any, bundle: Path) -> float:
         found = session.run({model.inputs[0].name: x.numpy()})
         pairs = [(found[p.name], t.numpy()) for p, t in
                  zip(model.outputs, result if isinstance(result, tuple) else (result,), strict=True)]
-    return max(float(np.abs(a - b).max()) / max(1.0, float(np.abs(b).max())) for a, b in pairs)
+    return families.worst_of(families.relative_error(a, b) for a, b in pairs)
 
 
-def main() -> None:
+def main() -> int:
     from tests.models import families
 
-    text = HEAD.format(prompt=families.PROMPT, steps=families.STEPS)
+    text, wrong = HEAD.format(prompt=families.PROMPT, steps=families.STEPS, tolerance=families.TOLERANCE), 0
     for row in rows():
         print(row, flush=True)
         text += f"{row}\n"
+        if not row.error <= families.TOLERANCE:
+            print(f"{row.family}: error {row.error:.1e}, wanted {families.TOLERANCE:.0e}", file=sys.stderr, flush=True)
+            wrong += 1
     (ROOT / "docs" / "models.md").write_text(text, encoding="utf-8")
+    return 1 if wrong else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -15,6 +15,7 @@ is not in the cache.
 from __future__ import annotations
 
 import sys
+import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,19 +29,33 @@ STAGE = "import"
 SOURCES = ("a Hugging Face folder (config.json and *.safetensors) or hub id (ORG/NAME), FILE.onnx, FILE.gguf, "
            "FILE.py:FACTORY, or a torch.nn.Module object")
 
+_STATE = "weights without a model: write a FILE.py with a function that builds the module and loads them"
+_SCRIPT = ("TorchScript cannot be exported: write a FILE.py with a function that builds the module in Python, and load "
+           "the weights with module.load_state_dict(torch.jit.load(...).state_dict())")
+# Suffix -> what to do with a file that is no source by itself.
+_HINTS = {
+    ".py": "name the function that builds the model: {file}:FACTORY",
+    ".safetensors": "name its folder, with the model's config.json", ".json": "name its folder",
+    ".pt2": "write a FILE.py with a function that returns (torch.export.load(...), None); name it as FILE.py:FACTORY",
+    **dict.fromkeys((".pt", ".pth", ".ckpt", ".bin"), _STATE),
+    **dict.fromkeys((".h5", ".tflite", ".pb"), "convert it to ONNX first, with tf2onnx"),
+}
+
 
 def load(source: object, **options: Any) -> ir.Model:
     """Imports `source`; the ModelInfo is attached (edgec.ir.info).
 
     source: see the module's first lines; a path may be str or Path.
-    options: `name`; `check` (bool, default True: compare with the original); modules and factories also
+    options: `name`; `check` (bool, default True: compare with the original); Hugging Face models `allow_pickle` and
+    `hollow` (bool: from headers alone, no weight is read; to be looked at, not compiled); modules and factories also
     `example_inputs`, `dynamic` and `custom_ops` (see edgec.importers.torch.load), files `dynamic` and `max_context`.
     Raises EdgecError: E0002 unknown option, E0003 missing path, E0101 unreadable source, E0102 untraceable,
     E0103 unknown architecture, E0104 the imported graph computes something else.
     """
     kind, what = classify(source)
     allowed = {
-        "hf": ("name", "check", "dynamic", "allow_pickle"), "onnx": ("name", "check", "dynamic", "max_context"),
+        "hf": ("name", "check", "dynamic", "allow_pickle", "hollow"),
+        "onnx": ("name", "check", "dynamic", "max_context"),
     }.get(kind, ("name", "check", "example_inputs", "dynamic", "custom_ops"))
     for key in options:
         if key not in allowed:
@@ -59,6 +74,15 @@ def load(source: object, **options: Any) -> ir.Model:
     if kind == "module":
         return torch_door.load(source, **options)
     return torch_door.load_factory(what, **options)
+
+
+def _is_torchscript(path: Path) -> bool:
+    """Whether a file is an archive with code; nothing of it is run."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any("/code/" in name for name in archive.namelist())
+    except (OSError, zipfile.BadZipFile):
+        return False
 
 
 def classify(source: object) -> tuple[str, str]:
@@ -88,7 +112,7 @@ def classify(source: object) -> tuple[str, str]:
     if path.is_file() and path.suffix == ".onnx":
         return "onnx", text
     if path.is_file():
-        hint = f"name the function that builds the model: {text}:FACTORY" if path.suffix == ".py" else ""
+        hint = _SCRIPT if _is_torchscript(path) else _HINTS.get(path.suffix, "").format(file=text)
         raise EdgecError("E0101", stage=STAGE, where=text, found=f"a file ({path.suffix or 'no suffix'})",
                          wanted=SOURCES, hint=hint)
     file, colon, factory = text.rpartition(":")

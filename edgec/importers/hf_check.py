@@ -18,7 +18,9 @@ import numpy as np
 import onnx_ir as ir
 
 from edgec.errors import EdgecError
+from edgec.importers import hf_source, hf_transformers
 from edgec.importers.check import difference, runner
+from edgec.importers.hf_folder import Folder
 from edgec.ir.execute import Runner
 from edgec.ir.model import Array, dims_of
 
@@ -33,13 +35,13 @@ _TINY_VOCAB, _TINY_INNER = 160, 128
 
 _EMPTY = (1, 1, 0, 1)  # sizes of a past of no tokens where its shape has symbols
 
-Builder = Callable[[Any, Any], ir.Model]
+Builder = Callable[[Folder, Any], ir.Model]
 
 
-def verify(model: ir.Model, folder: Any, config: Any, build: Builder) -> None:
+def verify(model: ir.Model, folder: Folder, config: Any, build: Builder) -> None:
     """Raises EdgecError E0104 with the figures when `model`, or what `build` makes of a tiny sibling, differs.
 
-    folder: edgec.importers.hf.Folder. build(folder, config) is the route that made `model`.
+    build(folder, config) is the route that made `model`.
     """
     windows = [w for w in _windows(config) if w > 0]
     parameters = sum(v.const_value.size for v in model.graph.initializers.values() if v.const_value is not None)
@@ -73,7 +75,7 @@ def run_graph(session: Runner, model: ir.Model, tokens: Array, cuts: tuple[int, 
     return np.concatenate(pieces)
 
 
-def _compare(model: ir.Model, folder: Any, config: Any, how: str) -> None:
+def _compare(model: ir.Model, folder: Folder, config: Any, how: str) -> None:
     # Longer than a short window, so that the window matters.
     length = _PROMPT + 8
     tokens = np.random.default_rng(1).integers(0, config.vocab_size, length)
@@ -88,13 +90,11 @@ def _compare(model: ir.Model, folder: Any, config: Any, how: str) -> None:
                                  wanted=f"logits within {RTOL:g} of the largest")
 
 
-def _original(folder: Any, config: Any, tokens: Array) -> Array:
+def _original(folder: Folder, config: Any, tokens: Array) -> Array:
     """The logits of transformers. Its copy of the weights is gone again before the graph gets one of its own."""
     import torch
 
-    from edgec.importers import hf
-
-    module = hf.load_transformers(folder, config, "eager")
+    module = hf_transformers.load_transformers(folder, config, "eager")
     with torch.no_grad():
         logits: Array = module(input_ids=torch.from_numpy(tokens)[None], use_cache=False).logits[0].numpy()
     return logits
@@ -114,14 +114,12 @@ def _windows(config: Any) -> list[int]:
 class _tiny_folder:  # noqa: N801  (a context manager used like a function)
     """A folder with a random model of the same configuration, a few layers and heads, and a short window."""
 
-    def __init__(self, folder: Any, config: Any) -> None:
+    def __init__(self, folder: Folder, config: Any) -> None:
         self._folder, self._config = folder, config
 
-    def __enter__(self) -> tuple[Any, Any]:
+    def __enter__(self) -> tuple[Folder, Any]:
         import torch
         import transformers
-
-        from edgec.importers import hf
 
         self._temporary = tempfile.TemporaryDirectory(prefix="edgec-import-")
         path = Path(self._temporary.name)
@@ -136,8 +134,8 @@ class _tiny_folder:  # noqa: N801  (a context manager used like a function)
                     spread = parameter.shape[-1] ** -0.5 if parameter.dim() > 1 else 0.1
                     parameter.add_(torch.randn_like(parameter) * spread)
         module.save_pretrained(path)
-        tiny = hf.Folder.read(path)
-        return tiny, hf.read_config(tiny)
+        tiny = hf_source.read(path)
+        return tiny, hf_transformers.read_config(tiny)
 
     def __exit__(self, *_: object) -> None:
         self._temporary.cleanup()

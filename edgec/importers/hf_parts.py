@@ -24,10 +24,14 @@ import onnx_ir as ir
 
 from edgec.errors import EdgecError, did_you_mean
 from edgec.importers import torch as door
+from edgec.importers.hf_folder import Folder
 from edgec.importers.hf_trace import drop_wrapper_scope
+from edgec.importers.hf_transformers import load_transformers, read_config
 from edgec.ir.info import ModelInfo, attach_info
 
 STAGE = "import"
+_NO_CACHE = ("a decoder without a key/value cache: it is given all tokens so far, and each step computes all of them, "
+             "and the keys and values of the encoder's states, anew")
 _ATTENTION = "edgec_part"
 # Lengths during the trace: different from each other and from every size that is likely in a model.
 _TOKENS, _SOURCE_TOKENS, _FRAMES = 11, 13, 19
@@ -77,16 +81,14 @@ def choose(module: Any, wanted: str, where: str) -> Part:
                      hint=did_you_mean(wanted, parts) if wanted else "compile each of them to a bundle of its own")
 
 
-def load(folder: Any, part: str, *, name: str | None = None, check: bool = True,
+def load(folder: Folder, part: str, *, name: str | None = None, check: bool = True,
          dynamic: door.Dynamic | None = None) -> ir.Model:
-    """Imports a part ("" for the only one) of `folder` (edgec.importers.hf.Folder).
+    """Imports a part ("" for the only one) of `folder`.
 
     dynamic: as edgec.importers.torch.load; it is joined with the axes that vary anyway and replaces their ranges.
     Raises EdgecError: E0002, E0101, E0102 untraceable, E0103, E0104 when the graph and transformers differ.
     """
     import torch
-
-    from edgec.importers.hf import ROUTE_KEY
 
     _register_attention()
     module = load_module(folder, _ATTENTION)
@@ -97,7 +99,6 @@ def load(folder: Any, part: str, *, name: str | None = None, check: bool = True,
     model = door.load(wrapped, {k: i.example for k, i in inputs.items()}, dynamic=_joined(inputs, dynamic or {}),
                       name=name, source=folder.source, check=False, trusted="input_values" in inputs)
     drop_wrapper_scope(model)
-    model.metadata_props[ROUTE_KEY] = "torch"
     if check:
         # Compared with transformers' own attention, not with the one that was traced.
         module.set_attn_implementation("eager")
@@ -106,21 +107,19 @@ def load(folder: Any, part: str, *, name: str | None = None, check: bool = True,
             # Beyond a window, on both sides of a token, its mask shows.
             door.compare(model, wrapped, call, str(module.config.model_type), 2 * _window(module.config.to_dict()) + 9)
     traced: ModelInfo = model.meta["edgec.info"]
-    return attach_info(model, ModelInfo(name=name, source=folder.source, source_sha256=folder.sha256(),
-                                        dynamic=traced.dynamic))
+    return attach_info(model, ModelInfo(name=name, source=folder.source, hash_source=folder.sha256,
+                                        dynamic=traced.dynamic, notes=(_NO_CACHE,) if chosen.name == "decoder" else ()))
 
 
-def reference(folder: Any, part: str) -> tuple[Any, dict[str, Any]]:
+def reference(folder: Folder, part: str) -> tuple[Any, dict[str, Any]]:
     """(module, example tensors) of a part as transformers computes it."""
     module = load_module(folder, "eager")
     chosen = choose(module, part, str(folder.path))
     return wrap(module, chosen), {k: i.example for k, i in chosen.inputs(module).items()}
 
 
-def load_module(folder: Any, attention: str) -> Any:
+def load_module(folder: Folder, attention: str) -> Any:
     """The class that config.json names, in float32 and eval mode, without weight norms in the way of constants."""
-    from edgec.importers.hf import load_transformers, read_config
-
     module = load_transformers(folder, read_config(folder), attention)
     _fold_parametrizations(module)
     return module

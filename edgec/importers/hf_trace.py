@@ -12,6 +12,8 @@ from typing import Any
 import onnx_ir as ir
 
 from edgec.errors import EdgecError
+from edgec.importers.hf_folder import Folder
+from edgec.importers.hf_transformers import load_transformers
 from edgec.importers.torch import rename_symbols, to_ir
 from edgec.ir.model import walk
 
@@ -21,13 +23,11 @@ _ATTENTION = "edgec_export"
 _PAST, _TOKENS = 5, 7
 
 
-def build(folder: Any, config: Any) -> ir.Model:
-    """Traces the folder's model (edgec.importers.hf.Folder) with batch 1; weights are the loaded module's.
+def build(folder: Folder, config: Any) -> ir.Model:
+    """Traces the folder's model with batch 1; weights are the loaded module's.
 
     Raises EdgecError E0102 or E0103 when transformers cannot load it or torch cannot trace it.
     """
-    from edgec.importers.hf import load_transformers
-
     _register_attention()
     module = load_transformers(folder, config, _ATTENTION)
     return trace(module)
@@ -67,8 +67,7 @@ def trace(module: Any) -> ir.Model:
                 dynamic_shapes=({1: dynamic}, {1: dynamic}, tuple({2: dynamic} for _ in past)),
             )
     except Exception as e:
-        raise EdgecError("E0102", stage=STAGE, where=config.model_type,
-                         found=f"torch.export: {type(e).__name__}: {str(e).splitlines()[0][:300]}") from e
+        raise _untraceable(module, e) from e
     model = to_ir(exported, ["input_ids", "position_ids", *(f"past_key_values.{n}" for n in names)],
                   ["logits", *(f"present.{n}" for n in names)])
     _name_symbols(model)
@@ -76,12 +75,22 @@ def trace(module: Any) -> ir.Model:
     return model
 
 
-def _cache_shapes(module: Any, ids: Any) -> list[tuple[tuple[int, int], tuple[int, int]]]:
-    """(heads, size) of keys and values per layer, from one eager run: layers may differ from one another."""
-    import torch
+def _untraceable(module: Any, error: Exception) -> EdgecError:
+    reason = next(iter(str(error).splitlines()), "")[:300]
+    return EdgecError("E0102", stage=STAGE, where=module.config.model_type,
+                      found=f"torch.export: {type(error).__name__}: {reason}")
 
-    with torch.no_grad():
-        cache = module(input_ids=ids, use_cache=True).past_key_values
+
+def _cache_shapes(module: Any, ids: Any) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+    """(heads, size) of keys and values per layer, from a run without numbers: layers may differ from one another."""
+    import torch
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    try:
+        with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
+            cache = module(input_ids=ids, use_cache=True).past_key_values
+    except Exception as e:
+        raise _untraceable(module, e) from e
     try:
         return [((k.shape[1], k.shape[3]), (v.shape[1], v.shape[3]))
                 for k, v in ((layer.keys, layer.values) for layer in cache.layers)]

@@ -150,7 +150,7 @@ def _has(folder: Path, names: tuple[str, str]) -> bool:
     try:
         shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
         return all((folder / shard).is_file() for shard in shards)
-    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError):
         return True  # the door says what is wrong with the index
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ import onnx_ir as ir
 
 from edgec.errors import EdgecError, did_you_mean
 from edgec.importers import onnx_file, onnx_opset
-from edgec.importers.check import difference, runner
+from edgec.importers.check import difference, other_values, require_numbers, rounded_outputs, runner
 from edgec.importers.onnx_original import Original
 from edgec.importers.torch import DimRange, rename_symbols
 from edgec.ir.execute import random_inputs
@@ -33,13 +33,14 @@ from edgec.passes.normalize.inline_functions import inline, spell_vendor_operato
 STAGE = "import"
 VENDOR = "com.microsoft"
 RTOL = 1e-4
-# A value that is rounded to 8 bits may fall to the other side of a tie, one part in 255, and move what follows.
+# For outputs behind a rounding to 8 bits (rounded_outputs).
 QUANTIZED_RTOL = 5e-2
-_ROUNDING = ("QuantizeLinear", "DynamicQuantizeLinear")
 _RANDOM = ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial")
 # Context lengths as the configurations beside exported models call them.
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "context_length", "seq_length")
 _CONFIG_BYTES = 1 << 20
+# Characters of a symbol; sums of several are not longer either.
+_SYMBOL = 80
 # Values of one input whose sizes are all known: the comparison makes that many.
 _INPUT_VALUES = 1 << 28
 _PAST = re.compile(r"past|cache", re.IGNORECASE)
@@ -52,32 +53,33 @@ def load(path: Path, *, name: str | None = None, check: bool = True,
     dynamic: {"x": {0: (1, 8)}} declares the range of the symbolic size of axis 0 of x, (n, n) fixes it. max_context:
     tokens, for language models without a configuration. Initializers that are graph inputs too become constants.
     Raises EdgecError: E0002 a bad option, E0003, E0101 a file that breaks a rule (edgec.importers.onnx_file), E0102 an
-    operator that opset 24 cannot spell or onnxruntime cannot run, E0104 other numbers than onnxruntime's on the file.
+    operator that opset 24 cannot spell or onnxruntime cannot run, E0104 other numbers than onnxruntime's on the file,
+    E0105 no numbers to compare.
     """
-    model, sha256 = onnx_file.read(path)
+    model, hash_source = onnx_file.read(path)
     for value in [v for v in model.graph.inputs if v.is_initializer()]:
         model.graph.inputs.remove(value)
     if model.functions:
         inline(model)
     onnx_opset.lift(model)
     _well_typed(model, path)
-    _name_sizes(model)
+    notes = _name_sizes(model, path)
     ranges = _declare(model, dynamic or {})
     infer_shapes(model)
     # The name goes into the manifest and onto terminals.
     plain = "".join(c if c.isprintable() else "?" for c in path.stem)
-    info = ModelInfo(task="generic", name=name or plain, source=str(path), source_sha256=sha256, dynamic=ranges)
+    info = ModelInfo(task="generic", name=name or plain, source=str(path), hash_source=hash_source, dynamic=ranges,
+                     notes=notes)
     if _has_cache(model):
         info = _language_model(model, info, path, max_context)
     elif max_context is not None:
         raise EdgecError("E0002", stage=STAGE, where="max_context", found=str(max_context), wanted="a language model",
                          hint="leave the context out: this graph has no input_ids with a past")
     attach_info(model, info)
-    rounding = any(n.op_type in _ROUNDING or n.op_type.startswith(("QLinear", "QAttention", "QGemm"))
-                   for n in walk(model))
+    tolerances = [QUANTIZED_RTOL if rounded else RTOL for rounded in rounded_outputs(model)]
     spell_vendor_operators(model)
     if check and not incomparable(model):
-        _compare(path, model, QUANTIZED_RTOL if rounding else RTOL)
+        _compare(path, model, tolerances)
     return model
 
 
@@ -111,15 +113,24 @@ def _well_typed(model: ir.Model, path: Path) -> None:
 # -- sizes that vary -------------------------------------------------------------------------------------------------
 
 
-def _name_sizes(model: ir.Model) -> None:
-    """Symbols become identifiers (`batch size` -> batch_size), sizes without a name get the one of their axis."""
+def _name_sizes(model: ir.Model, path: Path) -> tuple[str, ...]:
+    """Symbols become identifiers (`batch size` -> batch_size), sizes without a name get the one of their axis.
+
+    Returns notes on sizes of -1, which some tools write for an unknown one. Raises E0101 for other negative sizes.
+    """
     names: dict[str, str | int] = {}
+    unknown: list[str] = []
     for value in model.graph.inputs:
         dims: list[int | str] = []
         for axis, size in enumerate(dims_of(value) or ()):
+            if isinstance(size, int) and size < -1:
+                raise EdgecError("E0101", stage=STAGE, where=f"{path}, input {value.name!r}, axis {axis}",
+                                 found=f"size {size}", wanted="a size from 0, a name, or -1 for an unknown size")
+            if size == -1:
+                unknown.append(f"{value.name}:{axis}")
             if isinstance(size, int) and size >= 0:
                 dims.append(size)
-            elif isinstance(size, str) and size.strip():
+            elif isinstance(size, str) and size.strip() and len(size) <= _SYMBOL:
                 # Sums of symbols (past + sequence) are kept: they follow when their parts are known.
                 if not re.fullmatch(r"[\w\s+*()\-/]+", size) or re.fullmatch(r"[A-Za-z_]\w*\s[\w\s]*", size):
                     names[size] = re.sub(r"\W", "_", size).strip("_") or f"{value.name}_{axis}"
@@ -128,6 +139,7 @@ def _name_sizes(model: ir.Model) -> None:
                 dims.append(re.sub(r"\W", "_", f"{value.name}_{axis}"))
         value.shape = ir.Shape(dims)
     _rename(model, names)
+    return (f"the size -1 of {', '.join(unknown)} is taken for one that varies",) if unknown else ()
 
 
 def _rename(model: ir.Model, names: Mapping[str, str | int]) -> None:
@@ -212,7 +224,7 @@ def _config(folder: Path) -> dict[str, Any]:
             continue
         try:
             found = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as e:
+        except (OSError, ValueError, RecursionError) as e:
             raise EdgecError("E0101", stage=STAGE, where=str(file), found=str(e), wanted="a JSON object") from e
         if isinstance(found, dict):
             inner = found.get("model")
@@ -223,17 +235,37 @@ def _config(folder: Path) -> dict[str, Any]:
 # -- the comparison --------------------------------------------------------------------------------------------------
 
 
-def _compare(path: Path, model: ir.Model, rtol: float) -> None:
-    """E0104 unless onnxruntime gives the same on the imported graph and on the file, for several sizes."""
+def _compare(path: Path, model: ir.Model, tolerances: Sequence[float]) -> None:
+    """E0104 unless onnxruntime gives the same on the imported graph and on the file, for several sizes.
+
+    E0105 when an output is NaN whatever the values. tolerances: one for each output, relative to its largest value.
+    """
     original = Original(path)
+    unproven = set(original.output_names)
     with runner(model) as session:
         for feeds, wanted in _cases(model, original):
-            found = session.run(feeds)
-            for name, ours in zip(wanted, found.values(), strict=True):
-                gap = difference(ours, wanted[name])
-                if not gap.within(rtol):
-                    raise EdgecError("E0104", stage=STAGE, where=f"{path}, output {name!r}", found=str(gap),
-                                     wanted=f"at most {rtol:g} of the largest value, as onnxruntime on the file")
+            unproven -= _agreed(path, session.run(feeds), wanted, tolerances)
+        for other in other_values(feeds) if unproven else ():
+            try:
+                wanted = original.run(other)
+            except EdgecError:
+                continue  # values that the original refuses prove nothing
+            unproven -= _agreed(path, session.run(other), wanted, tolerances)
+    require_numbers(unproven, str(path))
+
+
+def _agreed(path: Path, found: Mapping[str, Array], wanted: Mapping[str, Array], tolerances: Sequence[float]
+            ) -> set[str]:
+    """The outputs that are equal; E0104 for one that differs. Those with no number but NaN are neither."""
+    agreed: set[str] = set()
+    for name, ours, rtol in zip(wanted, found.values(), tolerances, strict=True):
+        gap = difference(ours, wanted[name])
+        if gap.within(rtol):
+            agreed.add(name)
+        elif not gap.blind:
+            raise EdgecError("E0104", stage=STAGE, where=f"{path}, output {name!r}", found=str(gap),
+                             wanted=f"at most {rtol:g} of the largest value, as onnxruntime on the file")
+    return agreed
 
 
 def _cases(model: ir.Model, original: Original) -> Iterator[tuple[dict[str, Array], dict[str, Array]]]:

@@ -3,23 +3,29 @@
 Weights may stand in files beside the model. Those must lie in the model's own folder whatever the path says (no
 absolute path, no `..`, no link that leads out, no second hard link), and every tensor must lie inside its file: all of
 it is checked before anything is mapped, because a model can come from anywhere and must not make edgec read, and
-publish in a bundle, somebody's other files.
+publish in a bundle, somebody's other files. Checks are of open files, not of paths, and a file that is opened again
+later must be the same one, unchanged.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
+import mmap
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+import numpy as np
 import onnx_ir as ir
 
 from edgec.errors import EdgecError
-from edgec.ir.weights import sha256_of
+from edgec.ir.model import graphs
 
 STAGE = "import"
 # Limits that no honest file reaches: protobuf itself stops at 2 GiB.
@@ -27,24 +33,94 @@ MAX_FILE_BYTES = (1 << 31) - 1
 MAX_NODES = 1 << 20
 MAX_ELEMENTS = 1 << 40
 _EXTERNAL = 1  # onnx.TensorProto.EXTERNAL
+_READ = os.O_RDONLY | os.O_CLOEXEC
+# External tensors of at most so many values are kept once read: passes look at scales and shapes many times.
+_SMALL = 1 << 14
 
 
-def read(path: Path) -> tuple[ir.Model, str]:
-    """(graph as it is in the file with weights still mapped, SHA-256 of the file and its external files).
+# Device, inode, size, and time of the last change in ns.
+_Identity = tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """A file of external data as it was when it was checked. folder: the model's own, a real path."""
+
+    folder: Path
+    parts: tuple[str, ...]
+    identity: _Identity
+
+    @property
+    def size(self) -> int:
+        return self.identity[2]
+
+    @contextmanager
+    def opened(self) -> Iterator[BinaryIO]:
+        """The file for the length of a `with` block. Raises EdgecError E0101 when it is no longer what was checked."""
+        path = self.folder.joinpath(*self.parts)
+        try:
+            with os.fdopen(_open_below(self.folder, self.parts), "rb") as file:
+                if _allowed(file.fileno()) != self.identity:
+                    raise OSError(0, "another file, or changed since it was checked")
+                yield file
+        except OSError as e:
+            raise _bad(path, e.strerror or str(e), "the file that was checked",
+                       "read the model again, and leave its files alone meanwhile") from e
+
+
+def _open_below(folder: Path, parts: tuple[str, ...]) -> int:
+    """A descriptor of a file below `folder`, no link on the way followed, a pipe not waited for. Raises OSError."""
+    at = os.open(folder, _READ | os.O_DIRECTORY)
+    try:
+        for i, part in enumerate(parts):
+            kind = os.O_DIRECTORY if i + 1 < len(parts) else os.O_NONBLOCK
+            below = os.open(part, _READ | os.O_NOFOLLOW | kind, dir_fd=at)
+            os.close(at)
+            at = below
+    except OSError:
+        os.close(at)
+        raise
+    return at
+
+
+def _identity(descriptor: int) -> _Identity:
+    found = os.fstat(descriptor)
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _allowed(descriptor: int) -> _Identity:
+    """The identity of an open file. Raises OSError for what may not be external data."""
+    found = os.fstat(descriptor)
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(0, "not a regular file")
+    if found.st_nlink > 1:
+        raise OSError(0, "a file with a second hard link, which may lie outside")
+    return _identity(descriptor)
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[BinaryIO]:
+    """The .onnx file itself, which may be a link to anywhere: the user named it. Raises EdgecError E0003."""
+    try:
+        with path.open("rb") as stream:
+            yield stream
+    except OSError as e:
+        raise EdgecError("E0003", stage=STAGE, where=str(path), found=str(e), wanted="a readable .onnx file") from e
+
+
+def read(path: Path) -> tuple[ir.Model, Callable[[], str]]:
+    """(graph as it is in the file with weights still mapped, what hashes the file and its external files: SHA-256).
 
     Raises EdgecError: E0003 for a file that cannot be read, E0101 for one that is not an ONNX model or breaks a rule
     above.
     """
     import onnx
 
-    try:
-        size = path.stat().st_size
-        if size > MAX_FILE_BYTES:
-            raise _bad(path, f"{size} bytes", f"at most {MAX_FILE_BYTES}, with larger weights as external data")
-        data = path.read_bytes()
-    except OSError as e:
-        raise EdgecError("E0003", stage=STAGE, where=str(path), found=str(e), wanted="a readable .onnx file") from e
-    digest = hashlib.sha256(data).hexdigest()
+    with _readable(path) as stream:
+        seen = _identity(stream.fileno())
+        if seen[2] > MAX_FILE_BYTES:
+            raise _bad(path, f"{seen[2]} bytes", f"at most {MAX_FILE_BYTES}, with larger weights as external data")
+        data = stream.read()
     proto = onnx.ModelProto()
     try:
         proto.ParseFromString(data)
@@ -58,15 +134,15 @@ def read(path: Path) -> tuple[ir.Model, str]:
     nodes = sum(len(g.node) for g in graphs)
     if nodes > MAX_NODES:
         raise _bad(path, f"{nodes} nodes", f"at most {MAX_NODES}")
-    used: dict[str, Path] = {}
+    used: dict[str, DataFile] = {}
     for tensor in _tensors(graphs):
         _check_tensor(tensor, path, folder, used)
     try:
         model = ir.serde.deserialize_model(proto)
     except Exception as e:  # onnx_ir raises whatever a malformed field leads to
         raise _bad(path, f"a malformed model: {type(e).__name__}: {str(e)[:300]}", "a valid ONNX model") from e
-    _anchor(model, folder)
-    return model, _sha256(digest, used)
+    _replace_external(model, used)
+    return model, functools.partial(_sha256, path, seen, used)
 
 
 def _bad(path: Path, found: str, wanted: str, hint: str = "") -> EdgecError:
@@ -102,7 +178,7 @@ def _tensors(graphs: list[Any]) -> Iterator[Any]:
                     yield from (sparse.values, sparse.indices)
 
 
-def _check_tensor(tensor: Any, path: Path, folder: Path, used: dict[str, Path]) -> None:
+def _check_tensor(tensor: Any, path: Path, folder: Path, used: dict[str, DataFile]) -> None:
     """Shape and bytes agree, and external bytes are where they may be."""
     where = f"{path}: tensor {tensor.name!r}"
     if tensor.data_type == 0 or tensor.data_type not in {d.value for d in ir.DataType}:
@@ -114,6 +190,9 @@ def _check_tensor(tensor: Any, path: Path, folder: Path, used: dict[str, Path]) 
     if any(d < 0 for d in dims) or math.prod(d or 1 for d in dims) > MAX_ELEMENTS:
         raise EdgecError("E0101", stage=STAGE, where=where, found=f"shape {dims}", wanted="sizes from 0")
     if dtype == ir.DataType.STRING:
+        if tensor.data_location == _EXTERNAL:
+            raise EdgecError("E0101", stage=STAGE, where=where, found="text as external data",
+                             wanted="text in the file")
         return
     wanted = math.ceil(math.prod(dims) * dtype.itemsize)
     if tensor.data_location != _EXTERNAL:
@@ -131,7 +210,7 @@ def _check_tensor(tensor: Any, path: Path, folder: Path, used: dict[str, Path]) 
         offset, length = int(entries.get("offset") or 0), int(entries.get("length") or wanted)
     except ValueError as e:
         raise EdgecError("E0101", stage=STAGE, where=where, found=str(e), wanted="numbers as offset and length") from e
-    size = used[location].stat().st_size
+    size = used[location].size
     if offset < 0 or length != wanted or offset + length > size:
         raise EdgecError("E0101", stage=STAGE, where=where, found=f"bytes {offset}..{offset + length} of {size}",
                          wanted=f"{wanted} bytes for {dtype} {dims}, inside {location}",
@@ -152,7 +231,7 @@ def _check_fields(tensor: Any, dtype: ir.DataType, where: str) -> None:
                          wanted=f"{count} for {dtype} {list(tensor.dims)}")
 
 
-def _confined(location: str, where: str, folder: Path) -> Path:
+def _confined(location: str, where: str, folder: Path) -> DataFile:
     """The file that `location` names inside `folder` (a real path); E0101 when it is anything else."""
     def refuse(found: str, hint: str = "") -> EdgecError:
         return EdgecError("E0101", stage=STAGE, where=where, found=f"external data {location!r}: {found}",
@@ -164,30 +243,71 @@ def _confined(location: str, where: str, folder: Path) -> Path:
     real = Path(os.path.realpath(folder / location))
     if not real.is_relative_to(folder):
         raise refuse("a link out of the folder", "copy the model with its links resolved: cp -rL")
+    parts = real.relative_to(folder).parts
     try:
-        facts = real.stat()
+        descriptor = _open_below(folder, parts)
+        try:
+            return DataFile(folder, parts, _allowed(descriptor))
+        finally:
+            os.close(descriptor)
     except OSError as e:
-        raise refuse(e.strerror or str(e), "copy the model together with its data files") from e
-    if not stat.S_ISREG(facts.st_mode):
-        raise refuse("not a regular file")
-    if facts.st_nlink > 1:
-        raise refuse("a file with a second hard link, which may lie outside",
-                     "copy the model's folder without --link")
-    return real
+        raise refuse(e.strerror or str(e), "copy the model together with its data files, without hard links") from e
 
 
-def _anchor(model: ir.Model, folder: Path) -> None:
-    """Lets every external tensor find its file from anywhere; the paths themselves have been checked."""
-    import onnx_ir.external_data
+def _replace_external(model: ir.Model, used: dict[str, DataFile]) -> None:
+    """Lets every external tensor map the file that was checked, from anywhere."""
+    def lazy(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+        return _lazy(tensor, used[str(tensor.location)]) if isinstance(tensor, ir.ExternalTensor) else tensor
 
-    onnx_ir.external_data.set_base_dir(model.graph, folder)
-    for function in model.functions.values():
-        onnx_ir.external_data.set_base_dir(function.graph, folder)
+    for graph in graphs(model, functions=True):
+        for value in graph.initializers.values():
+            if value.const_value is not None:
+                value.const_value = lazy(value.const_value)
+        for node in graph:
+            for name, attr in list(node.attributes.items()):
+                if attr.type == ir.AttributeType.TENSOR and not attr.is_ref():
+                    node.attributes[name] = ir.AttrTensor(name, lazy(attr.as_tensor()))
+                elif attr.type == ir.AttributeType.TENSORS and not attr.is_ref():
+                    node.attributes[name] = ir.AttrTensors(name, [lazy(t) for t in attr.as_tensors()])
 
 
-def _sha256(digest: str, used: dict[str, Path]) -> str:
+def _lazy(tensor: ir.ExternalTensor, file: DataFile) -> ir.LazyTensor:
+    """A tensor whose bytes are mapped when somebody asks, and unmapped when nobody holds them any more."""
+    import onnx
+
+    dtype, dims, offset = tensor.dtype, [int(d) for d in tensor.shape.numpy()], tensor.offset or 0
+    count = math.prod(dims)
+
+    def load() -> ir.TensorProtocol:
+        with file.opened() as stream:
+            if count <= _SMALL or dtype.itemsize < 1:
+                stream.seek(offset)
+                packed = stream.read(tensor.nbytes)
+                return ir.TensorProtoTensor(onnx.TensorProto(data_type=dtype, dims=dims, raw_data=packed))
+            whole = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+        values = np.frombuffer(whole, dtype.numpy().newbyteorder("<"), count, offset).reshape(dims)
+        return ir.Tensor(values, dtype=dtype, name=tensor.name)
+
+    return ir.LazyTensor(load, dtype=dtype, shape=ir.Shape(dims), name=tensor.name, cache=count <= _SMALL)
+
+
+def _sha256(path: Path, seen: _Identity, used: dict[str, DataFile]) -> str:
+    """Of the .onnx file as it was read; with external data that of the digests of all files."""
+    with _readable(path) as stream:
+        if _identity(stream.fileno()) != seen:
+            raise _bad(path, "another file, or changed since it was read", "the file that was read")
+        digest = _digest(stream)
     if not used:
         return digest
     lines = [f"{digest}\n"]
-    lines += [f"{location} {sha256_of(file)}\n" for location, file in sorted(used.items())]
+    for location, file in sorted(used.items()):
+        with file.opened() as stream:
+            lines.append(f"{location} {_digest(stream)}\n")
     return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _digest(stream: BinaryIO) -> str:
+    digest = hashlib.sha256()
+    while chunk := stream.read(1 << 20):
+        digest.update(chunk)
+    return digest.hexdigest()

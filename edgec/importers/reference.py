@@ -124,12 +124,13 @@ def load_reference(source: object, **options: Any) -> Reference | Original:
 
 
 def _from_folder(source: str, allow_pickle: bool) -> Reference:
-    from edgec.importers import hf, hf_parts
+    from edgec.importers import hf_parts, hf_source
+    from edgec.importers import hf_transformers as door
     from edgec.importers.torch import quiet
 
-    folder, part = hf.open_source(source, allow_pickle=allow_pickle)
-    with hf.offline(), quiet():
-        if not hf.is_causal_lm(folder):
+    folder, part = hf_source.open_source(source, allow_pickle=allow_pickle)
+    with door.offline(), quiet():
+        if not door.is_causal_lm(folder):
             module, tensors = hf_parts.reference(folder, part)
             return Reference("generic", module, tensors, {})
-        return Reference("causal-lm", hf.load_transformers(folder, hf.read_config(folder), "eager"), {}, {})
+        return Reference("causal-lm", door.load_transformers(folder, door.read_config(folder), "eager"), {}, {})

@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ TYPES: dict[str, np.dtype[Any]] = {
 _HEADER_LIMIT = 100 << 20
 # No honest tensor has more; numpy refuses more dims and larger sizes, even beside a size of 0.
 _RANK, _SIZE = 8, 1 << 40
-# Norms, biases and scalars are looked at by many passes: reading them once costs less than it saves.
+# Norms, biases and scalars are looked at by many passes: keeping them costs less than it saves.
 _SMALL = 1 << 14
 
 
@@ -99,35 +100,85 @@ class Window(Stored):
         return (self.offset // width, self.offset // width + self.shape[0]) if whole else None
 
 
+def open_shards(files: Iterable[Path]) -> dict[str, Dense]:
+    """The tensors of the files of one checkpoint, none of them read. Raises EdgecError (E0101) as open_safetensors, and
+    for a tensor that two files hold: nothing says which of them is meant."""
+    tensors: dict[str, Dense] = {}
+    for file in files:
+        for name, tensor in open_safetensors(file).items():
+            if name in tensors:
+                raise EdgecError("E0101", stage=STAGE, where=f"{file}, {name!r}",
+                                 found=f"a tensor that {tensors[name].file.name} holds too", wanted="each tensor once")
+            tensors[name] = tensor
+    return tensors
+
+
 def open_safetensors(file: Path) -> dict[str, Dense]:
-    """The tensors of a safetensors file, none of them read. Raises EdgecError (E0101) for a damaged header."""
+    """The tensors of a safetensors file, none of them read.
+
+    Raises EdgecError (E0101) for a header that breaks the format's rules: each name once, whole sizes from 0, a type
+    and shape that give the bytes of its range, and ranges that cover the data without overlap or gap.
+    """
     try:
         size = file.stat().st_size
         with file.open("rb") as opened:
             length = int.from_bytes(opened.read(8), "little")
             if not 2 <= length <= min(_HEADER_LIMIT, size - 8):
                 raise ValueError(f"a header of {length} bytes in a file of {size}")
-            header = json.loads(opened.read(length))
-        tensors: dict[str, Dense] = {}
-        for name, entry in header.items():
-            if name == "__metadata__":
-                continue
-            first, end = (int(i) for i in entry["data_offsets"])
-            shape = tuple(int(d) for d in entry["shape"])
-            dtype = TYPES.get(entry["dtype"])
-            if dtype is None:
-                raise ValueError(f"{name} has type {entry['dtype']}")
-            if len(shape) > _RANK or math.prod(d or 1 for d in shape) > _SIZE:
-                raise ValueError(f"{name} has shape {shape}")
-            if min((0, *shape)) < 0 or not 0 <= first <= end <= size - 8 - length:
-                raise ValueError(f"{name} lies at bytes {first}..{end}")
-            if end - first != math.prod(shape) * dtype.itemsize:
-                raise ValueError(f"{name} {list(shape)} of {entry['dtype']} has {end - first} bytes")
-            tensors[name] = Dense(file, 8 + length + first, dtype, shape)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as e:
+            header = json.loads(opened.read(length).decode("utf-8"), object_pairs_hook=_once)
+        if not isinstance(header, dict):
+            raise ValueError(f"a header that is a {type(header).__name__}")
+        ranges = {k: _range(k, entry) for k, entry in header.items() if k != "__metadata__"}
+        _check_cover(ranges, size - 8 - length)
+    except (OSError, ValueError, RecursionError) as e:
         raise EdgecError("E0101", stage=STAGE, where=str(file), found=str(e)[:300],
                          wanted="a complete safetensors file", hint="copy or download the file again") from e
-    return tensors
+    return {k: Dense(file, 8 + length + first, dtype, shape) for k, (first, _, dtype, shape) in ranges.items()}
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; Python's own reader keeps the last of two equal names and says nothing."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        twice, _ = Counter(k for k, _ in pairs).most_common(1)[0]
+        raise ValueError(f"{twice!r} twice")
+    return found
+
+
+def _range(name: str, entry: object) -> tuple[int, int, np.dtype[Any], tuple[int, ...]]:
+    """(first byte, byte after the last, dtype, shape) of a header's entry. Raises ValueError for what is not one."""
+    if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
+        raise ValueError(f"{name!r} is not dtype, shape and data_offsets")
+    offsets, shape = entry["data_offsets"], entry["shape"]
+    if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_is_count, offsets)):
+        raise ValueError(f"{name!r} lies at bytes {str(offsets)[:100]}")
+    if not isinstance(shape, list) or len(shape) > _RANK or not all(map(_is_count, shape)) or (
+            math.prod(d or 1 for d in shape) > _SIZE):
+        raise ValueError(f"{name!r} has shape {str(shape)[:100]}")
+    dtype = TYPES.get(entry["dtype"]) if isinstance(entry["dtype"], str) else None
+    if dtype is None:
+        raise ValueError(f"{name!r} has type {str(entry['dtype'])[:100]}")
+    first, end = offsets
+    if end - first != math.prod(shape) * dtype.itemsize:
+        raise ValueError(f"{name!r} {shape} of {entry['dtype']} has {end - first} bytes")
+    return first, end, dtype, tuple(shape)
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63
+
+
+def _check_cover(ranges: Mapping[str, tuple[int, int, Any, Any]], size: int) -> None:
+    """ValueError unless the ranges lie one after the other and fill `size` bytes."""
+    if not ranges:
+        raise ValueError("it holds no tensors")
+    at, before = 0, "the header"
+    for name, (first, end, _, _) in sorted(ranges.items(), key=lambda item: item[1][:2]):
+        if first != at:
+            raise ValueError(f"{name!r} begins at byte {first}, and {before} ends at {at}")
+        at, before = end, repr(name)
+    if at != size:
+        raise ValueError(f"{before} ends at byte {at} of {size}")
 
 
 class Placeholders:
@@ -153,13 +204,12 @@ class Placeholders:
 
 
 def lazy_float(stored: Stored, name: str) -> ir.TensorProtocol:
-    """A FLOAT tensor that reads its file whenever it is asked for values; a small one is read now."""
+    """A FLOAT tensor that reads its file when it is asked for values: a small one once, others each time."""
     def compute() -> ir.TensorProtocol:
         return ir.Tensor(np.ascontiguousarray(stored.read(), np.float32), name=name)
 
-    if math.prod(stored.shape) <= _SMALL:
-        return compute()
-    return ir.LazyTensor(compute, dtype=ir.DataType.FLOAT, shape=ir.Shape(stored.shape), name=name, cache=False)
+    return ir.LazyTensor(compute, dtype=ir.DataType.FLOAT, shape=ir.Shape(stored.shape), name=name,
+                         cache=math.prod(stored.shape) <= _SMALL)
 
 
 @dataclass(frozen=True)

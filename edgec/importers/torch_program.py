@@ -56,7 +56,7 @@ def _named_module(program: Any) -> Any:
     """The program's module, which insists on positional and keyword arguments as in its example, taking any by name."""
     inner = program.module()
     signature = inspect.signature(inner.forward)
-    count = len(program.call_spec.in_spec.children_specs[0].children_specs)
+    count = len(program.call_spec.in_spec.child(0).children())
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         values = signature.bind(*args, **kwargs).arguments

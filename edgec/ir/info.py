@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -16,22 +18,31 @@ _KEY = "edgec.info"
 class ModelInfo:
     """task: what the model is; decides the plan's entries.
 
-    name: for people. source: what the user typed. source_sha256: of the weights read.
+    name: for people. source: what the user typed. hash_source: gives the SHA-256 of the weights; reads all of them.
     max_context, vocab_size, bos_token, eos_tokens: language models only (0, 0, None, ()).
     tokenizer: the `tokenizer.json` beside the model, or None.
     dynamic: symbolic dim name -> (min, max) of generic models.
+    parameters: of the checkpoint, 0 for unknown; a graph has tables and scales besides.
+    notes: sentences that a user should read before compiling.
     """
 
     task: Task = "generic"
     name: str = "model"
     source: str = ""
-    source_sha256: str = ""
+    hash_source: Callable[[], str] = str
     max_context: int = 0
     vocab_size: int = 0
     bos_token: int | None = None
     eos_tokens: tuple[int, ...] = ()
     tokenizer: Path | None = None
     dynamic: dict[str, tuple[int, int]] = field(default_factory=dict)
+    parameters: int = 0
+    notes: tuple[str, ...] = ()
+
+    @functools.cached_property
+    def source_sha256(self) -> str:
+        """SHA-256 of the weights that were read, "" for unknown; computed when somebody asks."""
+        return self.hash_source()
 
 
 def info_of(model: ir.Model) -> ModelInfo:

@@ -16,6 +16,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from edgec.errors import EdgecError
+
 Array = npt.NDArray[np.generic]
 AttrValue = int | float | str | Sequence[int] | Sequence[float] | Sequence[str] | ir.TensorProtocol | ir.Graph
 
@@ -78,30 +80,46 @@ def input_of(node: ir.Node, index: int) -> ir.Value | None:
 
 def required(node: ir.Node, index: int) -> ir.Value:
     """Input `index` of a node whose schema makes it mandatory."""
-    value = node.inputs[index]
+    value = input_of(node, index)
     if value is None:
-        raise ValueError(f"{describe(node)}: input {index} is missing")
+        raise EdgecError("E0101", stage="graph", where=describe(node), found=f"no input {index}", wanted="a value")
     return value
 
 
+# Files may hold anything: an attribute of another type than its operator has is the file's fault (E0101).
+
+
 def int_attr(node: ir.Node, name: str, default: int) -> int:
-    attr = node.attributes.get(name)
+    attr = _attr(node, name, ir.AttributeType.INT)
     return default if attr is None else attr.as_int()
 
 
 def float_attr(node: ir.Node, name: str, default: float) -> float:
-    attr = node.attributes.get(name)
+    attr = _attr(node, name, ir.AttributeType.FLOAT)
     return default if attr is None else attr.as_float()
 
 
 def str_attr(node: ir.Node, name: str, default: str) -> str:
-    attr = node.attributes.get(name)
+    attr = _attr(node, name, ir.AttributeType.STRING)
     return default if attr is None else attr.as_string()
 
 
 def ints_attr(node: ir.Node, name: str) -> tuple[int, ...] | None:
-    attr = node.attributes.get(name)
+    attr = _attr(node, name, ir.AttributeType.INTS)
     return None if attr is None else tuple(attr.as_ints())
+
+
+def floats_attr(node: ir.Node, name: str) -> tuple[float, ...] | None:
+    attr = _attr(node, name, ir.AttributeType.FLOATS)
+    return None if attr is None else tuple(attr.as_floats())
+
+
+def _attr(node: ir.Node, name: str, kind: ir.AttributeType) -> ir.Attr | None:
+    attr = node.attributes.get(name)
+    if attr is not None and attr.type != kind:
+        raise EdgecError("E0101", stage="graph", where=f"{describe(node)}, attribute {name!r}",
+                         found=f"the type {attr.type.name}", wanted=kind.name)
+    return attr
 
 
 def const_tensor(value: ir.Value | None) -> ir.TensorProtocol | None:

@@ -158,7 +158,11 @@ def apply_rule(rule: Rule, node: ir.Node, report: RuleReport) -> bool:
         report.add(rule.name, where, reason)
         return False
     op = Builder(node)
-    new = rule.rewrite(op, node, **parts)
-    splice(node, op, [new] if isinstance(new, ir.Value) else new)
+    made = rule.rewrite(op, node, **parts)
+    new = [made] if isinstance(made, ir.Value) else made
+    if any(v.uses() or v.is_graph_output() for v in node.outputs[len(new) :]):
+        report.add(rule.name, where, f"an output after the first {len(new)} is read")
+        return False
+    splice(node, op, new)
     report.add(rule.name, where)
     return True

@@ -91,7 +91,8 @@ def write_bundle(
         part.replace(path)
     except OSError as e:
         raise EdgecError("E0004", stage=_STAGE, where=str(path), found=e.strerror or str(e),
-                         wanted="a folder with room that can be written") from e
+                         wanted="a folder with room that can be written",
+                         hint="make room there, change its permissions, or choose another folder") from e
     finally:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)

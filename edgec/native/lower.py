@@ -379,7 +379,7 @@ def _language_model(
 
 _PER_TOKEN = {
     *maths.ACT, *maths.UNARY, *maths.BINARY, "Cast", "Identity", "Dropout", "Where", "MatMul", "RMSNormalization",
-    "LayerNormalization",
+    "LayerNormalization", "Split",
 }
 
 

@@ -1,4 +1,5 @@
-"""Fusions on the drafted calls: activations, biases and residuals into products, additions into norms, gates.
+"""Fusions on the drafted calls: activations, biases and residuals into products, additions into norms, gates, and the
+slices of a product into its outputs.
 
 Every arena buffer is written once, so a call may move down to the place of a later call that absorbs it.
 """
@@ -8,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from edgec.native.dims import Dim, product
+from edgec.compress.formats import PANEL
+from edgec.native.dims import Dim, dim, product
 from edgec.native.lower_values import Buf, Draft, View
 from edgec.native.plan import KERNELS, Space
 
@@ -56,7 +58,7 @@ class _Calls:
 def fuse(drafts: list[Draft]) -> list[Draft]:
     """The drafts with every fusion applied; gates first, because a gate's activation must not join its product."""
     calls = _Calls(drafts)
-    steps: tuple[Callable[[_Calls, int, Draft], None], ...] = (_gate, _epilogue, _sum_into_norm)
+    steps: tuple[Callable[[_Calls, int, Draft], None], ...] = (_gate, _epilogue, _sum_into_norm, _split)
     for step in steps:
         for at in range(len(calls.drafts)):
             draft = calls.drafts[at]
@@ -113,12 +115,12 @@ def _epilogue(calls: _Calls, at: int, draft: Draft) -> None:
             assert y is not None
             channels = y.dims[-1]
             is_row = product(other.dims) == channels and other.dims[-1:] == (channels,) and mine.dims[-1] == channels
-            if is_row and other.dims != out.dims and not _act(product_call):
-                if product_call.operands[_BIAS] is None:
-                    bias = replace(other, dims=(channels,))
-                    calls.put(at, _extended(product_call, draft, bias=bias), made)
-                    return
-                continue
+            # With one row both shapes are the same; then a constant is a bias and anything else a residual.
+            is_bias = is_row and (other.dims != out.dims or other.buf.space is Space.WEIGHT)
+            if is_bias and not _act(product_call) and product_call.operands[_BIAS] is None:
+                bias = replace(other, dims=(channels,))
+                calls.put(at, _extended(product_call, draft, bias=bias), made)
+                return
             if other.dims == out.dims and other.buf is not mine.buf:
                 calls.put(at, _extended(product_call, draft, residual=replace(other, dims=y.dims)), made)
                 return
@@ -172,3 +174,47 @@ def _sum_into_norm(calls: _Calls, at: int, draft: Draft) -> None:
     operands[2], operands[3] = replace(left, dims=x.dims), replace(right, dims=x.dims)
     calls.readers[x.buf] = [i for i in readers if i != at]
     calls.put(at, Draft(draft.kernel, draft.layer, operands, draft.ints, draft.floats), made)
+
+
+def _split(calls: _Calls, at: int, draft: Draft) -> None:
+    """A linear whose result is only cut along its last axis, whole panels each, writes the pieces itself."""
+    y = draft.operands[0]
+    if draft.kernel != "linear" or draft.operands[_RESIDUAL] is not None or y is None:
+        return
+    readers = calls.readers.get(y.buf, [])
+    pieces = sorted((start, i) for i in readers if (start := _start_of_piece(calls.drafts[i], y)) is not None)
+    most = KERNELS["linear_split"].n_out
+    if y.buf.space is not Space.ARENA or not 2 <= len(pieces) == len(readers) <= most:
+        return
+    outs: list[View | None] = []
+    covered = dim(0)
+    for start, i in pieces:
+        piece = calls.drafts[i]
+        assert piece is not None
+        out = piece.operands[0]
+        assert out is not None
+        if covered != start or start % PANEL:
+            return
+        outs.append(out)
+        covered = covered + out.dims[-1]
+    if covered != y.dims[-1]:
+        return
+    for _, i in pieces:
+        calls.drafts[i] = None
+    outs += [None] * (most - len(outs))
+    calls.drafts[at] = Draft("linear_split", draft.layer, [*outs, *draft.operands[1:_RESIDUAL]], draft.ints[:1],
+                             draft.floats)
+
+
+def _start_of_piece(call: Draft | None, y: View) -> int | None:
+    """Where the piece of `y` begins that `call` copies; None when it does something else."""
+    if call is None or call.kernel != "slice":
+        return None
+    out, source = call.operands
+    assert out is not None
+    assert source is not None
+    rank = len(y.dims)
+    *before, start = call.ints[:rank]
+    if source.dims != y.dims or any(s != 0 for s in before) or any(s != 1 for s in call.ints[rank:]):
+        return None
+    return start if isinstance(start, int) and out.dims[:-1] == y.dims[:-1] else None

@@ -259,8 +259,9 @@ def concat(ctx: Lowering, parts: Sequence[Value], axis: int) -> Value:
         if any(p.dims[a] != d for a, d in enumerate(parts[0].dims) if a != axis):
             raise UnsupportedError(f"parts of shapes {_text(parts[0].dims)} and {_text(p.dims)}")
     consts = [p.const for p in parts if p.const is not None]
-    # Gates of recurrent layers come in pieces; a piece that is there twice would make the bundle larger.
-    if len(consts) == len(parts) == len({c.name for c in consts}):
+    # Gates of recurrent layers come in pieces; a piece that is there twice would make the bundle larger, unless it is a
+    # mere vector, like biases that are all zero.
+    if len(consts) == len(parts) and (len(parts[0].dims) == 1 or len(consts) == len({c.name for c in consts})):
         return of_const(_joined(consts, axis))
     if len(parts) > _OPERANDS:
         head = concat(ctx, parts[:_OPERANDS], axis)
@@ -278,16 +279,21 @@ def concat(ctx: Lowering, parts: Sequence[Value], axis: int) -> Value:
 
 def _joined(parts: Sequence[Const], axis: int) -> Const:
     """Constants one after the other, put together whenever they are read."""
-    def read() -> Array:
-        joined = np.concatenate([p.load() for p in parts], axis=axis)
-        for p in parts:
-            p.release()
-        return joined
-
     dims = list(parts[0].dims)
     dims[axis] = sum(p.dims[axis] for p in parts)
+
+    def read() -> Array:
+        joined = np.empty(dims, parts[0].dtype.numpy)
+        start = 0
+        for p in parts:  # one at a time: together they would take the memory twice
+            end = start + p.dims[axis]
+            joined[(*[slice(None)] * axis, slice(start, end))] = p.load()
+            p.release()
+            start = end
+        return joined
+
     digest = hashlib.sha256("\0".join(p.name for p in parts).encode()).hexdigest()[:16]
-    label = parts[0].label or parts[0].base
+    label = "+".join(dict.fromkeys(p.label or p.base for p in parts))
     return Const(f"{label}.joined{axis}.{digest}", read, tuple(dims), parts[0].dtype, identity(len(dims)), label)
 
 

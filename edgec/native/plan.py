@@ -41,8 +41,9 @@ class KernelRow:
 _NORM = ((0, 2), (0, 3), (1, 2), (1, 3))
 # One row per kernel of docs/kernels.md; kernels/kernels.def holds the same names and counts.
 KERNELS: dict[str, KernelRow] = {
-    "linear": KernelRow(), "linear_bits": KernelRow(), "gather_bits": KernelRow(), "conv2d": KernelRow(),
-    "dwconv2d": KernelRow(), "pool2d": KernelRow(), "resize2d": KernelRow(), "rnn": KernelRow(3),
+    "linear": KernelRow(), "linear_split": KernelRow(4), "linear_bits": KernelRow(), "linear_bits_split": KernelRow(4),
+    "gather_bits": KernelRow(), "conv2d": KernelRow(), "dwconv2d": KernelRow(), "pool2d": KernelRow(),
+    "resize2d": KernelRow(), "rnn": KernelRow(3),
     "matmul": KernelRow(), "attention_cached": KernelRow(), "attention": KernelRow(), "kv_write": KernelRow(),
     "rmsnorm": KernelRow(2, _NORM), "layernorm": KernelRow(2, _NORM), "rope": KernelRow(1, ((0, 1),)),
     "unary": KernelRow(1, ((0, 1),)), "binary": KernelRow(1, ((0, 1), (0, 2))), "glu": KernelRow(1, ((0, 1), (0, 2))),

@@ -107,10 +107,8 @@ def _overlaps(call: Call) -> Iterator[str]:
     """Outputs that share bytes with an input where the kernel's row does not allow it, or with another output."""
     row = KERNELS[call.kernel]
     for i, out in enumerate(call.outputs):
-        if out.space is not Space.ARENA:
-            continue
         for j, other in enumerate(call.operands):
-            if j == i or other.space is not Space.ARENA or not _share(out, other):
+            if j == i or out.space is Space.NONE or not _share(out, other):
                 continue
             same = out.offset == other.offset and out.bytes == other.bytes
             if j < row.n_out or not same or (i, j) not in row.in_place:
@@ -118,7 +116,8 @@ def _overlaps(call: Call) -> Iterator[str]:
 
 
 def _share(a: Operand, b: Operand) -> bool:
-    return a.offset < b.offset + b.bytes.hi and b.offset < a.offset + a.bytes.hi
+    same = (a.space, a.index) == (b.space, b.index)
+    return same and a.offset < b.offset + b.bytes.hi and b.offset < a.offset + a.bytes.hi
 
 
 @dataclass

@@ -25,9 +25,9 @@ def scratch_bytes(calls: Iterable[Call]) -> int:
 
 def _call(call: Call) -> int:
     match call.kernel:
-        case "linear":
-            y, weight = call.operands[0], call.operands[2]
-            wide = weight.dtype is Dtype.F32 or product(y.dims[:-1]).hi < _WIDEN_ROWS
+        case "linear" | "linear_split":
+            x, weight = call.inputs[:2]
+            wide = weight.dtype is Dtype.F32 or product(x.dims[:-1]).hi < _WIDEN_ROWS
             return 0 if wide else 2 * PANEL * weight.dims[1].hi * 4
         case "linear_bits":
             return _bits(product(call.operands[1].dims[:-1]).hi, call.operands[1].dims[-1].hi, _int(call.ints[4]))

@@ -30,32 +30,89 @@ int64_t product_cost(double m, double n, double k, double weight_bytes) {
     return ns < 1e15 ? (int64_t)ns + 1 : (int64_t)1e15;
 }
 
+// x[M..., K], w[N, K] and the outputs y[M..., Ni], of which absent ones take nothing: the Ni add up to N.
+static const char *products_check(const View &x, const View &w, const View *y, int outputs) {
+    if (!y->data || !activation(x) || !weight(w)) return kMissing;
+    if (x.rank < 1 || w.rank != 2 || x.dim[x.rank - 1] != w.dim[1]) return kShape;
+    int64_t n = 0;
+    for (const View *end = y + outputs; y < end; ++y) {
+        if (!y->data) continue;
+        if (!activation(*y)) return kMissing;
+        if (y->rank != x.rank) return kShape;
+        for (int d = 0; d + 1 < x.rank; ++d)
+            if (y->dim[d] != x.dim[d]) return kShape;
+        if (n % 16 != 0) return "an output begins inside a panel";
+        n += y->dim[y->rank - 1];
+    }
+    return n == w.dim[0] ? nullptr : kShape;
+}
+EDGEC_NOINLINE LinearShape linear_shape(const View &y, int64_t k) {
+    LinearShape s;
+    s.m = leading(y);
+    s.n = y.dim[y.rank - 1];
+    s.k = k;
+    s.panels = ceil_div(s.n, 16);
+    bool vector = s.m <= kVectorRows;
+    s.row_blocks = vector ? 1 : ceil_div(s.m, kLinearRows);
+    s.panel_blocks = vector ? s.panels : ceil_div(s.panels, kLinearPanels);
+    // A thread takes neighbouring tiles. Where the activations are the larger part it should keep its rows, which the
+    // calls before and after split alike; else its weights.
+    s.rows_outer = !vector && s.m > 0 && s.k + s.n > 0 && s.n * s.k / (s.k + s.n) < s.m;
+    return s;
+}
+
+int linear_parts(const Args &a, int outputs, int64_t t0, int64_t t1, LinearPart *parts) {
+    const View *in = a.op + outputs;
+    const bool one = outputs == 1;  // only linear has a residual
+    Epilogue e = {(const float *)in[2].data, one ? (const float *)in[3].data : nullptr, (int)a.i[0],
+                  one ? (int)a.i[1] : 0, a.f[0], a.f[1]};
+    const char *w = (const char *)in[1].data;
+    int n = 0;
+    for (const View *y = a.op; y < in; ++y) {
+        if (!y->data) continue;
+        const LinearShape s = linear_shape(*y, in[1].dim[1]);
+        const int64_t from = imax(t0, 0), to = imin(t1, s.tiles());
+        if (from < to)
+            parts[n++] = LinearPart{s, e, (const float *)in[0].data, (float *)y->data, w, from, to, in[1].dtype};
+        t0 -= s.tiles();  // counted from the next output's first tile
+        t1 -= s.tiles();
+        w += s.n * s.k * dtype_size(in[1].dtype);  // all but the last output end with a whole panel
+        if (e.bias) e.bias += s.n;
+    }
+    return n;
+}
+EDGEC_NOINLINE int64_t rows_tiles(const View &w, const View *y, int outputs) {
+    int64_t tiles = 0;
+    for (const View *end = y + outputs; y < end; ++y)
+        if (y->data) tiles += linear_shape(*y, w.dim[1]).tiles();
+    return tiles;
+}
+static int64_t rows_cost(const View &x, const View &w) {
+    const double n = (double)w.dim[0], k = (double)w.dim[1];
+    return product_cost((double)leading(x), n, k, n * k * (double)dtype_size(w.dtype));
+}
+static int64_t rows_scratch(const View &x, const View &w) {  // two widened panels
+    return w.dtype != F32 && leading(x) >= kWidenRows ? 2 * 16 * w.dim[1] * (int64_t)sizeof(float) : 0;
+}
+
 const char *linear_check(const Args &a) {
     if (!arity(a, 5, 2, 2)) return kArity;
-    const View &y = a.op[0], &x = a.op[1], &w = a.op[2];
-    if (!activation(y) || !activation(x) || !weight(w)) return kMissing;
-    if (y.rank < 1 || y.rank != x.rank || w.rank != 2) return kShape;
-    for (int d = 0; d + 1 < y.rank; ++d)
-        if (y.dim[d] != x.dim[d]) return kShape;
-    if (y.dim[y.rank - 1] != w.dim[0] || x.dim[x.rank - 1] != w.dim[1]) return kShape;
-    return epilogue_check(y, a.op[3], a.op[4], w.dim[0], a.i[0], a.i[1]);
+    if (const char *e = products_check(a.op[1], a.op[2], a.op, 1)) return e;
+    return epilogue_check(a.op[0], a.op[3], a.op[4], a.op[2].dim[0], a.i[0], a.i[1]);
 }
-int64_t linear_tiles(const Args &a) {
-    if (empty(a.op[0])) return 0;
-    const LinearShape s = linear_shape(a);
-    return s.row_blocks * s.panel_blocks;
+int64_t linear_tiles(const Args &a) { return rows_tiles(a.op[2], a.op, 1); }
+int64_t linear_cost(const Args &a) { return rows_cost(a.op[1], a.op[2]); }
+int64_t linear_scratch(const Args &a) { return rows_scratch(a.op[1], a.op[2]); }
+
+const char *linear_split_check(const Args &a) {
+    if (!arity(a, kSplitOutputs + 3, 1, 2)) return kArity;
+    const View *in = a.op + kSplitOutputs;
+    if (const char *e = products_check(in[0], in[1], a.op, kSplitOutputs)) return e;
+    return epilogue_check(a.op[0], in[2], View(), in[1].dim[0], a.i[0], 0);
 }
-int64_t linear_cost(const Args &a) {
-    if (empty(a.op[0])) return 1;
-    const LinearShape s = linear_shape(a);
-    return product_cost((double)s.m, (double)s.n, (double)s.k,
-                        (double)s.n * (double)s.k * (double)dtype_size(a.op[2].dtype));
-}
-int64_t linear_scratch(const Args &a) {  // two widened panels
-    if (empty(a.op[0]) || a.op[2].dtype == F32) return 0;
-    const LinearShape s = linear_shape(a);
-    return s.m >= kWidenRows ? 2 * 16 * s.k * (int64_t)sizeof(float) : 0;
-}
+int64_t linear_split_tiles(const Args &a) { return rows_tiles(a.op[kSplitOutputs + 1], a.op, kSplitOutputs); }
+int64_t linear_split_cost(const Args &a) { return rows_cost(a.op[kSplitOutputs], a.op[kSplitOutputs + 1]); }
+int64_t linear_split_scratch(const Args &a) { return rows_scratch(a.op[kSplitOutputs], a.op[kSplitOutputs + 1]); }
 
 // kh kw sh sw pt pl dh dw
 static const char *window_check(const View &y, const View &x, const int64_t *i) {

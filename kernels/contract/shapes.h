@@ -16,6 +16,7 @@ struct LinearShape {
     int64_t m, n, k, panels;
     int64_t row_blocks, panel_blocks;  // tiles = row_blocks * panel_blocks
     bool rows_outer = false;           // the panel block runs fastest, else the row block
+    int64_t tiles() const { return m > 0 ? row_blocks * panel_blocks : 0; }
 };
 // At most this many rows take the matrix-vector path, in which a tile is one panel.
 constexpr int64_t kVectorRows = 3;
@@ -30,21 +31,21 @@ EDGEC_INLINE int64_t leading(const View &v) {  // product of all dims but the la
     return count_of(t);
 }
 
-EDGEC_INLINE LinearShape linear_shape(const Args &g) {
-    const View &w = g.op[2];
-    LinearShape s;
-    s.m = leading(g.op[0]);
-    s.n = w.dim[0];
-    s.k = w.dim[1];
-    s.panels = ceil_div(s.n, 16);
-    bool vector = s.m <= kVectorRows;
-    s.row_blocks = vector ? 1 : ceil_div(s.m, kLinearRows);
-    s.panel_blocks = vector ? s.panels : ceil_div(s.panels, kLinearPanels);
-    // A thread takes neighbouring tiles. Where the activations are the larger part it should keep its rows, which the
-    // calls before and after split alike; else its weights.
-    s.rows_outer = !vector && s.m > 0 && s.k + s.n > 0 && s.n * s.k / (s.k + s.n) < s.m;
-    return s;
-}
+// linear_split has this many outputs, absent ones included. Each has tiles of its own, one output's after the other's.
+constexpr int kSplitOutputs = 4;
+
+// What tiles [t0, t1) of one output of linear or linear_split are made of; w and e begin at its first column.
+struct LinearPart {
+    LinearShape shape;
+    Epilogue e;
+    const float *x;
+    float *y;
+    const char *w;
+    int64_t t0, t1;
+    uint8_t dtype;  // of w
+};
+// The parts in which tiles [t0, t1) of all `outputs` lie; how many. Defined once, in compute.cpp, to save room.
+int linear_parts(const Args &a, int outputs, int64_t t0, int64_t t1, LinearPart *parts);
 
 // A window that slides over NHWC images: convolution and pooling.
 struct Window {

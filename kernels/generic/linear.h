@@ -1,9 +1,18 @@
-// y = act(x wT + bias) + residual. Few rows stream each panel once (bound by memory); more rows are a blocked product.
+// y = act(x wT + bias) + residual, in one piece or in several. Few rows stream each panel once (bound by memory); more rows are a blocked product.
 
+// All rows, at most kVectorRows, by panels [p0, p1).
 template <class W>
-EDGEC_NOINLINE void linear_run(const Gemm &g, const LinearShape &s, const W *w, float *wide, int64_t t0, int64_t t1) {
+EDGEC_NOINLINE void linear_vector(const Gemm &g, const W *w, int64_t p0, int64_t p1) {
+    for (int64_t p = p0; p < p1; ++p) gemv_rows<W>(g, w + p * g.k * 16, p * 16, 0, g.m);
+}
+
+// Tiles [t0, t1) of g by the panels w.
+EDGEC_NOINLINE void linear_run(const Gemm &g, const LinearShape &s, const void *w, uint8_t dtype, float *wide,
+                               int64_t t0, int64_t t1) {
     if (s.m <= kVectorRows) {
-        for (int64_t p = t0; p < t1; ++p) gemv_rows<W>(g, w + p * s.k * 16, p * 16, 0, s.m);
+        if (dtype == F32) linear_vector(g, (const float *)w, t0, t1);
+        else if (dtype == F16) linear_vector(g, (const f16_t *)w, t0, t1);
+        else linear_vector(g, (const bf16_t *)w, t0, t1);
         return;
     }
     // The tiles of one run of the inner index are one block; whole runs are done together.
@@ -13,19 +22,26 @@ EDGEC_NOINLINE void linear_run(const Gemm &g, const LinearShape &s, const W *w, 
         int64_t o_n = i_n == inner ? (t1 - t0) / inner : 1;
         int64_t rb = s.rows_outer ? o0 : i0, rows = s.rows_outer ? o_n : i_n;
         int64_t pb = s.rows_outer ? i0 : o0, panels = s.rows_outer ? i_n : o_n;
-        gemm_block<W>(g, w, wide, rb * kLinearRows, imin(s.m, (rb + rows) * kLinearRows), pb * kLinearPanels,
-                      imin(s.panels, (pb + panels) * kLinearPanels));
+        int64_t m0 = rb * kLinearRows, m1 = imin(s.m, (rb + rows) * kLinearRows);
+        int64_t p0 = pb * kLinearPanels, p1 = imin(s.panels, (pb + panels) * kLinearPanels);
+        if (dtype == F32) gemm_block(g, (const float *)w, wide, m0, m1, p0, p1);
+        else if (dtype == F16) gemm_block(g, (const f16_t *)w, wide, m0, m1, p0, p1);
+        else gemm_block(g, (const bf16_t *)w, wide, m0, m1, p0, p1);
         t0 += i_n * o_n;
     }
 }
 
-void linear(const Args &a, int64_t t0, int64_t t1, void *scratch) {
-    LinearShape s = linear_shape(a);
-    const View &w = a.op[2];
-    Gemm g = {(const float *)a.op[1].data, s.k, s.m, s.n, s.k, (float *)a.op[0].data, s.n,
-              Epilogue{(const float *)a.op[3].data, (const float *)a.op[4].data, (int)a.i[0], (int)a.i[1],
-                       a.f[0], a.f[1]}};
-    if (w.dtype == F32) linear_run<float>(g, s, (const float *)w.data, (float *)scratch, t0, t1);
-    else if (w.dtype == F16) linear_run<f16_t>(g, s, (const f16_t *)w.data, (float *)scratch, t0, t1);
-    else linear_run<bf16_t>(g, s, (const bf16_t *)w.data, (float *)scratch, t0, t1);
+EDGEC_NOINLINE void linear_outputs(const Args &a, int outputs, int64_t t0, int64_t t1, float *wide) {
+    LinearPart parts[kSplitOutputs];
+    const int n = linear_parts(a, outputs, t0, t1, parts);
+    for (const LinearPart *p = parts; p < parts + n; ++p) {
+        const LinearShape &s = p->shape;
+        const Gemm g = {p->x, s.k, s.m, s.n, s.k, p->y, s.n, p->e};
+        linear_run(g, s, p->w, p->dtype, wide, p->t0, p->t1);
+    }
+}
+
+void linear(const Args &a, int64_t t0, int64_t t1, void *scratch) { linear_outputs(a, 1, t0, t1, (float *)scratch); }
+void linear_split(const Args &a, int64_t t0, int64_t t1, void *scratch) {
+    linear_outputs(a, kSplitOutputs, t0, t1, (float *)scratch);
 }

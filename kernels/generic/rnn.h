@@ -13,11 +13,9 @@ EDGEC_NOINLINE void rnn_gate(const RnnShape &s, const View &w, int64_t gate, con
     l.panels = s.panels;
     l.row_blocks = 1;
     l.panel_blocks = rows <= kVectorRows ? s.panels : ceil_div(s.panels, kLinearPanels);
-    const int64_t at = gate * s.panels * 16 * s.h;
+    const int64_t at = gate * s.panels * 16 * s.h * dtype_size(w.dtype);
     // So few rows are never widened: no scratch.
-    if (w.dtype == F32) linear_run<float>(g, l, (const float *)w.data + at, nullptr, 0, l.panel_blocks);
-    else if (w.dtype == F16) linear_run<f16_t>(g, l, (const f16_t *)w.data + at, nullptr, 0, l.panel_blocks);
-    else linear_run<bf16_t>(g, l, (const bf16_t *)w.data + at, nullptr, 0, l.panel_blocks);
+    linear_run(g, l, (const char *)w.data + at, w.dtype, nullptr, 0, l.panel_blocks);
 }
 
 // One row of n units: the gates' values p (n apart each) and the step's inputs g turn state h (and c) into the next.

@@ -1,13 +1,15 @@
-"""Folds multiplications and additions by a constant per channel into the linear before them, or into those after.
+"""Folds multiplications and additions by a constant per channel into the linears before them, or into those after.
 
-Mul, Div, Add and Sub of constants that vary along the channels only, as FoldBN does it for BatchNormalization; also
-where means over other axes or a flattening of single pixels stand between, which commute with it. A ReLU does not, and
-stays in the way. Weights whose values all fit 16 bits stay what they are: a model must not double for a saved product.
-The scales of normalizations stay, too: their kernels apply them for nothing.
+Mul, Div, Add, Sub of constants that vary along the channels only, and a BatchNormalization that FoldBN left; also
+through operators that commute with it (channel_paths). Behind a Concat every part must be able to take its share. A
+ReLU does not commute and stays in the way. Weights whose values all fit 16 bits stay what they are: a model must not
+double for a saved product. The scales of normalizations stay, too: their kernels apply them for nothing.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,156 +21,244 @@ from edgec.ir.model import (
     const_of,
     const_tensor,
     describe,
-    input_of,
-    int_attr,
-    ints_attr,
-    ints_of,
+    dims_of,
     is_op,
     producer,
     rank_of,
     required,
-    static_shape,
+    single_use,
 )
 from edgec.ir.passes import Context, Pass
-from edgec.ir.rules import Bindings, apply_rules
+from edgec.ir.rules import Bindings, Rule, apply_rules
 from edgec.ir.shapes import infer_shapes
-from edgec.passes.normalize.fold_bn import Affine, FoldIntoConsumers, FoldIntoProducer, Vector, linear_before
+from edgec.passes.normalize.channel_paths import CHANNELS, MOVES, Along, backward, forward
+from edgec.passes.normalize.fold_bn import (
+    Affine,
+    Before,
+    Vector,
+    affine_of,
+    channels_of,
+    fold_forward,
+    forward_problem,
+    linear_before,
+    weight_of,
+)
 
-_CHANNELS = 1 << 20
-_ROOTS = ("Mul", "Div", "Add", "Sub")
+_ROOTS = ("Mul", "Div", "Add", "Sub", "BatchNormalization")
+# A longer way between two linears is nobody's network.
+_STEPS = 256
+# Goes on where the real one cannot: whether a linear is near decides if the reason is worth telling.
+_NOTHING = Along.make(Affine(np.ones(1), np.zeros(1)), None)
 
 
-def _constant_side(node: ir.Node) -> int | None:
-    """Which operand is the constant; None for both or neither, and for a constant divided by something."""
-    sides = [i for i in (0, 1) if const_tensor(node.inputs[i]) is not None]
-    return sides[0] if len(sides) == 1 and not (node.op_type == "Div" and sides[0] == 0) else None
+def _data_side(node: ir.Node) -> int | None:
+    """Which operand varies; None where both or neither do, and for a constant divided by something."""
+    if is_op(node, "BatchNormalization"):
+        return 0
+    sides = [i for i in (0, 1) if const_tensor(node.inputs[i]) is None]
+    return sides[0] if len(sides) == 1 and not (node.op_type == "Div" and sides[0] == 1) else None
 
 
-def _channel_affine(node: ir.Node, axis: int, channels: int) -> Affine | str:
-    """What `node` does per channel, the channels along `axis` of its result."""
-    side, rank = _constant_side(node), rank_of(node.outputs[0])
-    array = None if side is None else const_of(node.inputs[side], _CHANNELS)
-    if side is None or array is None or rank is None or array.dtype.kind != "f" or array.ndim > rank:
+def _along(node: ir.Node, side: int) -> Along | str:
+    """What `node` does per channel of operand `side`, or why that is nothing to fold."""
+    if is_op(node, "BatchNormalization"):
+        affine, dims = affine_of(node), dims_of(node.inputs[0])
+        if isinstance(affine, str):
+            return affine
+        return Along.make(affine, 1) if dims is not None and dims[1] == affine.scale.size else (
+            "the number of channels is not known")
+    dims, array = dims_of(node.inputs[side]), const_of(node.inputs[1 - side], CHANNELS)
+    if dims is None or array is None or array.dtype.kind != "f":
         return "its constant is not a number per channel"
-    shape = (1,) * (rank - array.ndim) + array.shape
-    if any(d != 1 for a, d in enumerate(shape) if a != axis % rank) or shape[axis] not in (1, channels):
-        return "its constant varies along other axes than the channels"
-    if rank_of(node.inputs[1 - side]) != rank:
+    if array.ndim > len(dims):
         return "it adds dims"
-    vector: Vector = np.broadcast_to(np.asarray(array, np.float64).reshape(-1), (channels,))
-    ones, zeros = np.ones(channels), np.zeros(channels)
+    places = [i for i, d in enumerate(array.shape, len(dims) - array.ndim) if d != 1]
+    if len(places) > 1:
+        return "its constant varies along other axes than the channels"
+    if any(dims[i] != array.size for i in places):
+        return "its constant is not known to have the size of the channels"
+    affine = _affine(node, np.asarray(array, np.float64).reshape(-1), side)
+    if not (np.isfinite(affine.scale).all() and np.isfinite(affine.shift).all()):
+        return "it divides by zero, or its constant is not finite"
+    return Along.make(affine, places[0] if places else None)
+
+
+def _affine(node: ir.Node, vector: Vector, side: int) -> Affine:
+    ones, zeros = np.ones_like(vector), np.zeros_like(vector)
     if node.op_type == "Mul":
         return Affine(vector, zeros)
     if node.op_type == "Div":
-        return Affine(1 / vector, zeros) if vector.all() else "it divides by zero"
+        with np.errstate(divide="ignore"):
+            return Affine(1 / vector, zeros)
     if node.op_type == "Sub":
-        return Affine(ones, -vector) if side == 1 else Affine(-ones, vector)
+        return Affine(ones, -vector) if side == 0 else Affine(-ones, vector)
     return Affine(ones, vector)
 
 
-def _axis(linear: ir.Node) -> int:
-    return -1 if is_op(linear, "MatMul", "Gemm") else 1
+def _share(linear: ir.Node, value: ir.Value, along: Along, before: bool) -> Affine | str:
+    """The affine that `linear` has to take in when `along` is what happens to `value`."""
+    channels, rank = channels_of(linear, before), rank_of(value)
+    if channels is None or rank is None:
+        return f"the weight of {describe(linear)} is not a constant of known channels"
+    return along.of(channels, rank - 1 if is_op(linear, "MatMul", "Gemm") else 1)
 
 
-def _outputs(linear: ir.Node) -> int | None:
-    shape = linear.outputs[0].shape
-    size = None if shape is None else shape[_axis(linear)]
-    return size if isinstance(size, int) else None
-
-
-def _widens(linear: ir.Node, scale: Vector) -> str | None:
-    """The reason not to scale weights that 16 bits hold exactly and would no longer."""
-    tensor = const_tensor(linear.inputs[1])
-    if tensor is None or (np.frexp(np.abs(scale))[0] == 0.5).all():
+def _unable(linear: ir.Node, affine: Affine | str) -> str | None:
+    """The reason not to scale: none was found to do, or 16 bits hold the weights exactly and would no longer."""
+    tensor = const_tensor(weight_of(linear)[0])
+    if isinstance(affine, str):
+        return affine
+    if tensor is None or (np.frexp(np.abs(affine.scale))[0] == 0.5).all():
         return None
     exact = lossless_dtype(np.asarray(tensor.numpy(), np.float32)) is not Dtype.F32
     return f"the weight of {describe(linear)} fits 16 bits and would not any more" if exact else None
 
 
-def _hop(value: ir.Value, axis: int) -> ir.Value | None:
-    """What a mean over other axes than the channels', or a flattening of single pixels, is made of."""
-    node = producer(value, "GlobalAveragePool", "ReduceMean", "Flatten", "Reshape")
-    if node is None:
-        return None
-    x = required(node, 0)
-    shape, rank = static_shape(x), rank_of(x)
-    if node.op_type == "GlobalAveragePool":
-        return x if axis == 1 else None
-    if node.op_type == "ReduceMean":
-        axes = ints_of(input_of(node, 1)) if input_of(node, 1) is not None else ints_attr(node, "axes")
-        if axes is None or rank is None or not int_attr(node, "keepdims", 1):
-            return None
-        return x if axis % rank not in {a % rank for a in axes} else None
-    # [N, C, 1, 1] -> [N, C]
-    flat = static_shape(value)
-    single = shape is not None and flat is not None and axis == 1 and flat == shape[:2] and set(shape[2:]) == {1}
-    return x if single else None
+@dataclass
+class _Walk:
+    """Linears that all ways from a value end at. problem: why not all of them do, or why it cannot go there; near:
+    there is at least one, perhaps behind what is in the way."""
+
+    ends: dict[ir.Value, tuple[Before, Along]] = field(default_factory=dict)
+    readers: dict[ir.Node, tuple[ir.Value, Along]] = field(default_factory=dict)
+    problem: str | None = None
+    near: bool = False
+
+    def stop(self, reason: str) -> None:
+        self.problem = self.problem or reason
 
 
-class AffineIntoProducer(FoldIntoProducer):
-    """Conv, ConvTranspose, Gemm or MatMul (with its bias), perhaps a mean of it, times or plus a constant."""
+def _back(value: ir.Value, along: Along) -> _Walk:
+    """Fills `ends`: what makes `value` and, behind operators that move values, its parts."""
+    walk, todo = _Walk(), [(value, along)]
+    for _ in range(_STEPS):
+        if not todo:
+            return walk
+        value, along = todo.pop()
+        node = value.producer()
+        if (before := linear_before(value)) is not None:
+            walk.ends[value], walk.near = (before, along), True
+        elif node is None or not is_op(node, *MOVES):
+            walk.stop(f"{value.name!r} is an input" if node is None else f"{describe(node)} stands between")
+            behind = node.inputs[0] if node is not None and node.inputs else None
+            walk.near |= behind is not None and linear_before(behind) is not None
+        else:
+            if not single_use(value):
+                walk.stop(f"{describe(node)} is read by others, too")
+            if isinstance(found := backward(node, along), str):
+                walk.stop(found)
+                found = backward(node, _NOTHING)
+            assert not isinstance(found, str)  # what is the same everywhere goes everywhere
+            todo += found
+    walk.stop(f"more than {_STEPS} operators stand between")
+    return walk
+
+
+def _forth(value: ir.Value, along: Along) -> _Walk:
+    """Fills `readers`: what reads `value` and, behind operators that move values, what they make of it."""
+    walk, todo, seen = _Walk(), [(value, along)], {value}
+    for _ in range(_STEPS):
+        if not todo:
+            return walk
+        value, along = todo.pop()
+        if value.is_graph_output():
+            walk.stop("its result is a graph output")
+        for user, index in value.uses():
+            if is_op(user, "Conv", "Gemm", "MatMul"):
+                walk.readers[user], walk.near = (value, along), True
+            elif not is_op(user, *MOVES):
+                walk.stop(f"{describe(user)} reads it, too")
+            elif user.outputs[0] in seen:
+                walk.stop(f"{describe(user)} reads it in two ways")
+            else:
+                if isinstance(moved := forward(user, index, along), str):
+                    walk.stop(moved)
+                    moved = _NOTHING
+                seen.add(user.outputs[0])
+                todo.append((user.outputs[0], moved))
+    walk.stop(f"more than {_STEPS} operators stand between")
+    return walk
+
+
+def _parts(node: ir.Node, side: int, walk: Callable[[Along], _Walk]) -> Bindings | None:
+    along = _along(node, side)
+    found = walk(_NOTHING if isinstance(along, str) else along)
+    return {"side": side, "along": along, "walk": found} if found.near else None
+
+
+class AffineIntoProducer(Rule):
+    """Conv, ConvTranspose, Gemm or MatMul (with its bias), several of them joined, times or plus a constant."""
 
     roots = _ROOTS
 
     def match(self, node: ir.Node) -> Bindings | None:
-        side = _constant_side(node)
-        if side is None:
-            return None
-        value = required(node, 1 - side)
-        if node.op_type == "Add" and producer(value, "MatMul") is not None:
-            return None  # that is how a MatMul has its bias
-        for axis in (1, -1):
-            hops, at = [], value
-            while (before := _hop(at, axis)) is not None:
-                hops.append(at)
-                at = before
-            found = linear_before(at)
-            if found is not None and _axis(found["linear"]) == axis:
-                return {**found, "chain": [*found["chain"], *hops], "hops": hops}
-        return None
-
-    def affine(self, node: ir.Node, **parts: Any) -> Affine | str:
-        linear: ir.Node = parts["linear"]
-        channels = _outputs(linear)
-        return "the number of channels is not known" if channels is None else (
-            _channel_affine(node, _axis(linear), channels))
+        side = _data_side(node)
+        if side is None or (node.op_type == "Add" and producer(node.inputs[side], "MatMul") is not None):
+            return None  # an Add behind a MatMul is how that has its bias
+        return _parts(node, side, lambda along: _back(required(node, side), along))
 
     def check(self, node: ir.Node, **parts: Any) -> str | None:
-        reason = super().check(node, **parts)
-        affine = self.affine(node, **parts)
-        return reason or (_widens(parts["linear"], affine.scale) if isinstance(affine, Affine) else affine)
+        walk: _Walk = parts["walk"]
+        reason = parts["along"] if isinstance(parts["along"], str) else walk.problem
+        for value, (before, along) in walk.ends.items():
+            if reason:
+                return reason
+            if before.linear.graph is not node.graph:
+                return f"{describe(before.linear)} is in another graph"
+            reason = before.problem() or _unable(before.linear, _share(before.linear, value, along, before=True))
+        return reason
 
     def rewrite(self, op: Builder, node: ir.Node, **parts: Any) -> ir.Value:
-        value = super().rewrite(op, node, **parts)
-        for hop in reversed(parts["hops"]):
-            maker = hop.producer()
-            value = op.node(maker.op_type, [value, *maker.inputs[1:]],
-                            {k: a.value for k, a in maker.attributes.items()}).outputs[0]
-        return value
+        return self._rebuilt(op, required(node, parts["side"]), parts["along"], parts["walk"])
+
+    def _rebuilt(self, op: Builder, value: ir.Value, along: Along, walk: _Walk) -> ir.Value:
+        """`value` with `along` done to it where it is made."""
+        if value in walk.ends:
+            before, _ = walk.ends[value]
+            affine = _share(before.linear, value, along, before=True)
+            assert isinstance(affine, Affine)  # checked
+            new = before.fold(op, affine)
+        else:
+            node = value.producer()
+            assert node is not None  # walked through
+            found = backward(node, along)
+            assert not isinstance(found, str)  # walked through
+            moved = [self._rebuilt(op, v, part, walk) for v, part in found]
+            made = op.node(node.op_type, [*moved, *node.inputs[len(moved):]],
+                           {k: a.value for k, a in node.attributes.items()})
+            made.metadata_props.update(node.metadata_props)
+            new = made.outputs[0]
+        new.type, new.shape = value.type, value.shape
+        return new
 
 
-class AffineIntoConsumers(FoldIntoConsumers):
-    """A product or sum with a constant, read only by Conv, Gemm or MatMul with constant weights of their own."""
+class AffineIntoConsumers(Rule):
+    """A product or sum with a constant that only Conv, Gemm or MatMul with weights of their own read in the end."""
 
     roots = _ROOTS
 
     def match(self, node: ir.Node) -> Bindings | None:
-        return None if _constant_side(node) is None else super().match(node)
-
-    def affine(self, node: ir.Node, **parts: Any) -> Affine | str:
-        axes = {_axis(user) for user in parts["users"]}
-        shape = node.outputs[0].shape
-        size = None if shape is None or len(axes) != 1 else shape[next(iter(axes))]
-        if not isinstance(size, int):
-            return "its readers count channels in different ways, or their number is not known"
-        return _channel_affine(node, next(iter(axes)), size)
+        side = _data_side(node)
+        return None if side is None else _parts(node, side, lambda along: _forth(node.outputs[0], along))
 
     def check(self, node: ir.Node, **parts: Any) -> str | None:
-        reason = super().check(node, **parts)
-        affine = self.affine(node, **parts)
-        if reason or isinstance(affine, str):
-            return reason or str(affine)
-        return next(filter(None, (_widens(user, affine.scale) for user in parts["users"])), None)
+        walk: _Walk = parts["walk"]
+        reason = parts["along"] if isinstance(parts["along"], str) else walk.problem
+        for user, (value, along) in walk.readers.items():
+            if reason:
+                return reason
+            affine = _share(user, value, along, before=False)
+            reason = affine if isinstance(affine, str) else (
+                forward_problem(node, value, user, affine) or _unable(user, affine))
+        return reason
+
+    def rewrite(self, op: Builder, node: ir.Node, **parts: Any) -> ir.Value:
+        walk: _Walk = parts["walk"]
+        for user, (value, along) in walk.readers.items():
+            affine = _share(user, value, along, before=False)
+            assert isinstance(affine, Affine)  # checked
+            fold_forward(op, user, affine)
+        return required(node, parts["side"])
 
 
 class FoldAffine(Pass):

@@ -7,9 +7,8 @@ must be zero. Arithmetic in float64, stored in the weight's own type, once, lazi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -69,58 +68,80 @@ def _group_scaled(weight: Array, scale: Vector, axis: int) -> Array:
     return (weight.astype(np.float64) * scale.reshape(shape)).astype(weight.dtype)
 
 
-class FoldIntoProducer(Rule):
-    """Conv, ConvTranspose, Gemm or MatMul, perhaps with its bias as an Add, followed by BatchNormalization."""
+def weight_of(linear: ir.Node) -> tuple[ir.Value | None, bool]:
+    """The weight of a linear as it is stored, and whether a MatMul reads it through a Transpose."""
+    weight = linear.inputs[1]
+    turn = producer(weight, "Transpose") if is_op(linear, "MatMul") else None
+    if turn is None or ints_attr(turn, "perm") not in (None, (1, 0)):
+        return weight, False
+    return turn.inputs[0], True
 
-    roots: ClassVar[tuple[str, ...]] = ("BatchNormalization",)
 
-    def affine(self, node: ir.Node, **parts: Any) -> Affine | str:
-        """What `node` does to each channel, or why that is none."""
-        return affine_of(node)
+def channels_of(linear: ir.Node, before: bool) -> int | None:
+    """How many channels a linear has at its result (`before`: it stands before the affine), or at its input."""
+    weight, turned = weight_of(linear)
+    tensor = const_tensor(weight)
+    if tensor is None or len(tensor.shape) < 2:
+        return None
+    first, second = (int(d) for d in tensor.shape.numpy()[:2])
+    groups = int_attr(linear, "group", 1)
+    if is_op(linear, "Conv"):
+        return first if before else second * groups
+    if is_op(linear, "ConvTranspose"):
+        return second * groups
+    return first if before == (turned or bool(int_attr(linear, "transB", 0))) else second
 
-    def match(self, node: ir.Node) -> Bindings | None:
-        return linear_before(required(node, 0))
 
-    def check(self, node: ir.Node, **parts: Any) -> str | None:
-        linear: ir.Node = parts["linear"]
-        affine = self.affine(node, **parts)
-        if isinstance(affine, str):
-            return affine
-        if not all(single_use(value) for value in parts["chain"]):
+def _shared(linear: ir.Node, weight: ir.Value) -> str | None:
+    """Why the weight of `linear` cannot be changed for it alone."""
+    values = {weight, required(linear, 1)}
+    if any(v.is_graph_output() for v in values):
+        return f"the weight of {describe(linear)} is a graph output"
+    return f"the weight of {describe(linear)} is shared" if any(len(v.uses()) > 1 for v in values) else None
+
+
+@dataclass(frozen=True)
+class Before:
+    """The linear that makes a value, the bias that an Add gives it, and the values on the way."""
+
+    linear: ir.Node
+    bias: ir.Value | None
+    chain: tuple[ir.Value, ...]
+
+    def problem(self) -> str | None:
+        """Why nothing behind it can become part of it."""
+        linear, (weight, _) = self.linear, weight_of(self.linear)
+        if not all(single_use(value) for value in self.chain):
             return f"{describe(linear)} is read by others, too"
-        weight = linear.inputs[1]
         tensor = const_tensor(weight)
         if tensor is None or weight is None:
             return f"the weight of {describe(linear)} is not a constant"
-        if len(weight.uses()) > 1:
-            return f"the weight of {describe(linear)} is shared"
-        if weight.is_graph_output():
-            return f"the weight of {describe(linear)} is a graph output"
-        # BatchNormalization works on dim 1; a linear's channels are its last dim.
-        wrong = is_op(node, "BatchNormalization") and rank_of(linear.outputs[0]) != 2
-        if is_op(linear, "MatMul", "Gemm") and (wrong or len(tensor.shape) != 2):
+        if reason := _shared(linear, weight):
+            return reason
+        if is_op(linear, "MatMul", "Gemm") and len(tensor.shape) != 2:
             return f"{describe(linear)} is not a matrix of [batch, channels]"
-        bias = parts["bias"] or (None if is_op(linear, "MatMul") else input_of(linear, 2))
+        bias = self.any_bias()
         if bias is not None and const_of(bias, _CHANNELS) is None:
             return f"the bias of {describe(linear)} is not a constant"
         return None
 
-    def rewrite(self, op: Builder, node: ir.Node, **parts: Any) -> ir.Value:
-        linear: ir.Node = parts["linear"]
-        affine = self.affine(node, **parts)
-        assert isinstance(affine, Affine)  # checked
+    def any_bias(self) -> ir.Value | None:
+        return self.bias or (None if is_op(self.linear, "MatMul") else input_of(self.linear, 2))
+
+    def fold(self, op: Builder, affine: Affine) -> ir.Value:
+        """The linear and `affine` in one."""
+        linear, old = self.linear, self.any_bias()
         scale, shift = affine.scale, affine.shift
-        weight = required(linear, 1)
+        weight, turned = weight_of(linear)
         tensor = const_tensor(weight)
-        assert tensor is not None  # checked
-        old = parts["bias"] or (None if is_op(linear, "MatMul") else input_of(linear, 2))
+        assert weight is not None  # checked, as is the next
+        assert tensor is not None
         bias = np.zeros(1) if old is None else np.asarray(const_of(old, _CHANNELS), np.float64)
-        alpha, beta = float_attr(linear, "alpha", 1.0), float_attr(linear, "beta", 1.0)
         if is_op(linear, "Gemm"):
-            bias = beta * bias
+            bias = float_attr(linear, "beta", 1.0) * bias
         groups = int_attr(linear, "group", 1)
         kind = linear.op_type
-        axis = 0 if kind == "Conv" or (kind == "Gemm" and int_attr(linear, "transB", 0)) else 1
+        axis = 0 if kind == "Conv" or turned or (kind == "Gemm" and int_attr(linear, "transB", 0)) else 1
 
         def change(w: Array) -> Array:
             if kind == "ConvTranspose" and groups > 1:
@@ -131,21 +152,23 @@ class FoldIntoProducer(Rule):
 
         name = weight.name or "weight"
         new_weight = op.tensor(lazy(tensor, change, tuple(tensor.shape.numpy()), name), name)
-        stored = tensor.dtype
-        new_bias = op.const(bias * scale + shift, stored, f"{name}.bias")
+        new_bias = None
+        if old is not None or shift.any():
+            new_bias = op.const(bias * scale + shift, tensor.dtype, f"{name}.bias")
         x = required(linear, 0)
         if kind == "MatMul":
-            return op.Add(op.MatMul(x, new_weight), new_bias)
+            product = op.MatMul(x, op.Transpose(new_weight, perm=(1, 0)) if turned else new_weight)
+            return product if new_bias is None else op.Add(product, new_bias)
         attributes = {k: a.value for k, a in linear.attributes.items()}
         if kind == "Gemm":
-            attributes["beta"], attributes["alpha"] = 1.0, alpha
+            attributes["beta"] = 1.0
         out = op.node(kind, [x, new_weight, new_bias], attributes)
         out.metadata_props.update(linear.metadata_props)
         return out.outputs[0]
 
 
-def linear_before(value: ir.Value) -> Bindings | None:
-    """The linear that makes `value`, perhaps with its bias as an Add, and the values on the way."""
+def linear_before(value: ir.Value) -> Before | None:
+    """The linear that makes `value`, perhaps with its bias as an Add."""
     x, add = value, producer(value, "Add")
     bias: ir.Value | None = None
     if add is not None:
@@ -153,13 +176,42 @@ def linear_before(value: ir.Value) -> Bindings | None:
             if const_tensor(add.inputs[i]) is not None and producer(add.inputs[1 - i], "MatMul") is not None:
                 bias, x = add.inputs[i], required(add, 1 - i)
     linear = producer(x, *_LINEAR)
-    return None if linear is None else {"linear": linear, "bias": bias, "chain": [x, value]}
+    return None if linear is None else Before(linear, bias, (x, value))
+
+
+class FoldIntoProducer(Rule):
+    """Conv, ConvTranspose, Gemm or MatMul, perhaps with its bias as an Add, followed by BatchNormalization."""
+
+    roots = ("BatchNormalization",)
+
+    def match(self, node: ir.Node) -> Bindings | None:
+        before = linear_before(required(node, 0))
+        return None if before is None else {"before": before}
+
+    def check(self, node: ir.Node, **parts: Any) -> str | None:
+        before: Before = parts["before"]
+        affine = affine_of(node)
+        if isinstance(affine, str):
+            return affine
+        # BatchNormalization works on dim 1; a linear's channels are its last dim.
+        # The addition of its bias may have added a dim, or repeated the only channel.
+        if is_op(before.linear, "MatMul", "Gemm") and rank_of(node.inputs[0]) != 2:
+            return f"{describe(before.linear)} is not a matrix of [batch, channels]"
+        if (reason := before.problem()) is None and channels_of(before.linear, before=True) != affine.scale.size:
+            return f"{describe(before.linear)} has other channels than its sum with the bias"
+        return reason
+
+    def rewrite(self, op: Builder, node: ir.Node, **parts: Any) -> ir.Value:
+        before: Before = parts["before"]
+        affine = affine_of(node)
+        assert isinstance(affine, Affine)  # checked
+        return before.fold(op, affine)
 
 
 class FoldIntoConsumers(Rule):
     """BatchNormalization read only by Conv, Gemm or MatMul with constant weights of their own."""
 
-    roots: ClassVar[tuple[str, ...]] = ("BatchNormalization",)
+    roots = ("BatchNormalization",)
 
     def match(self, node: ir.Node) -> Bindings | None:
         users = [use.node for use in node.outputs[0].uses()]
@@ -167,63 +219,63 @@ class FoldIntoConsumers(Rule):
             return None
         return {"users": users}
 
-    def affine(self, node: ir.Node, **parts: Any) -> Affine | str:
-        """What `node` does to each channel, or why that is none."""
-        return affine_of(node)
-
     def check(self, node: ir.Node, **parts: Any) -> str | None:
-        users: Sequence[ir.Node] = parts["users"]
-        affine = self.affine(node, **parts)
+        affine = affine_of(node)
         if isinstance(affine, str):
             return affine
         if node.outputs[0].is_graph_output():
             return "its result is a graph output"
-        for user in users:
-            reason = _forward_problem(node, user, affine)
+        for user in parts["users"]:
+            if is_op(user, "MatMul") and rank_of(user.inputs[0]) != 2:
+                return f"{describe(user)} is not a matrix of [batch, channels]"
+            reason = forward_problem(node, node.outputs[0], user, affine)
             if reason:
                 return reason
         return None
 
     def rewrite(self, op: Builder, node: ir.Node, **parts: Any) -> ir.Value:
-        affine = self.affine(node, **parts)
+        affine = affine_of(node)
         assert isinstance(affine, Affine)  # checked
         for user in parts["users"]:
-            _fold_forward(op, user, affine)
-        return next(v for v in node.inputs if v is not None and const_tensor(v) is None)
+            fold_forward(op, user, affine)
+        return required(node, 0)
 
 
-def _forward_problem(node: ir.Node, user: ir.Node, affine: Affine) -> str:
-    weight = user.inputs[1]
+def forward_problem(node: ir.Node, value: ir.Value, user: ir.Node, affine: Affine) -> str | None:
+    """Why the linear `user` of `value` cannot take `affine` of `node` in."""
+    weight, _ = weight_of(user)
     tensor = const_tensor(weight)
-    if tensor is None or weight is None or user.inputs[0] is not node.outputs[0]:
+    if tensor is None or weight is None or user.inputs[0] is not value:
         return f"the weight of {describe(user)} is not a constant"
-    if len(weight.uses()) > 1 or weight.is_graph_output():
-        return f"the weight of {describe(user)} is shared"
+    if reason := _shared(user, weight):
+        return reason
     if user.graph is not node.graph:
         return f"{describe(user)} is in another graph"
     if is_op(user, "MatMul"):
-        if (is_op(node, "BatchNormalization") and rank_of(user.inputs[0]) != 2) or len(tensor.shape) != 2:
+        if len(tensor.shape) != 2:
             return f"{describe(user)} is not a matrix of [batch, channels]"
-        return "" if not affine.shift.any() else f"{describe(user)} has no bias to take the shift"
+        return None if not affine.shift.any() else f"{describe(user)} has no bias to take the shift"
     bias = input_of(user, 2)
     if bias is not None and const_of(bias, _CHANNELS) is None:
         return f"the bias of {describe(user)} is not a constant"
     if is_op(user, "Gemm"):
-        return f"{describe(user)} reads its input transposed" if int_attr(user, "transA", 0) else ""
+        return f"{describe(user)} reads its input transposed" if int_attr(user, "transA", 0) else None
     padded = any(ints_attr(user, "pads") or ()) or str_attr(user, "auto_pad", "NOTSET") not in ("NOTSET", "VALID")
     if padded and affine.shift.any():
         return f"{describe(user)} pads with zeros where the shift would have to be"
-    return ""
+    return None
 
 
-def _fold_forward(op: Builder, user: ir.Node, affine: Affine) -> None:
-    weight = required(user, 1)
+def fold_forward(op: Builder, user: ir.Node, affine: Affine) -> None:
+    """Lets `user` do to its own input what `affine` does before it."""
+    weight, turned = weight_of(user)
     tensor = const_tensor(weight)
-    assert tensor is not None  # checked
+    assert weight is not None  # checked, as is the next
+    assert tensor is not None
     scale, shift = affine.scale, affine.shift
     groups = int_attr(user, "group", 1)
     is_conv = is_op(user, "Conv")
-    transposed = bool(int_attr(user, "transB", 0))
+    transposed = turned or bool(int_attr(user, "transB", 0))
 
     def change(w: Array) -> Array:
         if is_conv:
@@ -250,7 +302,8 @@ def _fold_forward(op: Builder, user: ir.Node, affine: Affine) -> None:
         if not is_conv:
             user.attributes["beta"] = ir.AttrFloat32("beta", 1.0)
     shape = tuple(tensor.shape.numpy())
-    user.replace_input_with(1, op.tensor(lazy(tensor, change, shape, weight.name or "weight"), weight.name or ""))
+    new_weight = op.tensor(lazy(tensor, change, shape, weight.name or "weight"), weight.name or "")
+    user.replace_input_with(1, op.Transpose(new_weight, perm=(1, 0)) if turned else new_weight)
 
 
 class FoldBN(Pass):

@@ -2,7 +2,8 @@
 
 x [N, C, ...] as [N, G, ...] is brought to mean 0 and deviation 1 per group, by InstanceNormalization or by means, and
 reshaped back; that is GroupNormalization with one scale and bias per channel. A following Mul by one number per channel
-is its scale, a following Add its bias. Each step is exact.
+is its scale, a following Add its bias. Each step is exact. Where groups are single channels of [N, C, T], the reshapes
+do nothing; what is left of the spelling is InstanceNormalization, and takes scale and bias in the same way.
 """
 
 from __future__ import annotations
@@ -77,6 +78,19 @@ class FuseGroups(Rule):
         return op.GroupNormalization(x, *vectors, num_groups=groups, epsilon=parts["epsilon"])
 
 
+class DropRestore(Rule):
+    """A Reshape that gives an InstanceNormalization the shape it has already."""
+
+    roots = ("Reshape",)
+
+    def match(self, node: ir.Node) -> Bindings | None:
+        norm = producer(node.inputs[0], "InstanceNormalization")
+        return {} if norm is not None and _restored(node, required(norm, 0)) else None
+
+    def rewrite(self, op: Builder, node: ir.Node, **parts: Any) -> ir.Value:
+        return required(node, 0)
+
+
 def _instance(value: ir.Value | None) -> Bindings | None:
     node = producer(value, "InstanceNormalization")
     if node is None:
@@ -128,11 +142,11 @@ def _per_channel(value: ir.Value | None, plain: float, groups: int, channels: in
 
 
 class _AfterGroups(Rule):
-    """A Mul or Add of a constant right after a GroupNormalization that only it reads."""
+    """A Mul or Add of a constant right after a normalization of groups or channels that only it reads."""
 
     def match(self, node: ir.Node) -> Bindings | None:
         for i in (0, 1):
-            norm = producer(node.inputs[i], "GroupNormalization")
+            norm = producer(node.inputs[i], "GroupNormalization", "InstanceNormalization")
             if norm is None or const_tensor(node.inputs[1 - i]) is None:
                 continue
             scale, bias = const_of(norm.inputs[1], _CHANNELS), const_of(input_of(norm, 2), _CHANNELS)
@@ -155,8 +169,7 @@ class _AfterGroups(Rule):
 
     def renormed(self, op: Builder, norm: ir.Node, scale: Array, bias: Array) -> ir.Value:
         vectors = [op.const(array) for array in (scale, bias)]
-        new = op.node("GroupNormalization", [norm.inputs[0], *vectors],
-                      {"num_groups": int_attr(norm, "num_groups", 1), "epsilon": float_attr(norm, "epsilon", 1e-5)})
+        new = op.node(norm.op_type, [norm.inputs[0], *vectors], {k: a.value for k, a in norm.attributes.items()})
         new.metadata_props.update(norm.metadata_props)
         return new.outputs[0]
 
@@ -196,5 +209,5 @@ class FuseGroupNorm(Pass):
     """Runs before the last dim alone is looked at: with three dims both spellings look alike."""
 
     def call(self, model: ir.Model, ctx: Context) -> tuple[ir.Model, bool]:
-        ctx.rules.extend(apply_rules(model, (FuseGroups(), ScaleAfterGroups(), BiasAfterGroups())))
+        ctx.rules.extend(apply_rules(model, (FuseGroups(), DropRestore(), ScaleAfterGroups(), BiasAfterGroups())))
         return model, ctx.rules.modified

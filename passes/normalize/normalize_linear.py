@@ -110,7 +110,7 @@ class GemmForm(Rule):
         if bias is None or beta == 0.0:
             return op.Gemm(x, weight, transB=1)
         array = const_of(bias, _CHANNELS)
-        if array is not None and array.size in (1, channels) and array.shape[-1:] in ((), (1,), (channels,)):
+        if array is not None and (array.size == 1 or (array.size,) == array.shape[-1:] == (channels,)):
             vector = np.broadcast_to(array.reshape(-1).astype(np.float64) * beta, (channels,))
             return op.Gemm(x, weight, op.const(vector, tensor.dtype, f"{bias.name}.vector"), transB=1)
         # One number per row, or a value known only at run time: that is an addition, not a bias.

@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-import numpy as np
 import onnx_ir as ir
 
-from edgec.ir.model import Builder, float_attr, rank_of
+from edgec.ir.model import Builder, rank_of, required
 from edgec.ir.rules import Bindings, Rule
 
 VENDOR = "com.microsoft"
@@ -42,6 +41,11 @@ def attributes(node: ir.Node, *without: str) -> dict[str, Any]:
     return {k: a.value for k, a in node.attributes.items() if k not in without}
 
 
+def channel_order(rank: int, channels_first: bool) -> tuple[int, ...]:
+    """The order of axes that brings the channels from the end to place 1, or back to the end."""
+    return (0, rank - 1, *range(1, rank - 1)) if channels_first else (0, *range(2, rank), 1)
+
+
 def swapped(op: Builder, value: ir.Value) -> ir.Value:
     """`value` with its last two axes exchanged; its rank must be known."""
     rank = rank_of(value) or 2
@@ -64,12 +68,6 @@ def activated(op: Builder, x: ir.Value, name: str, params: Sequence[float]) -> i
     if not name:
         return x
     if name == "Clip":
-        return op.Clip(x, *(op.const(np.array(p, np.float32)) for p in params))
+        return op.Clip(x, *(op.like(p, required(op.anchor, 0)) for p in params))
     given_params = dict(zip(_ACTIVATIONS[name], params, strict=False))
     return op.node(name, [x], given_params).outputs[0]
-
-
-def gemm_params(node: ir.Node) -> list[float]:
-    """The activation parameters of FusedGemm, which names them one by one."""
-    return [float_attr(node, k, 0.0) for k in ("activation_alpha", "activation_beta", "activation_gamma")
-            if k in node.attributes]

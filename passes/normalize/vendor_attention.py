@@ -93,13 +93,13 @@ class MultiHeadAttention(VendorRule):
     roots = ("MultiHeadAttention",)
 
     def check(self, node: ir.Node, **parts: Any) -> str | None:
-        if len(given(node, 1, 2)) < 2 or rank_of(node.inputs[0]) != 3:
+        if len(given(node, 1, 2)) < 2 or rank_of(input_of(node, 0)) != 3:
             return "its queries, keys and values are packed into one input"
-        if rank_of(node.inputs[1]) not in (3, 4) or rank_of(node.inputs[2]) not in (3, 4):
+        if rank_of(input_of(node, 1)) not in (3, 4) or rank_of(input_of(node, 2)) not in (3, 4):
             return "the rank of its keys or values is not 3 or 4"
         if len(given(node, 6, 7)) == 1 or given(node, 8, 9):
             return "its cache is of fixed length or shared between beams"
-        if given(node, 3) and static_shape(node.inputs[3]) is None:
+        if given(node, 3) and static_shape(input_of(node, 3)) is None:
             return "the width of its bias is not known"
         if given(node, 3) and self._widths(node) is None:
             return "the widths of its queries and values are not known"
@@ -110,8 +110,8 @@ class MultiHeadAttention(VendorRule):
     @staticmethod
     def _widths(node: ir.Node) -> tuple[int, int] | None:
         """(of q and k, of v), from the queries and the bias over all three."""
-        width, whole = (dims_of(node.inputs[0]) or (None,))[-1], static_shape(node.inputs[3])
-        if not isinstance(width, int) or whole is None:
+        width, whole = (dims_of(input_of(node, 0)) or (None,))[-1], static_shape(input_of(node, 3))
+        if not isinstance(width, int) or whole is None or len(whole) != 1:
             return None
         return width, whole[0] - 2 * width
 
@@ -159,10 +159,10 @@ class PackedAttention(VendorRule):
 
     @staticmethod
     def _widths(node: ir.Node) -> tuple[int, ...] | None:
-        named, shape = ints_attr(node, "qkv_hidden_sizes"), static_shape(node.inputs[1])
+        named, shape = ints_attr(node, "qkv_hidden_sizes"), static_shape(input_of(node, 1))
         if named:
-            return named
-        return None if shape is None else (shape[1] // 3,) * 3
+            return named if len(named) == 3 else None
+        return None if shape is None or len(shape) != 2 else (shape[1] // 3,) * 3
 
     def rewrite(self, op: Builder, node: ir.Node, **parts: Any) -> Sequence[ir.Value]:
         x, heads, past = required(node, 0), int_attr(node, "num_heads", 0), input_of(node, 4)
@@ -199,10 +199,11 @@ class VendorRotary(VendorRule):
     def check(self, node: ir.Node, **parts: Any) -> str | None:
         if float_attr(node, "scale", 1.0) != 1.0 or int_attr(node, "is_packed_batching", 0):
             return "it scales positions or packs sequences"
-        rank, width = rank_of(node.inputs[0]), (dims_of(node.inputs[0]) or (None,))[-1]
-        if rank not in (3, 4) or rank_of(node.inputs[1]) is None:
+        rank, width = rank_of(input_of(node, 0)), (dims_of(input_of(node, 0)) or (None,))[-1]
+        if rank not in (3, 4) or rank_of(input_of(node, 1)) is None:
             return "the rank of an input is not known"
-        known = isinstance(width, int) and static_shape(node.inputs[2]) is not None
+        table = static_shape(input_of(node, 2)) or ()
+        known = isinstance(width, int) and len(table) == 2 and table[1] > 0
         return None if known or int_attr(node, "num_heads", 0) or rank == 4 else "its number of heads is not known"
 
     def rewrite(self, op: Builder, node: ir.Node, **parts: Any) -> ir.Value:
@@ -243,9 +244,12 @@ class GroupQueryAttention(VendorRule):
             return "it has a sink or a quantized cache"
         if read(node, 3) or len(given(node, 3, 4)) == 1:
             return "its scores are read, or half of its cache is missing"
-        if not given(node, 1) and not isinstance((dims_of(node.inputs[0]) or (None,))[-1], int):
+        if not given(node, 1) and not isinstance((dims_of(input_of(node, 0)) or (None,))[-1], int):
             return "the width of its packed queries, keys and values is not known"
-        return None
+        if min(int_attr(node, "num_heads", 1), int_attr(node, "kv_num_heads", 1)) < 1:
+            return "it has no heads"
+        rotates = int_attr(node, "do_rotary", 0)
+        return "its table of cosines is no matrix" if rotates and rank_of(input_of(node, 7)) != 2 else None
 
     def rewrite(self, op: Builder, node: ir.Node, **parts: Any) -> Sequence[ir.Value]:
         heads, kv_heads = int_attr(node, "num_heads", 1), int_attr(node, "kv_num_heads", 1)
@@ -263,7 +267,7 @@ class GroupQueryAttention(VendorRule):
             tables = (required(node, 7), required(node, 8), positions)
             interleaved = int_attr(node, "rotary_interleaved", 0)
             # The tables may cover a part of each head only.
-            rotated = 2 * (static_shape(node.inputs[7]) or (0, 0))[1]
+            rotated = 2 * (static_shape(input_of(node, 7)) or (0, 0))[1]
             q, k = (op.RotaryEmbedding(x, *tables, num_heads=n, interleaved=interleaved, rotary_embedding_dim=rotated)
                     for x, n in ((q, heads), (k, kv_heads)))
         window = int_attr(node, "local_window_size", -1)

@@ -6,8 +6,20 @@ from typing import Any
 
 import onnx_ir as ir
 
-from edgec.ir.model import Builder, float_attr, input_of, int_attr, rank_of, required, str_attr
-from edgec.passes.normalize.vendor import VendorRule, activated, activation_problem, attributes, gemm_params, swapped
+from edgec.ir.model import (
+    Builder,
+    float_attr,
+    floats_attr,
+    input_of,
+    int_attr,
+    ints_attr,
+    rank_of,
+    required,
+    static_shape,
+    str_attr,
+)
+from edgec.ir.rules import Bindings
+from edgec.passes.normalize.vendor import VendorRule, activated, activation_problem, attributes, channel_order, swapped
 
 
 class FusedConv(VendorRule):
@@ -19,12 +31,45 @@ class FusedConv(VendorRule):
         return activation_problem(str_attr(node, "activation", ""))
 
     def rewrite(self, op: Builder, node: ir.Node, **parts: Any) -> ir.Value:
-        y = op.Conv(*node.inputs[:3], **attributes(node, "activation", "activation_params"))
-        z = input_of(node, 3)
-        if z is not None:
-            y = op.Add(y, z)
-        params = node.attributes.get("activation_params")
-        return activated(op, y, str_attr(node, "activation", ""), params.as_floats() if params else ())
+        return _convolved(op, node, required(node, 0), required(node, 1), input_of(node, 3))
+
+
+def _convolved(op: Builder, node: ir.Node, x: ir.Value, w: ir.Value, z: ir.Value | None) -> ir.Value:
+    y = op.Conv(x, w, input_of(node, 2), **attributes(node, "activation", "activation_params"))
+    if z is not None:
+        y = op.Add(y, z)
+    return activated(op, y, str_attr(node, "activation", ""), floats_attr(node, "activation_params") or ())
+
+
+class NhwcConv(VendorRule):
+    """NhwcFusedConv and NhwcConv: x, z and y have their channels last.
+
+    The weight of NhwcFusedConv is [M, C/group, kernel]; that of NhwcConv is [M, kernel, C/group], whatever the text of
+    its schema says: onnxruntime's own fusion (transformers/fusion_nhwc_conv.py) writes and its kernels read it so.
+    """
+
+    roots = ("NhwcConv", "NhwcFusedConv")
+
+    def match(self, node: ir.Node) -> Bindings | None:
+        return {"rank": rank_of(input_of(node, 0)) or rank_of(input_of(node, 1))}
+
+    def check(self, node: ir.Node, **parts: Any) -> str | None:
+        if parts["rank"] is None:
+            return "the rank of its input is not known"
+        w, kernel = static_shape(input_of(node, 1)), ints_attr(node, "kernel_shape")
+        spatial = slice(1, -1) if node.op_type == "NhwcConv" else slice(2, None)
+        if w is not None and kernel is not None and w[spatial] != kernel:
+            return f"its weight {list(w)} has the kernel {list(kernel)} elsewhere"
+        return activation_problem(str_attr(node, "activation", ""))
+
+    def rewrite(self, op: Builder, node: ir.Node, **parts: Any) -> ir.Value:
+        first, last = (channel_order(parts["rank"], channels_first=there) for there in (True, False))
+        w, z = required(node, 1), input_of(node, 3)
+        if node.op_type == "NhwcConv":
+            w = op.Transpose(w, perm=first)
+        z = None if z is None else op.Transpose(z, perm=first)
+        y = _convolved(op, node, op.Transpose(required(node, 0), perm=first), w, z)
+        return op.Transpose(y, perm=last)
 
 
 class FusedGemm(VendorRule):
@@ -38,7 +83,13 @@ class FusedGemm(VendorRule):
     def rewrite(self, op: Builder, node: ir.Node, **parts: Any) -> ir.Value:
         own = ("activation", "activation_alpha", "activation_beta", "activation_gamma")
         y = op.Gemm(*node.inputs[:3], **attributes(node, *own))
-        return activated(op, y, str_attr(node, "activation", ""), gemm_params(node))
+        return activated(op, y, str_attr(node, "activation", ""), _gemm_params(node))
+
+
+def _gemm_params(node: ir.Node) -> list[float]:
+    """The activation parameters of FusedGemm, which names them one by one."""
+    return [float_attr(node, k, 0.0) for k in ("activation_alpha", "activation_beta", "activation_gamma")
+            if k in node.attributes]
 
 
 class FusedMatMul(VendorRule):
@@ -50,7 +101,8 @@ class FusedMatMul(VendorRule):
         if int_attr(node, "transBatchA", 0) or int_attr(node, "transBatchB", 0):
             return "it exchanges batch axes"
         turned = [i for i, name in enumerate(("transA", "transB")) if int_attr(node, name, 0)]
-        return "the rank of an operand is not known" if any(rank_of(node.inputs[i]) is None for i in turned) else None
+        unknown = [i for i in turned if rank_of(input_of(node, i)) is None]
+        return "the rank of an operand is not known" if unknown else None
 
     def rewrite(self, op: Builder, node: ir.Node, **parts: Any) -> ir.Value:
         a, b = required(node, 0), required(node, 1)
@@ -60,4 +112,4 @@ class FusedMatMul(VendorRule):
         return y if alpha == 1.0 else op.Mul(y, op.like(alpha, a))
 
 
-RULES = (FusedConv(), FusedGemm(), FusedMatMul())
+RULES = (FusedConv(), NhwcConv(), FusedGemm(), FusedMatMul())

@@ -14,12 +14,25 @@ from typing import Any, ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from edgec.ir.model import Array, Builder, const_tensor, dims_of, float_attr, input_of, int_attr, rank_of, required
+from edgec.ir.model import (
+    Array,
+    Builder,
+    const_tensor,
+    dims_of,
+    float_attr,
+    input_of,
+    int_attr,
+    ints_attr,
+    rank_of,
+    required,
+)
 from edgec.ir.rules import Bindings
 from edgec.ir.weights import release
-from edgec.passes.normalize.vendor import VENDOR, VendorRule, attributes, given, swapped
+from edgec.passes.normalize.vendor import VENDOR, VendorRule, attributes, channel_order, given, swapped
 
 _FLOAT = int(ir.DataType.FLOAT)
+_FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+_CODES = (ir.DataType.UINT8, ir.DataType.UINT4, ir.DataType.INT4)
 
 
 def _dequantized(op: Builder, node: ir.Node, at: int, axis: int | None = None) -> ir.Value:
@@ -44,8 +57,8 @@ def _average_pool(op: Builder, node: ir.Node, x: ir.Value) -> ir.Value:
 
 
 def _reduce_mean(op: Builder, node: ir.Node, x: ir.Value) -> ir.Value:
-    axes = node.attributes.get("axes")
-    return op.ReduceMean(x, None if axes is None else op.ints(axes.as_ints()), keepdims=int_attr(node, "keepdims", 1))
+    axes = ints_attr(node, "axes")
+    return op.ReduceMean(x, None if axes is None else op.ints(axes), keepdims=int_attr(node, "keepdims", 1))
 
 
 _UNARY: Mapping[str, Callable[[Builder, ir.Node, ir.Value], ir.Value]] = MappingProxyType({
@@ -64,9 +77,9 @@ class QLinearUnary(VendorRule):
     roots = tuple(_UNARY)
 
     def check(self, node: ir.Node, **parts: Any) -> str | None:
-        rank = rank_of(node.inputs[0])
+        rank = rank_of(input_of(node, 0))
         old = node.op_type == "QLinearSoftmax" and int_attr(node, "opset", 13) < 13
-        if old and (rank is None or int_attr(node, "axis", -1) % rank != rank - 1):
+        if old and (not rank or int_attr(node, "axis", -1) % rank != rank - 1):
             return "its axis is not the last one, with the meaning of an old opset"
         return "the rank of its input is not known" if int_attr(node, "channels_last", 0) and rank is None else None
 
@@ -74,17 +87,11 @@ class QLinearUnary(VendorRule):
         last = int_attr(node, "channels_last", 0)
         x = _dequantized(op, node, 0)
         if last:
-            x = op.Transpose(x, perm=_perm(node, first=True))
+            x = op.Transpose(x, perm=channel_order(rank_of(input_of(node, 0)) or 4, channels_first=True))
         y = _UNARY[node.op_type](op, node, x)
         if last:
-            y = op.Transpose(y, perm=_perm(node, first=False))
+            y = op.Transpose(y, perm=channel_order(rank_of(input_of(node, 0)) or 4, channels_first=False))
         return _quantized(op, node, y, 3)
-
-
-def _perm(node: ir.Node, first: bool) -> tuple[int, ...]:
-    """The order of axes that brings the channels to place 1, or back to the end."""
-    rank = rank_of(node.inputs[0]) or 4
-    return (0, rank - 1, *range(1, rank - 1)) if first else (0, *range(2, rank), 1)
 
 
 class QLinearBinary(VendorRule):
@@ -136,18 +143,18 @@ class QLinearConv(VendorRule):
 
     def check(self, node: ir.Node, **parts: Any) -> str | None:
         last = int_attr(node, "channels_last", 0)
-        return "the rank of its input is not known" if last and rank_of(node.inputs[0]) is None else None
+        return "the rank of its input is not known" if last and rank_of(input_of(node, 0)) is None else None
 
     def rewrite(self, op: Builder, node: ir.Node, **parts: Any) -> ir.Value:
         last = int_attr(node, "channels_last", 0)
         x, w, bias = _dequantized(op, node, 0), _dequantized(op, node, 3, axis=0), input_of(node, 8)
         if last:
-            x = op.Transpose(x, perm=_perm(node, first=True))
+            x = op.Transpose(x, perm=channel_order(rank_of(input_of(node, 0)) or 4, channels_first=True))
         if bias is not None:
             bias = op.Mul(op.Cast(bias, to=_FLOAT), op.Mul(required(node, 1), required(node, 4)))
         y = op.Conv(x, w, bias, **attributes(node, "channels_last"))
         if last:
-            y = op.Transpose(y, perm=_perm(node, first=False))
+            y = op.Transpose(y, perm=channel_order(rank_of(input_of(node, 0)) or 4, channels_first=False))
         return _quantized(op, node, y, 6)
 
 
@@ -162,11 +169,11 @@ class QLinearMatMul(VendorRule):
     domain: ClassVar[str] = ""
 
     def check(self, node: ir.Node, **parts: Any) -> str | None:
-        return None if rank_of(node.inputs[1]) == 0 or (dims_of(node.inputs[1]) or (0,)) == (1,) else (
+        return None if rank_of(input_of(node, 1)) == 0 or (dims_of(input_of(node, 1)) or (0,)) == (1,) else (
             "its left operand has a scale per row")
 
     def rewrite(self, op: Builder, node: ir.Node, **parts: Any) -> ir.Value:
-        b = _dequantized(op, node, 3, axis=(rank_of(node.inputs[3]) or 2) - 1)
+        b = _dequantized(op, node, 3, axis=(rank_of(input_of(node, 3)) or 2) - 1)
         return _quantized(op, node, op.MatMul(_dequantized(op, node, 0), b), 6)
 
 
@@ -195,7 +202,7 @@ class IntegerProduct(VendorRule):
         if node.op_type == "ConvInteger":
             y = op.Conv(a, _centred(op, required(node, 1), input_of(node, 3), axis=0), **attributes(node))
         else:
-            last = (rank_of(node.inputs[1]) or 2) - 1
+            last = (rank_of(input_of(node, 1)) or 2) - 1
             y = op.MatMul(a, _centred(op, required(node, 1), input_of(node, 3), axis=last))
         return op.Cast(y, to=int(ir.DataType.INT32))
 
@@ -207,7 +214,7 @@ class MatMulIntegerToFloat(VendorRule):
 
     def rewrite(self, op: Builder, node: ir.Node, **parts: Any) -> ir.Value:
         a = op.DequantizeLinear(required(node, 0), required(node, 2), input_of(node, 4))
-        last = (rank_of(node.inputs[1]) or 2) - 1
+        last = (rank_of(input_of(node, 1)) or 2) - 1
         b = op.DequantizeLinear(required(node, 1), required(node, 3), input_of(node, 5), axis=last)
         y, bias = op.MatMul(a, b), input_of(node, 6)
         return y if bias is None else op.Add(y, bias)
@@ -221,7 +228,7 @@ class DynamicQuantizeMatMul(VendorRule):
     def rewrite(self, op: Builder, node: ir.Node, **parts: Any) -> ir.Value:
         codes, scale, zero = op.DynamicQuantizeLinear.many(3, required(node, 0))
         a = op.DequantizeLinear(codes, scale, zero)
-        last = (rank_of(node.inputs[1]) or 2) - 1
+        last = (rank_of(input_of(node, 1)) or 2) - 1
         b = op.DequantizeLinear(required(node, 1), required(node, 2), input_of(node, 3), axis=last)
         y, bias = op.MatMul(a, b), input_of(node, 4)
         return y if bias is None else op.Add(y, bias)
@@ -233,7 +240,7 @@ class QGemm(VendorRule):
     roots = ("QGemm",)
 
     def check(self, node: ir.Node, **parts: Any) -> str | None:
-        return None if rank_of(node.inputs[3]) == 2 else "the rank of its weight is not known"
+        return None if rank_of(input_of(node, 3)) == 2 else "the rank of its weight is not known"
 
     def rewrite(self, op: Builder, node: ir.Node, **parts: Any) -> ir.Value:
         turned, alpha, c = int_attr(node, "transB", 0), float_attr(node, "alpha", 1.0), input_of(node, 6)
@@ -285,7 +292,7 @@ class MatMulNBits(VendorRule):
             return f"weights of {parts['bits']} bits"
         if given(node, 4):
             return "its columns are in another order (g_idx)"
-        if any(const_tensor(node.inputs[i]) is None for i in given(node, 1, 2, 3)):
+        if len(given(node, 0, 1, 2)) < 3 or any(const_tensor(node.inputs[i]) is None for i in given(node, 1, 2, 3)):
             return "its weights are not constant"
         return self._misfit(node, **parts)
 
@@ -301,7 +308,7 @@ class MatMulNBits(VendorRule):
         for index, wanted in ((1, n * blocks * (block * bits // 8)), (2, n * blocks), (3, n * row)):
             if given(node, index) and (found := _constant(node, index).size) != wanted:
                 return f"input {index} has {found} values instead of {wanted}"
-        return None
+        return _wrong_types(node, (1, ir.DataType.UINT8), 2, (3, ir.DataType.UINT8, _constant(node, 2).dtype))
 
     def rewrite(self, op: Builder, node: ir.Node, **parts: Any) -> ir.Value:
         bits, block, n, k = (parts[key] for key in ("bits", "block", "n", "k"))
@@ -340,17 +347,38 @@ class GatherBlockQuantized(VendorRule):
     roots = ("GatherBlockQuantized",)
 
     def match(self, node: ir.Node) -> Bindings | None:
-        return {"bits": int_attr(node, "bits", 4), "codes": input_of(node, 0)}
+        return {"bits": int_attr(node, "bits", 4), "block": int_attr(node, "block_size", 128),
+                "along": int_attr(node, "quantize_axis", 1), "picked": int_attr(node, "gather_axis", 0)}
 
     def check(self, node: ir.Node, **parts: Any) -> str | None:
-        if any(const_tensor(node.inputs[i]) is None for i in given(node, 0, 2, 3)):
+        if len(given(node, 0, 1, 2)) < 3 or any(const_tensor(node.inputs[i]) is None for i in given(node, 0, 2, 3)):
             return "its table is not constant"
-        return None if parts["bits"] in (4, 8) else f"codes of {parts['bits']} bits"
+        return self._misfit(node, **parts)
+
+    @staticmethod
+    def _misfit(node: ir.Node, bits: int, block: int, along: int, picked: int) -> str | None:
+        """What of the attributes the tensors contradict, or onnxruntime refuses; the rewriting then relies on both."""
+        codes = _constant(node, 0)
+        dims = [int(d) for d in codes.shape.numpy()]
+        rank, in_bytes = len(dims), codes.dtype == ir.DataType.UINT8
+        if codes.dtype not in _CODES or bits not in ((4, 8) if in_bytes else (4,)):
+            return f"codes of {bits} bits in {codes.dtype}"
+        if block < 16 or block & (block - 1):
+            return f"blocks of {block}"
+        if rank < 2 or not (-rank <= along < rank and -rank <= picked < rank):
+            return f"axes {along} and {picked} of a table of rank {rank}"
+        if in_bytes and (along % rank != rank - 1 or picked % rank):
+            return f"bytes in blocks along axis {along}, picked along axis {picked}"
+        packing = 8 // bits if in_bytes else 1
+        dims[-1] *= packing
+        dims[along] = -(-dims[along] // block)
+        for index, wanted in ((2, dims), (3, [*dims[:-1], -(-dims[-1] // packing)])):
+            if given(node, index) and (found := list(_constant(node, index).shape.numpy())) != wanted:
+                return f"input {index} has shape {found} instead of {wanted}"
+        return _wrong_types(node, 2, (3, codes.dtype))
 
     def rewrite(self, op: Builder, node: ir.Node, **parts: Any) -> ir.Value:
         bits, codes, zeros = parts["bits"], _constant(node, 0), input_of(node, 3)
-        rank = len(codes.shape)
-        axis = int_attr(node, "quantize_axis", 1) % rank
         packed = codes.dtype == ir.DataType.UINT8 and bits == 4
         zero = None if zeros is None else _constant(node, 3)
         if packed:
@@ -365,8 +393,17 @@ class GatherBlockQuantized(VendorRule):
             shape = _constant(node, 2).shape.numpy()
             zero = _packed(np.full(shape, 1 << (bits - 1), np.uint8), codes.dtype)
         table = op.DequantizeLinear(op.tensor(codes), required(node, 2), None if zero is None else op.tensor(zero),
-                                    axis=axis, block_size=int_attr(node, "block_size", 128))
-        return op.Gather(table, required(node, 1), axis=int_attr(node, "gather_axis", 0))
+                                    axis=parts["along"], block_size=parts["block"])
+        return op.Gather(table, required(node, 1), axis=parts["picked"])
+
+
+def _wrong_types(node: ir.Node, *wanted: int | tuple[int | ir.DataType, ...]) -> str | None:
+    """The first constant input that is of none of its types: (input, type, ...), or an input that has to be a float."""
+    for row in wanted:
+        index, types = (row, _FLOATS) if isinstance(row, int) else (int(row[0]), row[1:])
+        if given(node, index) and _constant(node, index).dtype not in types:
+            return f"input {index} is {_constant(node, index).dtype}"
+    return None
 
 
 def _constant(node: ir.Node, index: int) -> ir.TensorProtocol:

@@ -131,7 +131,11 @@ def test_truncated_bundle(edgec_cli: Cli, layer_bundle: Path, tmp_path: Path) ->
 
 def test_foreign_file(edgec_cli: Cli, prose_lm: Path, tmp_path: Path) -> None:
     check(edgec_cli("run", prose_lm / "model.safetensors"), "E0401")
-    check(edgec_cli("inspect", prose_lm / "model.safetensors"), "E0401")
+    check(edgec_cli("inspect", prose_lm / "model.safetensors"), "E0101", "name its folder")
+    for suffix, hint in ((".pt2", "torch.export.load"), (".pt", "weights without a model"), (".tflite", "tf2onnx")):
+        (tmp_path / f"net{suffix}").write_bytes(b"x")
+        for command in ("inspect", "check"):
+            check(edgec_cli(command, tmp_path / f"net{suffix}"), "E0101", hint)
     (tmp_path / "text.edgec").write_text("This is a text, and not a bundle at all. " * 50)
     check(edgec_cli("bench", tmp_path / "text.edgec"), "E0401")
 

@@ -14,7 +14,7 @@ import onnx_ir as ir
 import pytest
 
 from edgec.errors import EdgecError
-from edgec.importers import hf, hf_check, load
+from edgec.importers import hf, hf_check, hf_source, hf_transformers, load
 from edgec.importers.check import difference, runner
 from edgec.importers.reference import load_reference
 from edgec.ir.info import info_of
@@ -61,9 +61,9 @@ def test_families(tiny: Make, family: str, route: str) -> None:
 
 def test_window_longer_than_the_prompt_is_checked(tiny: Make) -> None:
     # With its own weights and a short prompt this model agrees; only the tiny sibling shows that mobius has no window.
-    folder = hf.Folder.read(tiny("mistral_long_window"))
+    folder = hf_source.read(tiny("mistral_long_window"))
     with hf.offline(), hf.quiet():
-        config = hf.read_config(folder)
+        config = hf_transformers.read_config(folder)
         model = hf.build_with_mobius(folder, config)
         with pytest.raises(EdgecError) as caught:
             hf_check.verify(model, folder, config, hf.build_with_mobius)
@@ -74,8 +74,8 @@ def test_window_longer_than_the_prompt_is_checked(tiny: Make) -> None:
 def test_big_models_are_checked_as_a_tiny_sibling(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hf_check, "_BIG", 1000)
     loaded: list[Path] = []
-    real = hf.load_transformers
-    monkeypatch.setattr(hf, "load_transformers", lambda f, *rest: loaded.append(f.path) or real(f, *rest))
+    real = hf_transformers.load_transformers
+    monkeypatch.setattr(hf_transformers, "load_transformers", lambda f, *rest: loaded.append(f.path) or real(f, *rest))
     model = load(tiny("qwen3"))
     assert model.metadata_props[hf.ROUTE_KEY] == "mobius"
     assert tiny("qwen3") not in loaded

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,25 @@ def test_from_the_cache(cache: Path, tiny: Path, revision: str) -> None:
     info = info_of(load(f"org/tiny{revision}"))
     assert (info.name, info.source) == ("tiny", f"org/tiny@{COMMIT}")
     assert info.source_sha256 == info_of(load(tiny, check=False)).source_sha256
+
+
+def test_shards_of_the_cache(cache: Path, tiny: Path, tmp_path: Path) -> None:
+    """The cache's links lead to files whose names are hashes, in another order: the model is the same one."""
+    import transformers
+
+    module = transformers.AutoModelForCausalLM.from_pretrained(tiny)
+    module.save_pretrained(tmp_path / "shards", max_shard_size="60KB")
+    assert len(list((tmp_path / "shards").glob("model-*.safetensors"))) > 2
+    put(cache, "org/shards", tmp_path / "shards")
+    found, wanted = load("org/shards", check=False), load(tmp_path / "shards", check=False)
+    assert info_of(found).source_sha256 == info_of(wanted).source_sha256
+
+
+def test_a_nested_index_in_the_cache(cache: Path, tiny: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny, tmp_path / "nested")
+    (tmp_path / "nested" / "model.safetensors.index.json").write_text('{"weight_map":' * 100_000)
+    put(cache, "org/nested", tmp_path / "nested")
+    refused(lambda: load("org/nested"), "E0101")
 
 
 def test_every_verb(cache: Path, prose_lm: Path, tmp_path: Path) -> None:

@@ -101,6 +101,42 @@ def test_names_and_weights_that_are_inputs(tmp_path: Path) -> None:
     edgec.compile(path, tmp_path / "out", dynamic={"x": {0: (1, 3)}})
 
 
+def sized(path: Path, size: int | str) -> Path:
+    """y = x + x of [size, 4]."""
+    proto = onnx.parser.parse_model('<ir_version: 8, opset_import: ["" : 17]> g (float[N,4] x) => (float[N,4] y)'
+                                    " { y = Add(x, x) }")
+    for value in (proto.graph.input[0], proto.graph.output[0]):
+        dim = value.type.tensor_type.shape.dim[0]
+        if isinstance(size, int):
+            dim.dim_value = size
+        else:
+            dim.dim_param = size
+    onnx.save(proto, path)
+    return path
+
+
+def test_negative_sizes(tmp_path: Path) -> None:
+    """-1 is what some tools write for an unknown size; no other one means anything."""
+    model = importers.load(sized(tmp_path / "m.onnx", -1), dynamic={"x": {0: (1, 3)}})
+    assert info_of(model).dynamic == {"x_0": (1, 3)}
+    assert ["x:0" in note for note in info_of(model).notes] == [True]
+    assert info_of(importers.load(sized(tmp_path / "m.onnx", 3))).notes == ()
+    edgec.compile(sized(tmp_path / "m.onnx", -1), tmp_path / "out", dynamic={"x": {0: (1, 3)}})
+    for size in (-2, -5, -(1 << 62)):
+        error = refused(sized(tmp_path / "m.onnx", size), "E0101")
+        assert "axis 0" in error.where
+        assert str(size) in error.found
+
+
+@pytest.mark.parametrize("symbol", ["A" * 100_000, "a b " * 30_000, "\x1b[31m" * 20_000])
+def test_symbols_of_any_length(tmp_path: Path, symbol: str) -> None:
+    path = sized(tmp_path / "m.onnx", symbol)
+    assert list(importers.load(path).graph.inputs[0].shape or ()) == ["x_0", 4]
+    error = EdgecError("E0101", stage="import", where=symbol, found=symbol)
+    assert len(str(error)) < 40_000
+    assert "\x1b" not in str(error)
+
+
 def test_a_difference_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from edgec.importers import onnx_opset
 
@@ -177,6 +213,8 @@ def test_a_language_model_without_a_context(exported: Path, tmp_path: Path) -> N
         (tmp_path / data.name).write_bytes(data.read_bytes())
     assert "--ctx" in refused(lonely, "E0101").hint
     assert info_of(importers.load(lonely, max_context=64, check=False)).max_context == 64
+    (tmp_path / "config.json").write_text('{"a":' * 100_000)
+    assert "config.json" in refused(lonely, "E0101").where
 
 
 GQA = """

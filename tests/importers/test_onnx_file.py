@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import onnx
 import onnx.helper as make
@@ -87,12 +89,121 @@ def test_not_a_regular_file(folder: Path) -> None:
     assert "regular" in refused(write(folder, location="pipe.bin")).found
 
 
+def swap_for_a_link(folder: Path) -> None:
+    (folder / "data" / "w.bin").unlink()
+    (folder / "data" / "w.bin").symlink_to("../../secret.bin")
+
+
+def swap_the_folder(folder: Path) -> None:
+    (folder / "data").rename(folder / "old")
+    (folder.parent / "elsewhere").mkdir()
+    (folder.parent / "secret.bin").rename(folder.parent / "elsewhere" / "w.bin")
+    (folder / "data").symlink_to("../elsewhere")
+
+
+def swap_for_another_file(folder: Path) -> None:
+    (folder / "data" / "other").write_bytes(WEIGHT.tobytes())
+    (folder / "data" / "other").replace(folder / "data" / "w.bin")
+
+
+def swap_for_a_hard_link(folder: Path) -> None:
+    os.link(folder / "data" / "w.bin", folder / "hard.bin")
+
+
+def swap_for_a_pipe(folder: Path) -> None:
+    (folder / "data" / "w.bin").unlink()
+    os.mkfifo(folder / "data" / "w.bin")
+
+
+def change(folder: Path) -> None:
+    (folder / "data" / "w.bin").write_bytes((WEIGHT + 1).tobytes())
+    os.utime(folder / "data" / "w.bin", (0, 0))  # clocks of file systems are coarse
+
+
+def cut(folder: Path) -> None:
+    os.truncate(folder / "data" / "w.bin", 8)
+
+
+def remove(folder: Path) -> None:
+    (folder / "data" / "w.bin").unlink()
+
+
+SWAPS = (swap_for_a_link, swap_the_folder, swap_for_another_file, swap_for_a_hard_link, swap_for_a_pipe, change, cut,
+         remove)
+
+
+@pytest.mark.parametrize("swap", SWAPS)
+@pytest.mark.parametrize("small", [True, False])
+def test_files_swapped_after_the_check(folder: Path, swap: Callable[[Path], None], small: bool,
+                                       monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the values nor the hash come from another file than the one that was checked."""
+    if not small:
+        monkeypatch.setattr(onnx_file, "_SMALL", 4)
+    (folder / "data").mkdir()
+    (folder / "w.bin").rename(folder / "data" / "w.bin")
+    path = write(folder, location="data/w.bin")
+    twin = onnx_file.read(path)[0].graph.initializers["w"].const_value
+    assert twin is not None
+    assert np.array_equal(twin.numpy(), WEIGHT)
+    model, sha256 = onnx_file.read(path)
+    tensor = model.graph.initializers["w"].const_value
+    assert tensor is not None
+    swap(folder)
+    for use in (tensor.numpy, tensor.tobytes, sha256):
+        with pytest.raises(EdgecError) as caught:
+            use()
+        assert caught.value.code == "E0101"
+        assert "w.bin" in caught.value.where
+
+
 @pytest.mark.parametrize("external", [
     {"offset": "4"}, {"offset": "-4"}, {"length": "44"}, {"length": "999999999999"}, {"offset": "99999999999999999999"},
     {"offset": "four"}, {"length": "-48"},
 ])
 def test_bytes_outside_the_file(folder: Path, external: dict[str, str]) -> None:
     refused(write(folder, **external))
+
+
+@pytest.mark.parametrize(("kind", "values"), [
+    (onnx.TensorProto.UINT4, np.arange(15, dtype=ml_dtypes.uint4)), (onnx.TensorProto.INT64, np.arange(5)),
+    (onnx.TensorProto.BFLOAT16, np.arange(7, dtype=ml_dtypes.bfloat16)), (onnx.TensorProto.BOOL, np.ones(3, bool)),
+    (onnx.TensorProto.FLOAT, np.zeros((0, 4), np.float32)), (onnx.TensorProto.FLOAT, np.float32(3)),
+])
+@pytest.mark.parametrize("small", [True, False])
+@pytest.mark.parametrize("constant", [True, False])
+def test_external_values(folder: Path, monkeypatch: pytest.MonkeyPatch, kind: int, values: np.ndarray, small: bool,
+                         constant: bool) -> None:
+    """Of every width, at an odd offset, as an initializer or inside a Constant node."""
+    if not small:
+        monkeypatch.setattr(onnx_file, "_SMALL", 0)
+    proto = onnx.numpy_helper.from_array(np.asarray(values), "w")
+    assert proto.data_type == kind
+    (folder / "w.bin").write_bytes(b"odd" + proto.raw_data + b"more")
+    raw, proto.data_location = len(proto.raw_data), onnx.TensorProto.EXTERNAL
+    proto.ClearField("raw_data")
+    for key, value in {"location": "w.bin", "offset": "3", "length": str(raw)}.items():
+        proto.external_data.add(key=key, value=value)
+    node = make.make_node("Constant", [], ["w"], value=proto) if constant else make.make_node("Identity", ["w"], ["v"])
+    out = make.make_tensor_value_info("w" if constant else "v", kind, None)
+    graph = make.make_graph([node], "g", [], [out], [] if constant else [proto])
+    path = folder / "model.onnx"
+    onnx.save(make.make_model(graph, opset_imports=[make.make_opsetid("", 24)], ir_version=10), path)
+    model = onnx_file.read(path)[0]
+    nodes = list(model.graph)
+    tensor = nodes[0].attributes["value"].as_tensor() if constant else model.graph.initializers["w"].const_value
+    assert tensor is not None
+    for _ in range(2):
+        assert np.array_equal(tensor.numpy(), values)
+        assert tensor.numpy().dtype == np.asarray(values).dtype
+        assert tensor.tobytes() == (folder / "w.bin").read_bytes()[3 : 3 + raw]
+
+
+def test_text_as_external_data(folder: Path) -> None:
+    path = write(folder)
+    proto = onnx.load(path, load_external_data=False)
+    proto.graph.initializer[0].data_type = onnx.TensorProto.STRING
+    path.write_bytes(proto.SerializeToString())
+    assert "text" in refused(path).found
 
 
 def test_data_files_too_short(folder: Path) -> None:

@@ -202,6 +202,22 @@ def test_bad_dynamic(dynamic: Any, word: str) -> None:
     assert word in refused(torch.nn.Linear(4, 3), "E0002", dynamic=dynamic).found
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("make", [torch.jit.script, lambda net: torch.jit.trace(net, torch.ones(1, 4))])
+def test_torchscript(make: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    script = make(torch.nn.Linear(4, 3))
+    capfd.readouterr()
+    assert "TorchScript" in refused(script, "E0102").found
+    torch.jit.save(script, tmp_path / "net.pt")
+    torch.save(torch.nn.Linear(4, 3).state_dict(), tmp_path / "state.pt")
+    for name, script_file in (("net.pt", True), ("state.pt", False)):
+        with pytest.raises(EdgecError) as caught:
+            load(tmp_path / name)
+        assert caught.value.code == "E0101"
+        assert ("TorchScript" in caught.value.hint) == script_file
+    assert capfd.readouterr() == ("", "")
+
+
 def test_bad_examples() -> None:
     assert "tensors inside" in refused(Nested(), "E0002", ((torch.ones(1), torch.ones(1)),)).found
     assert "no tensor" in refused(Net(), "E0002", {"image": None}).found

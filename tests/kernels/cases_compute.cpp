@@ -67,6 +67,63 @@ CASES(linear) {
     add_linear(s, {3}, 0, 5, F32, 0, 0);
 }
 
+static void linear_split_reference(Case &c) {
+    const Operand &x = c.op[4], &w = c.op[5], &bias = c.op[6];
+    const int64_t k = w.dim(1);
+    int64_t first = 0;  // the row of w where an output begins
+    for (size_t o = 0; o < 4; ++o) {
+        Operand &y = c.op[o];
+        if (y.absent) continue;
+        const int64_t n = y.dim(-1);
+        for (int64_t e = 0; e < y.count(); ++e) {
+            const int64_t row = first + e % n;
+            double v = bias.absent ? 0 : bias.real[(size_t)row];
+            for (int64_t j = 0; j < k; ++j) v += x.real[(size_t)(e / n * k + j)] * w.real[(size_t)(row * k + j)];
+            y.real[(size_t)e] = ref_act(c.i[0], v, c.f[0], c.f[1]);
+        }
+        first += n;
+    }
+}
+
+// n: the widths of the four outputs; -1 for an absent one.
+static void add_linear_split(Suite &s, const Dims &lead, const Dims &n, int64_t k, uint8_t dtype, int64_t act, bool bias) {
+    Dims x = lead;
+    x.push_back(k);
+    int64_t total = 0;
+    Case &c = s.add(text("rows %lld n %lld %lld %lld %lld k %lld dtype %d act %lld bias %d",
+                         (long long)(lead.empty() ? 1 : lead.back()), (long long)n[0], (long long)n[1], (long long)n[2],
+                         (long long)n[3], (long long)k, dtype, (long long)act, bias));
+    for (const int64_t width : n) {
+        Dims y = lead;
+        y.push_back(width);
+        width < 0 ? c.none() : c.out(F32, y);
+        total += std::max<int64_t>(width, 0);
+    }
+    c.in(F32, x).in(dtype, {total, k}, PANEL16);
+    bias ? c.in(F32, {total}) : c.none();
+    c.ints({act}).floats({kActA, kActB});
+    c.reference = linear_split_reference;
+    scaled(c, k);
+}
+
+CASES(linear_split) {
+    const uint8_t dtypes[] = {F32, F16, BF16};
+    const Dims widths[] = {{48, 16, 16, -1}, {16, 33, -1, -1},  {64, 64, -1, -1}, {16, -1, -1, -1}, {32, -1, 16, 1},
+                           {16, 80, 16, 15}, {7, -1, -1, -1},   {128, -1, -1, 65}, {16, 0, 32, 17}};
+    int64_t turn = 0;
+    for (const int64_t m : {1, 2, 3, 4, 5, 13, 23, 24, 47, 48, 49, 97, 200})
+        for (const Dims &n : widths) {
+            const int64_t ks[] = {1, 2, 7, 8, 9, 40, 129};
+            add_linear_split(s, {m}, n, ks[turn % 7], dtypes[turn % 3], turn % 14, turn & 1);
+            ++turn;
+        }
+    for (const uint8_t dtype : dtypes) add_linear_split(s, {150}, {96, 32, 100, -1}, 1500, dtype, 0, true);
+    for (const uint8_t dtype : dtypes) add_linear_split(s, {2, 3, 4}, {48, 16, 16, 16}, 32, dtype, 2, false);
+    add_linear_split(s, {}, {16, 7, -1, -1}, 5, F32, 0, true);
+    add_linear_split(s, {0, 3}, {16, 7, -1, -1}, 5, F16, 0, true);
+    add_linear_split(s, {3}, {16, 16, -1, -1}, 0, F32, 0, true);
+}
+
 struct Conv {
     int64_t b, h, w, ci, co, kh, kw, sh, sw, pt, pl, pb, pr, dh, dw, groups;
 };

@@ -80,11 +80,13 @@ def encoder() -> Case:
                 dynamic={"b": (1, 3), "n": (1, 8)})
 
 
-def llama(*, kv_format: str = "f32", window: int = 0, tied: bool = True) -> ir.Model:
+def llama(
+    *, kv_format: str = "f32", window: int = 0, tied: bool = True, head: int = HEAD, hidden: int = HIDDEN
+) -> ir.Model:
     """A language model in the form of docs/ir.md: RMSNorm, rotary positions, grouped heads, gated MLP."""
     rng = np.random.default_rng(3)
     inits: dict[str, Array] = {"embed": _weight(rng, VOCAB, WIDTH) * 4, "norm": np.ones(WIDTH, np.float32)}
-    angles = np.arange(2 * CONTEXT)[:, None] / 100.0 ** (np.arange(HEAD // 2) / (HEAD // 2))
+    angles = np.arange(2 * CONTEXT)[:, None] / 100.0 ** (np.arange(head // 2) / (head // 2))
     inits |= {"cos": np.cos(angles).astype(np.float32), "sin": np.sin(angles).astype(np.float32)}
     inits |= {"zero": np.array([0], np.int64), "unit": np.array(1, np.int64), "one_d": np.array([1], np.int64)}
     nodes: list[onnx.NodeProto] = []
@@ -112,22 +114,22 @@ def llama(*, kv_format: str = "f32", window: int = 0, tied: bool = True) -> ir.M
         at, p = f"model/layers.{n}", f"l{n}"
         inits |= {f"{p}.in": _weight(rng, WIDTH) + 1, f"{p}.post": _weight(rng, WIDTH) + 1}
         op("RMSNormalization", f"{x} {p}.in", f"{p}.n", f"{at}/norm", epsilon=1e-5, axis=-1)
-        linear(f"{p}.n", f"{p}.q", HEADS * HEAD, WIDTH, f"{at}/q_proj")
-        linear(f"{p}.n", f"{p}.k", KV_HEADS * HEAD, WIDTH, f"{at}/k_proj")
-        linear(f"{p}.n", f"{p}.v", KV_HEADS * HEAD, WIDTH, f"{at}/v_proj")
+        linear(f"{p}.n", f"{p}.q", HEADS * head, WIDTH, f"{at}/q_proj")
+        linear(f"{p}.n", f"{p}.k", KV_HEADS * head, WIDTH, f"{at}/k_proj")
+        linear(f"{p}.n", f"{p}.v", KV_HEADS * head, WIDTH, f"{at}/v_proj")
         op("RotaryEmbedding", f"{p}.q cos sin position_ids", f"{p}.qr", at, num_heads=HEADS)
         op("RotaryEmbedding", f"{p}.k cos sin position_ids", f"{p}.kr", at, num_heads=KV_HEADS)
         op("CachedAttention", f"{p}.qr {p}.kr {p}.v key_cache.{n} value_cache.{n} past_len",
            f"{p}.a key_cache_out.{n} value_cache_out.{n}", f"{at}/attention", "edgec", q_num_heads=HEADS,
            kv_num_heads=KV_HEADS, scale=0.5, softcap=0.0, window=window, kv_format=kv_format)
-        linear(f"{p}.a", f"{p}.o", WIDTH, HEADS * HEAD, f"{at}/o_proj")
+        linear(f"{p}.a", f"{p}.o", WIDTH, HEADS * head, f"{at}/o_proj")
         op("Add", f"{x} {p}.o", f"{p}.s", at)
         op("RMSNormalization", f"{p}.s {p}.post", f"{p}.m", f"{at}/post_norm", epsilon=1e-5, axis=-1)
-        linear(f"{p}.m", f"{p}.gate", HIDDEN, WIDTH, f"{at}/gate_proj")
-        linear(f"{p}.m", f"{p}.up", HIDDEN, WIDTH, f"{at}/up_proj")
+        linear(f"{p}.m", f"{p}.gate", hidden, WIDTH, f"{at}/gate_proj")
+        linear(f"{p}.m", f"{p}.up", hidden, WIDTH, f"{at}/up_proj")
         op("Swish", f"{p}.gate", f"{p}.act", at)
         op("Mul", f"{p}.act {p}.up", f"{p}.gated", at)
-        linear(f"{p}.gated", f"{p}.down", WIDTH, HIDDEN, f"{at}/down_proj")
+        linear(f"{p}.gated", f"{p}.down", WIDTH, hidden, f"{at}/down_proj")
         op("Add", f"{p}.s {p}.down", f"{p}.y", at)
         x = f"{p}.y"
     op("RMSNormalization", f"{x} norm", "final", "model/norm", epsilon=1e-5, axis=-1)
@@ -137,7 +139,7 @@ def llama(*, kv_format: str = "f32", window: int = 0, tied: bool = True) -> ir.M
     else:
         linear("final", "logits", VOCAB, WIDTH, "head")
     integer, real = TensorProto.INT64, TensorProto.FLOAT
-    cache = [1, KV_HEADS, "context", HEAD]
+    cache = [1, KV_HEADS, "context", head]
     inputs = [helper.make_tensor_value_info("input_ids", integer, [1, "seq"]),
               helper.make_tensor_value_info("past_len", integer, [])]
     outputs = [helper.make_tensor_value_info("logits", real, [1, "seq", VOCAB])]
@@ -157,9 +159,9 @@ def llama_reference(model: ir.Model, tokens: Array) -> Array:
     from edgec.ir.execute import Runner
 
     feeds: dict[str, Array] = {"input_ids": tokens[None].astype(np.int64), "past_len": np.array(0, np.int64)}
-    for n in range(LAYERS):
-        for kind in ("key_cache", "value_cache"):
-            feeds[f"{kind}.{n}"] = np.zeros((1, KV_HEADS, len(tokens), HEAD), np.float32)
+    for cache in model.graph.inputs[2:]:
+        assert cache.shape is not None
+        feeds[cache.name or ""] = np.zeros((1, KV_HEADS, len(tokens), int(cache.shape[3])), np.float32)
     with Runner(model, "test") as runner:
         logits: Array = runner.run(feeds)["logits"]
     return logits[0]

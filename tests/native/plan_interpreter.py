@@ -97,6 +97,19 @@ def k_gather_bits(y, o, i, f):  # type: ignore[no-untyped-def]
     return dequantize(unpack_bits64(o[0].astype(np.uint8), BitsSpec(bits, group, bool(uniform)), n, k))[o[1]]
 
 
+def k_linear_bits_split(y, o, i, f):  # type: ignore[no-untyped-def]
+    x, w, bias = o
+    values = dequantize(unpack_bits64(w.astype(np.uint8), BitsSpec(i[2], i[3], bool(i[4])), i[1], x.shape[-1]))
+    return k_linear_split(y, (x, values.astype(np.float64), bias), i, f)
+
+
+def k_linear_split(y, o, i, f):  # type: ignore[no-untyped-def]
+    x, w, bias = o
+    whole = epilogue(x @ w.T, bias, None, i[0], 0, f)
+    widths = [0 if part is None else part.shape[-1] for part in y]
+    return tuple(np.split(whole, np.cumsum(widths)[:-1], axis=-1))
+
+
 def k_conv2d(y, o, i, f):  # type: ignore[no-untyped-def]
     x, w, bias, residual = o
     groups = i[8]
@@ -260,8 +273,8 @@ def k_cast(y, o, i, f):  # type: ignore[no-untyped-def]
 
 
 RUN: dict[str, Callable[..., Any]] = {
-    "linear": k_linear, "linear_bits": k_linear_bits, "gather_bits": k_gather_bits,
-    "conv2d": k_conv2d, "dwconv2d": k_dwconv2d, "pool2d": k_pool2d,
+    "linear": k_linear, "linear_split": k_linear_split, "linear_bits": k_linear_bits, "gather_bits": k_gather_bits,
+    "linear_bits_split": k_linear_bits_split, "conv2d": k_conv2d, "dwconv2d": k_dwconv2d, "pool2d": k_pool2d,
     "resize2d": k_resize2d, "rnn": k_rnn, "matmul": k_matmul,
     "attention_cached": k_attention_cached, "attention": k_attention, "kv_write": k_kv_write,
     "rmsnorm": k_norm(False), "layernorm": k_norm(True), "rope": k_rope,

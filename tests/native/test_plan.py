@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
 from edgec.errors import EdgecError
+from edgec.ir.passes import Context
 from edgec.native.arena import Buffer, live_bytes
 from edgec.native.dims import dim, symbol
 from edgec.native.lower import build_plan
-from edgec.native.plan import Call, Entry, Operand, Plan, Port, Space, State
+from edgec.native.plan import ABSENT, Call, Entry, Operand, Plan, Port, Space, State
 from edgec.native.plan_check import plan_problems
+from edgec.passes.lower.merge_siblings import MergeSiblings
+from edgec.pipeline import run_passes
 from tests.native.lower_cases import CASES, model_of, reference
 from tests.native.models import CONTEXT, VOCAB, encoder, llama, llama_reference, mobilenet
 from tests.native.plan_interpreter import Interpreter
@@ -22,15 +27,23 @@ GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 TOKENS = np.random.default_rng(5).integers(0, VOCAB, 30).astype(np.int32)
 
 
+PANELS = {"head": 8, "hidden": 32}  # widths with which siblings merge
+
+
+def merged(model: ir.Model) -> ir.Model:
+    return run_passes(model, [MergeSiblings()], Context()).model
+
+
 def plans() -> dict[str, Plan]:
     """The plans whose text is kept under tests/golden/."""
     return {
         "plan_mobilenet": build_plan(model_of(mobilenet())), "plan_encoder": build_plan(model_of(encoder())),
         "plan_llama": build_plan(llama(), prefill_chunk=16),
+        "plan_llama_merged": build_plan(merged(llama(**PANELS)), prefill_chunk=16),
     }
 
 
-@pytest.mark.parametrize("name", ["plan_mobilenet", "plan_encoder", "plan_llama"])
+@pytest.mark.parametrize("name", ["plan_mobilenet", "plan_encoder", "plan_llama", "plan_llama_merged"])
 def test_text(name: str) -> None:
     # After a wanted change: python -m tests.native.test_plan
     assert plans()[name].text() == (GOLDEN / f"{name}.txt").read_text()
@@ -44,10 +57,12 @@ def test_model_computes_what_onnxruntime_computes(make) -> None:  # type: ignore
         np.testing.assert_allclose(got[name], wanted, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("options", [{}, {"window": 5}, {"tied": False}], ids=str)
-def test_language_model_entries_agree_with_one_pass(options: dict[str, object]) -> None:
+@pytest.mark.parametrize("merge", [False, True])
+@pytest.mark.parametrize("options", [{}, {"window": 5}, {"tied": False}, PANELS], ids=str)
+def test_language_model_entries_agree_with_one_pass(options: dict[str, object], merge: bool) -> None:
     model = llama(**options)  # type: ignore[arg-type]
     wanted = llama_reference(model, TOKENS)
+    model = merged(model) if merge else model
     session = Interpreter(build_plan(model, prefill_chunk=16), context=32)
     scored = session.run("score", {"tokens": TOKENS[:9]}, past=0)["logits"]
     np.testing.assert_allclose(scored, wanted[:9], atol=2e-5)
@@ -67,8 +82,19 @@ def test_cache_in_half_precision() -> None:
     np.testing.assert_allclose(got, llama_reference(model, TOKENS)[-1], atol=5e-3)
 
 
-def test_prefill_narrows_to_the_last_token_after_the_last_attention() -> None:
-    calls = build_plan(llama()).entry("prefill").calls
+def test_merged_siblings_need_no_copies() -> None:
+    apart, wide = build_plan(llama(**PANELS)), build_plan(merged(llama(**PANELS)))
+    for entry in ("prefill", "decode", "score"):
+        before, after = (Counter(c.kernel for c in p.entry(entry).calls) for p in (apart, wide))
+        assert before - after == {"linear": 10}
+        assert after - before == {"linear_split": 4}
+    assert sum(w.bytes for w in wide.weights) == sum(w.bytes for w in apart.weights)
+
+
+@pytest.mark.parametrize("merge", [False, True])
+def test_prefill_narrows_to_the_last_token_after_the_last_attention(merge: bool) -> None:
+    model = llama(**PANELS)
+    calls = build_plan(merged(model) if merge else model).entry("prefill").calls
     last = max(i for i, c in enumerate(calls) if c.kernel == "attention_cached")
     assert [c.kernel for c in calls[last + 1 : last + 3]] == ["slice", "slice"]
     seq = {s for c in calls[last + 3 :] for o in c.operands for d in o.dims for s in d.symbols}
@@ -156,6 +182,10 @@ def _relu(y: Operand, x: Operand) -> Call:
     return Call("unary", "layer", (y, x), (1,), (0.0, 0.0))
 
 
+def _split(y0: Operand, y1: Operand, x: Operand = _X) -> Call:
+    return Call("linear_split", "layer", (y0, y1, ABSENT, ABSENT, x, ABSENT, ABSENT), (0,), (0.0, 0.0))
+
+
 def _plan(*calls: Call, arena: int = 256) -> Plan:
     ports = (Port("x", _X.dtype, (_N,)),), (Port("y", _Y.dtype, (_N,)),)
     return Plan(0, 0, 0, 0, (), (), (Entry("main", *ports, calls, arena),))
@@ -176,6 +206,13 @@ def _plan(*calls: Call, arena: int = 256) -> Plan:
     ([_relu(_at(0), _X), Call("copy", "layer", (_at(0), _at(0))), _relu(_Y, _at(0))], "overlaps operand 1"),
     ([_relu(_at(0), _X), _relu(_at(0, 8), _at(0)), _relu(_Y, _X)], "overlaps operand 1"),
     ([_relu(_at(0), dataclasses.replace(_X, offset=64)), _relu(_Y, _at(0))], "outside the arena"),
+    ([_split(_at(0), _at(0)), _relu(_Y, _at(0))], "output 0 overlaps operand 1"),
+    ([_split(_at(0, 32), _at(64)), _relu(_Y, _at(64))], "output 1 overlaps operand 0"),
+    ([_split(_Y, _Y)], "output 1 overlaps operand 0"),
+    ([_relu(_at(0), _X), _split(_at(64), _at(0), _at(0)), _relu(_Y, _at(0))], "output 1 overlaps operand 4"),
+    ([_split(_at(0), _at(256)), _relu(_Y, _at(0))], "of 256 bytes"),
+    ([_split(_at(0), Operand(Space.OUTPUT, dims=(dim(8),))), _relu(_Y, _at(0))], "writes 8 of 16"),
+    ([_split(_at(0), _X), _relu(_Y, _at(0))], "writes an input"),
 ], ids=lambda v: v if isinstance(v, str) else "")
 def test_broken_rules_are_found(calls: list[Call], problem: str) -> None:
     found = plan_problems(_plan(*calls))

@@ -1,4 +1,6 @@
-"""Two small plans written out by hand, a CNN and a language model: bundles for tests of the loader and the runtime."""
+"""Small plans written out by hand, a CNN, siblings and a language model: bundles for tests of the loader and the
+runtime.
+"""
 
 from __future__ import annotations
 
@@ -69,6 +71,23 @@ def tiny_cnn() -> Plan:
            b.weight("head.bias", (10,)), ABSENT, ints=(0, 0), floats=NO_ACT)
     b.call("softmax", Operand(Space.OUTPUT, 0, 0, Dtype.F32, Format.PLAIN, out.dims), scores, ints=(0,))
     return Plan(0, 0, 0, 0, tuple(b.weights), (), (b.entry("main", [image], [out]),))
+
+
+def tiny_siblings() -> Plan:
+    """image f32 [batch, 24] -> f32 [batch, 16], [batch, 32] and [batch, 5], the parts of one product; batch 1..4."""
+    batch = symbol("batch", 1, 4)
+    b = _Builder([], 3)
+    image = Port("image", Dtype.F32, (batch, dim(24)))
+    outs = [Port(name, Dtype.F32, (batch, dim(n))) for name, n in (("a", 16), ("b", 32), ("c", 5))]
+    to = [Operand(Space.OUTPUT, i, 0, Dtype.F32, Format.PLAIN, port.dims) for i, port in enumerate(outs)]
+    x, wide, narrow = b.buffer(batch, 24), b.buffer(batch, 32), b.buffer(batch, 16)
+    b.buffer(batch, 32)  # room, so that a larger part would still lie inside the arena
+    b.call("unary", x, Operand(Space.INPUT, 0, 0, Dtype.F32, Format.PLAIN, image.dims), ints=(1,), floats=NO_ACT)
+    b.call("linear_split", narrow, wide, to[2], ABSENT, x, b.weight("w", (53, 24), Format.PANEL16),
+           b.weight("bias", (53,)), ints=(0,), floats=NO_ACT)
+    b.call("copy", to[0], narrow)
+    b.call("copy", to[1], wide)
+    return Plan(0, 0, 0, 0, tuple(b.weights), (), (b.entry("main", [image], outs),))
 
 
 def _lm_entry(name: str, weights: list[Weight]) -> Entry:

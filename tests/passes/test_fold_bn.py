@@ -110,6 +110,15 @@ def test_declined(body: str, out: str, extra: dict[str, tuple[int, ...]], reason
     assert verify.unfolded_batch_norms(after) == [], "the specification asks only for what the pass does"
 
 
+@pytest.mark.parametrize(("w", "c", "out"), [((6, 6), (1, 6, 6), "1,6,6"), ((6, 1), (6,), "6,6")])
+def test_a_bias_that_changes_the_channels(w: tuple[int, ...], c: tuple[int, ...], out: str) -> None:
+    """The sum has a dim more, so that its channels are rows; or it repeats the only channel of the product."""
+    before = graph("float[6,6] x", f"float[{out}] y", "p = MatMul(x, w) t = Add(p, c)"
+                   " y = BatchNormalization(t, g, b, m, v)", 6, w=normal(*w), c=normal(*c))
+    _, modified, _ = run(FoldBN(), before, engine="onnxruntime")
+    assert not modified
+
+
 def test_runtime_parameters_are_declined() -> None:
     before = model("g (float[N,6,5,5] x, float[6,6,3,3] w, float[6] g, float[6] b, float[6] m, float[6] u) =>"
                    " (float[N,6,3,3] y) { v = Exp(u) t = Conv(x, w) y = BatchNormalization(t, g, b, m, v) }",

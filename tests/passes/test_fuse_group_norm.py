@@ -11,9 +11,10 @@ from edgec.importers import load
 from edgec.ir.model import walk
 from edgec.ir.passes import Context
 from edgec.passes import NORMALIZE
+from edgec.passes.normalize.eliminate_dead import EliminateDead
 from edgec.passes.normalize.fuse_group_norm import FuseGroupNorm
 from edgec.pipeline import run_passes
-from tests.passes.harness import model, ops, reasons, run
+from tests.passes.harness import close, evaluate, model, ops, reasons, run
 
 RNG = np.random.default_rng(0)
 IN, OUT = "g = Reshape(x, groups)", "shape = Shape(x) n = Reshape(t, shape)"
@@ -109,18 +110,47 @@ def test_scale_of_a_value_that_others_read_stays_outside() -> None:
     assert "read by others" in reasons(report)
 
 
+@pytest.mark.parametrize("restore", ["", "shape = Shape(x) "])
+def test_groups_of_single_channels(restore: str) -> None:
+    """On [N, C, T] the reshapes do nothing, and the first one is gone before this pass."""
+    back = f"{restore}n = Reshape(t, shape)" if restore else "n = Identity(t)"
+    graph = model("g (float[N,5,7] x, float[5] s, float[5] z, float[5,1] w, float[1,5,1] b) => (float[N,5,7] y) {"
+                  f" t = InstanceNormalization<epsilon = 0.01>(x, s, z) {back} u = Mul(n, w) y = Add(b, u) }}",
+                  s=np.ones(5), z=np.zeros(5), w=RNG.standard_normal((5, 1)), b=RNG.standard_normal((1, 5, 1)))
+    graph = run_passes(graph, [EliminateDead()], Context()).model
+    after, modified, _ = run(FuseGroupNorm(), graph)
+    assert modified
+    assert ops(after) == {"InstanceNormalization": 1}
+    assert next(walk(after)).attributes["epsilon"].as_float() == pytest.approx(1e-2)
+
+
+def test_another_shape_behind_single_channels_stays() -> None:
+    graph = model("g (float[2,5,7] x, float[5] s, float[5] z, int64[2] h) => (float[2,35] y) {"
+                  " t = InstanceNormalization(x, s, z) y = Reshape(t, h) }", s=np.ones(5), z=np.zeros(5), h=[2, 35])
+    _, modified, _ = run(FuseGroupNorm(), graph)
+    assert not modified
+
+
+@pytest.mark.parametrize("groups", [1, 3, 6])
+@pytest.mark.parametrize("shape", [(2, 6, 9), (2, 6, 5, 7)])
 @pytest.mark.parametrize(("dynamo", "opset"), [(False, 17), (False, 20), (True, 18), (True, 22)])
-def test_what_torch_exports(dynamo: bool, opset: int, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_what_torch_exports(dynamo: bool, opset: int, shape: tuple[int, ...], groups: int,
+                            tmp_path_factory: pytest.TempPathFactory) -> None:
     torch = pytest.importorskip("torch")
-    net = torch.nn.GroupNorm(3, 6).eval()
+    net = torch.nn.GroupNorm(groups, 6).eval()
     with torch.no_grad():
         net.weight.normal_()
         net.bias.normal_()
     path, buffer = tmp_path_factory.mktemp("torch") / "net.onnx", io.BytesIO()
     axes = {"dynamic_shapes": ({0: torch.export.Dim("N"), 2: torch.export.Dim("H")},)} if dynamo else {
         "dynamic_axes": {"x": {0: "N", 2: "H"}}}
-    made = torch.onnx.export(net, (torch.randn(2, 6, 5, 7),), None if dynamo else buffer, dynamo=dynamo,
+    made = torch.onnx.export(net, (torch.randn(*shape),), None if dynamo else buffer, dynamo=dynamo,
                              opset_version=opset, input_names=["x"], **axes)
     onnx.save(made.model_proto if dynamo else onnx.load_from_string(buffer.getvalue()), path)
     after = run_passes(load(path), NORMALIZE, Context()).model
-    assert ops(after) == {"GroupNormalization": 1}
+    assert len(list(walk(after))) == 1
+    single = groups == 6 and len(shape) == 3
+    assert set(ops(after)) <= {"GroupNormalization", *(["InstanceNormalization"] if single else [])}
+    x = torch.randn(*shape)
+    with torch.no_grad():
+        close(evaluate(after, {"x": x.numpy()}), {after.graph.outputs[0].name: net(x).numpy()})

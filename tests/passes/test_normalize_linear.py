@@ -70,6 +70,13 @@ def test_gemm(attributes: str, bias: tuple[int, ...] | None) -> None:
         assert tuple(gemm.inputs[2].shape or ()) == (5,)
 
 
+def test_one_number_per_row_is_no_bias_of_a_square() -> None:
+    graph = model("g (float[5,4] x, float[4,5] w, float[5,1] c) => (float[5,5] y) { y = Gemm(x, w, c) }",
+                  w=RNG.standard_normal((4, 5)), c=RNG.standard_normal((5, 1)))
+    after, _, _ = run(NormalizeLinear(), graph)
+    assert ops(after) == {"Gemm": 1, "Add": 1}
+
+
 def test_weights_are_not_read() -> None:
     def refuse() -> ir.TensorProtocol:
         raise AssertionError("the weight was read")

@@ -10,6 +10,8 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from edgec.errors import EdgecError
+from edgec.ir.execute import Runner
 from edgec.ir.info import ModelInfo, attach_info
 from edgec.ir.model import walk
 from edgec.ir.passes import Context
@@ -202,6 +204,85 @@ def test_sizes_that_contradict_the_weights_are_a_reason(sizes: str, reason: str)
                   f" y = com.microsoft.MatMulNBits<{sizes}, bits = 4>(x, b, s) }}",
                   domains=VENDOR, b=codes(np.uint8, 5, 1, 16), s=floats(5))
     assert reason in reasons(run_passes(graph, [InlineFunctions()], Context()).records[0].rules)
+
+
+def gather(kind: str, attributes: str, table: tuple[int, ...], scales: tuple[int, ...],
+           zeros: tuple[int, ...] | None = None, zero_kind: str = "") -> ir.Model:
+    """GatherBlockQuantized of two rows of a table of random codes."""
+    dtype = {"uint4": ml_dtypes.uint4, "int4": ml_dtypes.int4}.get(kind, getattr(np, kind, np.uint8))
+
+    def dims(shape: tuple[int, ...]) -> str:
+        return ",".join(map(str, shape))
+
+    declared, given = (f", {zero_kind or kind}[{dims(zeros)}] z", ", z") if zeros else ("", "")
+    weights = {"z": RNG.integers(0, 8, zeros)} if zeros else {}
+    return model(f"g (int64[2] i, {kind}[{dims(table)}] t, float[{dims(scales)}] s{declared}) => (float[n,m] y) {{"
+                 f" y = com.microsoft.GatherBlockQuantized<{attributes}>(t, i, s{given}) }}", domains=VENDOR,
+                 t=RNG.integers(0, 8, table).astype(dtype), s=floats(*scales), **weights)
+
+
+FOUR = "bits = 4, block_size = 32"
+
+
+@pytest.mark.parametrize(("kind", "attributes", "table", "scales", "zeros", "reason"), [
+    ("uint8", FOUR, (6, 40), (6, 3), (6, 2), ""), ("uint8", f"{FOUR}, gather_axis = -2", (6, 32), (6, 2), None, ""),
+    ("uint8", "bits = 8, block_size = 1099511627776", (6, 64), (6, 1), None, ""),
+    ("int4", "block_size = 16, gather_axis = 2", (4, 32, 8), (4, 2, 8), (4, 2, 8), ""),
+    ("uint8", "bits = 4, block_size = 0", (6, 32), (6, 2), None, "blocks of 0"),
+    ("uint8", "bits = 4, block_size = -32", (6, 32), (6, 2), None, "blocks of -32"),
+    ("uint8", "bits = 4, block_size = 48", (6, 96), (6, 4), None, "blocks of 48"),
+    ("uint8", "bits = 4, block_size = 8", (6, 32), (6, 8), None, "blocks of 8"),
+    ("uint8", "bits = -4, block_size = 32", (6, 32), (6, 2), None, "codes of -4 bits"),
+    ("uint8", "bits = 0, block_size = 32", (6, 32), (6, 2), None, "codes of 0 bits"),
+    ("int4", "bits = 8, block_size = 32", (6, 64), (6, 2), None, "codes of 8 bits"),
+    ("float", FOUR, (6, 64), (6, 2), None, "in FLOAT"),
+    ("uint8", FOUR, (64,), (4,), None, "rank 1"),
+    ("uint8", f"{FOUR}, quantize_axis = 2", (6, 32), (6, 2), None, "axes 2"),
+    ("uint8", f"{FOUR}, quantize_axis = -4611686018427387904", (6, 32), (6, 2), None, "axes -46"),
+    ("uint8", f"{FOUR}, gather_axis = -3", (6, 32), (6, 2), None, "and -3"),
+    ("uint8", f"{FOUR}, gather_axis = 1", (6, 32), (6, 2), None, "picked along axis 1"),
+    ("uint8", f"{FOUR}, quantize_axis = 0", (64, 2), (2, 4), None, "along axis 0"),
+    ("uint8", FOUR, (6, 32), (5, 2), None, "input 2 has shape [5, 2]"),
+    ("uint8", FOUR, (6, 32), (6, 3), None, "instead of [6, 2]"),
+    ("uint8", FOUR, (6, 32), (12,), None, "input 2 has shape [12]"),
+    ("uint8", "bits = 4", (6, 32), (6, 2), None, "instead of [6, 1]"),
+    ("uint8", FOUR, (6, 32), (6, 2), (6, 2), "input 3 has shape [6, 2]"),
+    ("int4", FOUR, (6, 64), (6, 2), (6, 1), "input 3 has shape [6, 1]"),
+])
+def test_gather_sizes(kind: str, attributes: str, table: tuple[int, ...], scales: tuple[int, ...],
+                      zeros: tuple[int, ...] | None, reason: str) -> None:
+    """What contradicts itself stays, with a reason, and onnxruntime refuses it too; the first four run in both."""
+    graph = gather(kind, attributes, table, scales, zeros)
+    record = run_passes(graph.clone(), [InlineFunctions()], Context()).records[0]
+    assert record.modified == (not reason)
+    assert reason in reasons(record.rules)
+    feeds = {"i": np.array([3, 1], np.int64)}
+    if not reason:
+        judged(graph, feeds)
+        return
+    with pytest.raises(EdgecError), Runner(graph, "test") as session:
+        session.run(feeds)
+
+
+@pytest.mark.parametrize(("attributes", "named"), [
+    ('bits = "4"', "'bits'"), ("block_size = 32.0", "'block_size'"), ("quantize_axis = [1]", "'quantize_axis'"),
+    ("gather_axis = 0.0", "'gather_axis'"),
+])
+def test_gather_attributes_of_another_type(attributes: str, named: str) -> None:
+    with pytest.raises(EdgecError, match=named) as caught:
+        run_passes(gather("uint8", attributes, (6, 32), (6, 2)), [InlineFunctions()], Context())
+    assert caught.value.code == "E0101"
+
+
+def test_zero_points_and_weights_of_another_type() -> None:
+    graph = gather("uint8", "bits = 2, block_size = 32", (6, 32), (6, 4))
+    assert "codes of 2 bits" in reasons(run_passes(graph, [InlineFunctions()], Context()).records[0].rules)
+    graph = gather("uint8", FOUR, (6, 32), (6, 2), (6, 1), "int8")
+    assert "input 3 is INT8" in reasons(run_passes(graph, [InlineFunctions()], Context()).records[0].rules)
+    graph = model("g (float[2,32] x, int8[5,1,16] b, float[5] s) => (float[2,5] y) {"
+                  " y = com.microsoft.MatMulNBits<K = 32, N = 5, block_size = 32>(x, b, s) }",
+                  domains=VENDOR, b=codes(np.int8, 5, 1, 16), s=floats(5))
+    assert "input 1 is INT8" in reasons(run_passes(graph, [InlineFunctions()], Context()).records[0].rules)
 
 
 @pytest.mark.parametrize(("kind", "bits"), [("uint8", 4), ("uint8", 8), ("uint4", 4), ("int4", 4)])

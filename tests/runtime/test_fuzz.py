@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from edgec.native.bundle import write_bundle
-from tests.native.tiny_plans import tiny_cnn, tiny_lm, tiny_tokenizer
+from tests.native.tiny_plans import tiny_cnn, tiny_lm, tiny_siblings, tiny_tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 CASES = 5000
@@ -47,8 +47,9 @@ def fuzzer(programs: Path) -> Path:
 def seeds(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     folder = tmp_path_factory.mktemp("seeds")
     write_bundle(folder / "cnn", tiny_cnn(), tokenizer=None, golden=None, manifest={})
+    write_bundle(folder / "siblings", tiny_siblings(), tokenizer=None, golden=None, manifest={})
     write_bundle(folder / "lm", tiny_lm(), tokenizer=tiny_tokenizer().to_bytes(), golden=None, manifest={})
-    return [str(folder / "cnn"), str(folder / "lm")]
+    return [str(folder / name) for name in ("cnn", "lm", "siblings")]
 
 
 def test_mutations(fuzzer: Path, seeds: list[str]) -> None:
@@ -68,7 +69,8 @@ def test_mutations(fuzzer: Path, seeds: list[str]) -> None:
 def test_failed_allocations_and_wrong_kernels(programs: Path, seeds: list[str]) -> None:
     """Every allocation of open, session, run, generate and tokenize fails once: an error, nothing leaked, and the call
     works the next time. A wrong kernel: a warning, and the scalar kernels run."""
-    done = subprocess.run([programs / "edgec_faults", *seeds], capture_output=True, text=True, check=False, timeout=300)
+    done = subprocess.run([programs / "edgec_faults", *seeds[:2]], capture_output=True, text=True, check=False,
+                          timeout=300)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     assert done.stdout.endswith("passed, 0 failed\n")
 

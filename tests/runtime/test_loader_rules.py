@@ -21,7 +21,7 @@ from edgec.native.bundle import Kind, write_bundle
 from edgec.native.library import MESSAGE_BYTES, OpenOptions, library
 from edgec.native.session import Model, NativeError, Status
 from edgec.native.tokenizer import TokenizerData
-from tests.native.tiny_plans import VOCAB, tiny_cnn, tiny_lm, tiny_tokenizer
+from tests.native.tiny_plans import VOCAB, tiny_cnn, tiny_lm, tiny_siblings, tiny_tokenizer
 from tests.runtime.bundle_surgery import Surgery, patch, plan_fields, record, rehash
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -35,7 +35,8 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     write_bundle(folder / "cnn", tiny_cnn(), tokenizer=None, golden=None, manifest={"name": "cnn"})
     section = tiny_tokenizer().to_bytes()
     write_bundle(folder / "lm", tiny_lm(), tokenizer=section, golden=None, manifest={"name": "lm"})
-    return {name: (folder / name).read_bytes() for name in ("cnn", "lm")}
+    write_bundle(folder / "siblings", tiny_siblings(), tokenizer=None, golden=None, manifest={"name": "siblings"})
+    return {name: (folder / name).read_bytes() for name in ("cnn", "lm", "siblings")}
 
 
 def runs(data: bytes) -> None:
@@ -44,9 +45,15 @@ def runs(data: bytes) -> None:
         if model.info.kind == 1:
             tokens = model.tokenize("the thing")
             assert np.isfinite(session.step(tokens)).all()
-        else:
+        elif len(model.outputs) == 1:
             out = session.run({"image": np.ones((1, 8, 8, 3), np.float32)})["probabilities"]
             np.testing.assert_allclose(out.sum(), 1, rtol=1e-5)
+        else:
+            image = np.random.default_rng(0).standard_normal((3, 24)).astype(np.float32)
+            parts = session.run({"image": image})
+            weight, bias = (w.load().astype(np.float64) for w in tiny_siblings().weights)
+            np.testing.assert_allclose(np.concatenate([parts[k] for k in "abc"], axis=1),
+                                       np.maximum(image, 0) @ weight.T + bias, rtol=1e-4, atol=1e-5)
 
 
 def refused(data: bytes, status: Status, text: str, **options: bool) -> None:
@@ -354,6 +361,52 @@ def test_06_ids_and_edges(bundles: dict[str, bytes], change: Change, text: str) 
 )
 def test_06_language_model_form(bundles: dict[str, bytes], change: Change, text: str) -> None:
     check(bundles["lm"], change, Status.FORMAT, text)
+
+
+def _as_dim(path: str, other: str) -> Change:
+    """The dim `path` becomes what the dim `other` is."""
+
+    def change(s: Surgery) -> None:
+        words = np.frombuffer(s.sections[Kind.PLAN], "<u4").tolist()
+        fields = plan_fields(words)
+        s.u32(Kind.PLAN, fields[path], words[fields[other]])
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        # x lies at 0, then the parts of 32 and 16 columns; the operands are these two in the other order, an output, x
+        (plan(f"{CALL}[1].operands[0].offset", 384), "operands 0 and 1 share bytes"),
+        (plan(f"{CALL}[1].operands[0].offset", 832), "operands 0 and 1 share bytes"),
+        (plan(f"{CALL}[1].operands[1].offset", 0), "operands 1 and 4 share bytes"),
+        (plan(f"{CALL}[1].operands[0].offset", 1 << 20), "operand 0: found an extent"),
+        (plan(f"{CALL}[1].operands[0].offset", 1024), "no earlier call"),
+        (plan(f"{CALL}[1].operands[2].space", 3), "operand 2: found space 3"),
+        (plan(f"{CALL}[1].operands[2].index", 1), "operand 2: found an extent"),
+        (plan(f"{CALL}[1].operands[1].dtype", 6), ""),
+        (plan(f"{CALL}[1].n_operands", 3), "found 3 operands, wanted 4"),
+        (plan(f"{CALL}[1].ints[0].value", 14), "linear_split"),
+        (_as_dim(f"{CALL}[1].operands[0].dim[1]", f"{CALL}[1].operands[1].dim[1]"), "shapes do not fit"),
+        (_as_dim(f"{CALL}[1].operands[0].dim[1]", f"{CALL}[1].operands[2].dim[1]"), ""),
+        (_as_dim(f"{CALL}[1].operands[1].dim[0]", f"{CALL}[1].operands[2].dim[1]"), ""),
+        (_as_dim(f"{CALL}[1].operands[4].dim[1]", f"{CALL}[1].operands[0].dim[1]"), "shapes do not fit"),
+        (_as_dim(f"{CALL}[1].operands[5].dim[0]", f"{CALL}[1].operands[1].dim[1]"), "operand 5: found an extent"),
+        (_as_dim(f"{CALL}[1].operands[6].dim[0]", f"{CALL}[1].operands[1].dim[1]"), "the bias does not fit"),
+    ],
+)
+def test_06_parts_of_one_product(bundles: dict[str, bytes], change: Change, text: str) -> None:
+    check(bundles["siblings"], change, Status.FORMAT, text)
+
+
+def test_06_a_part_that_begins_inside_a_panel(bundles: dict[str, bytes]) -> None:
+    def change(s: Surgery) -> None:
+        for operand in (f"{CALL}[1].operands[0]", f"{CALL}[2].operands[1]", f"{CALL}[2].operands[0]"):
+            _as_dim(f"{operand}.dim[1]", f"{CALL}[1].operands[2].dim[1]")(s)
+        _as_dim("entries[0].outputs[0].dim[1]", f"{CALL}[1].operands[2].dim[1]")(s)
+
+    check(bundles["siblings"], change, Status.FORMAT, "begins inside a panel")
 
 
 def test_06_a_kernel_that_does_not_exist(bundles: dict[str, bytes]) -> None:

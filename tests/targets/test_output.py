@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from edgec.errors import EdgecError
+from edgec.native.bundle import write_bundle
+from edgec.targets import output
 from edgec.targets.output import check_output, output_folder, write_json
+from tests.native import tiny_plans
 
 
 def fill(outdir: Path, text: str) -> None:
@@ -50,6 +55,38 @@ def test_a_full_disk_is_an_edgec_error(tmp_path: Path) -> None:
         raise OSError(28, "No space left on device")
     assert caught.value.code == "E0004"
     assert "No space left" in str(caught.value)
+
+
+def full(*args: object, **options: object) -> str:
+    raise OSError(28, "No space left on device", "/somewhere/.edgec-1234")
+
+
+def write_into_nowhere(work: Path) -> None:
+    write_bundle(work / "missing" / "model.edgec", tiny_plans.tiny_cnn(), tokenizer=None, golden=None, manifest={})
+
+
+def write_into_a_folder_without_permission(work: Path) -> None:
+    raise OSError(13, "Permission denied", str(work / "include"))
+
+
+def tell_of_the_folder(work: Path) -> None:
+    raise EdgecError("E0007", stage="toolchain", where=f"{work}/libmodel.so", found=f"cannot open {work}",
+                     hint="another")
+
+
+@pytest.mark.parametrize("fail", [write_into_nowhere, write_into_a_folder_without_permission, tell_of_the_folder, None])
+def test_errors_name_the_folder_that_was_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                   fail: Callable[[Path], None] | None) -> None:
+    """Files are written elsewhere first, which is no concern of the user and gone again."""
+    if fail is None:
+        monkeypatch.setattr(tempfile, "mkdtemp", full)
+        monkeypatch.setattr(output, "check_output", lambda outdir: None)
+    with pytest.raises(EdgecError) as caught, output_folder(tmp_path / "out") as work:
+        (fail or full)(work)
+    assert caught.value.where.startswith(str(tmp_path / "out"))
+    assert ".edgec-" not in str(caught.value)
+    assert "another" in caught.value.hint
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_other_peoples_folders_are_left_alone(tmp_path: Path) -> None:
