@@ -75,52 +75,61 @@ EDGEC_NOINLINE void decode(const BitsShape &s, const uint8_t *codes, int64_t chu
             const vi y = v < 2 ? _mm512_unpacklo_epi8(d, e) : _mm512_unpackhi_epi8(d, e);
             bits[j] = v % 2 ? _mm512_unpackhi_epi16(x, y) : _mm512_unpacklo_epi16(x, y);
         }
-        vi even = viset(1), odd = viset(2);
-        for (int k = 0; k < 16; ++k) {
-            vf low = base, high = base;
+        for (int half = 0; half < 2; ++half) {  // 16 columns at once, in registers
+            vf weight[16];
+#pragma GCC unroll 16
+            for (int k = 0; k < 16; ++k) weight[k] = base;
             for (int64_t j = 0; j < s.bits; ++j) {
-                low = _mm512_mask_add_ps(low, _mm512_test_epi32_mask(bits[j], even), low, step[j]);
-                high = _mm512_mask_add_ps(high, _mm512_test_epi32_mask(bits[j], odd), high, step[j]);
+                const vi plane = _mm512_srli_epi32(bits[j], (unsigned)(16 * half));
+#pragma GCC unroll 16
+                for (int k = 0; k < 16; ++k) {
+                    const vm set = _mm512_test_epi32_mask(plane, viset(1 << k));
+                    weight[k] = _mm512_mask_add_ps(weight[k], set, weight[k], step[j]);
+                }
             }
-            _mm512_storeu_si512(to + k * 32, pairs(low, high));
-            even = vishl<2>(even);
-            odd = vishl<2>(odd);
+#pragma GCC unroll 8
+            for (int k = 0; k < 16; k += 2)
+                _mm512_storeu_si512(to + (8 * half + k / 2) * 32, pairs(weight[k], weight[k + 1]));
         }
     }
+}
+
+// out[16][64] += 16 rows of x times a tile's part of a group, both in `chunks` chunks.
+EDGEC_INLINE void block_sums(const uint16_t *x, const uint16_t *w, int64_t chunks, float *out) {
+    constexpr int64_t kStride = kBitsRows * (int64_t)sizeof(float);
+    const int64_t part = chunks * kTile;
+    _tile_loadd(0, out, kStride);
+    _tile_loadd(1, out + 16, kStride);
+    _tile_loadd(2, out + 32, kStride);
+    _tile_loadd(3, out + 48, kStride);
+    for (int64_t c = 0; c < part; c += kTile) {
+        _tile_loadd(4, x + c, 64);
+        _tile_loadd(5, w + c, 64);
+        _tile_dpbf16ps(0, 4, 5);
+        _tile_loadd(6, w + part + c, 64);
+        _tile_dpbf16ps(1, 4, 6);
+        _tile_loadd(5, w + 2 * part + c, 64);
+        _tile_dpbf16ps(2, 4, 5);
+        _tile_loadd(6, w + 3 * part + c, 64);
+        _tile_dpbf16ps(3, 4, 6);
+    }
+    _tile_stored(0, out, kStride);
+    _tile_stored(1, out + 16, kStride);
+    _tile_stored(2, out + 32, kStride);
+    _tile_stored(3, out + 48, kStride);
 }
 
 // A group at a time: its weights stay in the first-level cache while all rows pass.
 EDGEC_NOINLINE void sums(const BitsShape &s, const uint8_t *codes, const float *, const uint8_t *tables, float *out) {
     uint16_t *w = (uint16_t *)(tables + s.padded() * s.chunks() * 64);
-    constexpr int64_t kStride = kBitsRows * (int64_t)sizeof(float);
     tiles_on();
     for (int64_t g = 0; g < s.groups(); ++g) {
-        const int64_t chunks = s.group_chunks(g), part = chunks * kTile;
-        for (int v = 0; v < 4; ++v) decode(s, codes, chunks, v, w + v * part);
+        const int64_t chunks = s.group_chunks(g);
+        for (int v = 0; v < 4; ++v) decode(s, codes, chunks, v, w + v * chunks * kTile);
         fence();
-        for (int64_t m = 0; m < s.padded(); m += 16) {
-            const uint16_t *x = (const uint16_t *)tables + (m / 16 * s.chunks() + g * (s.group / 32)) * kTile;
-            float *to = out + m * kBitsRows;
-            _tile_loadd(0, to, kStride);
-            _tile_loadd(1, to + 16, kStride);
-            _tile_loadd(2, to + 32, kStride);
-            _tile_loadd(3, to + 48, kStride);
-            for (int64_t c = 0; c < part; c += kTile) {
-                _tile_loadd(4, x + c, 64);
-                _tile_loadd(5, w + c, 64);
-                _tile_dpbf16ps(0, 4, 5);
-                _tile_loadd(6, w + part + c, 64);
-                _tile_dpbf16ps(1, 4, 6);
-                _tile_loadd(5, w + 2 * part + c, 64);
-                _tile_dpbf16ps(2, 4, 5);
-                _tile_loadd(6, w + 3 * part + c, 64);
-                _tile_dpbf16ps(3, 4, 6);
-            }
-            _tile_stored(0, to, kStride);
-            _tile_stored(1, to + 16, kStride);
-            _tile_stored(2, to + 32, kStride);
-            _tile_stored(3, to + 48, kStride);
-        }
+        for (int64_t m = 0; m < s.padded(); m += 16)
+            block_sums((const uint16_t *)tables + (m / 16 * s.chunks() + g * (s.group / 32)) * kTile, w, chunks,
+                       out + m * kBitsRows);
         fence();
         codes += s.code_bytes(chunks) + s.scale_bytes();
     }
