@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 Bundle = Annotated[Path, typer.Argument(help="An output folder of compile, or its model.edgec.", show_default=False)]
 Threads = Annotated[int, typer.Option("-t", "--threads", min=0, help="0: one per core.")]
-Isa = Annotated[str, typer.Option("--isa", help="Force scalar, avx2, avx512, avx512vbmi, amx or neon (default: the best).")]
+Isa = Annotated[str, typer.Option("--isa", help="Force scalar, avx2, avx512, avx512vbmi, amx or neon (default: best).")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of everything random.")]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -310,6 +311,8 @@ def _finished_layers(model: ir.Model, step: QuantStep) -> Finished:
     from edgec.compress.store import load_finished
 
     if step.options is not None:
+        # What the import compared with lies in cycles, and may be as large as the model.
+        gc.collect()
         return quantization.quantize(model, step.options, step.folder, partial(_float_bundle, model), step.progress)
     finished = load_finished(step.folder)
     quantization.check_same_model(finished, model, step.folder)

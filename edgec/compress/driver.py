@@ -196,8 +196,8 @@ class _Run:
             return
         part = 0
         if step.cut is not None:
-            # onnxruntime maps the part's weights and packs them once more.
-            part = 2 * max(s.part_bytes(step.cut) for s in (self.quantized, self.original))
+            # The part's weights are restored and written, or mapped by onnxruntime and packed once more.
+            part = 3 * max(s.part_bytes(step.cut) for s in (self.quantized, self.original))
         for choice in step.choices:
             layer = choice.layer
             rows = min(self._slab(choice, step.cut is not None), layer.rows)

@@ -1,5 +1,5 @@
-"""Fusions on the drafted calls: activations, biases and residuals into products, additions into norms, gates, and the
-slices of a product into its outputs.
+"""Fusions on the drafted calls: activations, biases and residuals into products, additions into norms, gates, the
+slices of a product into its outputs, and products of few bits that read one value into one call.
 
 Every arena buffer is written once, so a call may move down to the place of a later call that absorbs it.
 """
@@ -64,6 +64,7 @@ def fuse(drafts: list[Draft]) -> list[Draft]:
             draft = calls.drafts[at]
             if draft is not None:
                 step(calls, at, draft)
+    _join_siblings(calls)
     return [d for d in calls.drafts if d is not None]
 
 
@@ -204,6 +205,47 @@ def _split(calls: _Calls, at: int, draft: Draft) -> None:
     outs += [None] * (most - len(outs))
     calls.drafts[at] = Draft("linear_split", draft.layer, [*outs, *draft.operands[1:_RESIDUAL]], draft.ints[:1],
                              draft.floats)
+
+
+def _join_siblings(calls: _Calls) -> None:
+    """Linears of few bits that read one value, in groups of one size, become one call: x is prepared once for all."""
+    alike: dict[tuple[object, ...], list[int]] = {}
+    for at, draft in enumerate(calls.drafts):
+        if draft is None or draft.kernel != "linear_bits" or draft.operands[_RESIDUAL] is not None:
+            continue
+        x, bias = draft.operands[1], draft.operands[_BIAS]
+        assert x is not None
+        if bias is None or bias.buf.space is Space.WEIGHT:  # one that is computed may come later than the first sibling
+            act, _, _, _, group, _ = draft.ints
+            alike.setdefault((x.buf, x.dims, act, tuple(draft.floats), group), []).append(at)
+    most = KERNELS["linear_bits_split"].n_out
+    for (*_, group), members in alike.items():
+        for some in (members[i : i + most] for i in range(0, len(members), most)):
+            if len(some) > 1:
+                _join(calls, some, group)
+
+
+def _join(calls: _Calls, members: list[int], group: object) -> None:
+    parts = [d for d in (calls.drafts[i] for i in members) if d is not None]
+    absent = [None] * (KERNELS["linear_bits_split"].n_out - len(parts))
+    operands = [[*(d.operands[place] for d in parts), *absent] for place in (0, 2, _BIAS)]
+    first = parts[0]
+    ints = [first.ints[0], first.ints[4]]
+    for draft in parts:
+        ints += [draft.ints[3], draft.ints[5]]
+    for i in members:
+        calls.drafts[i] = None
+    # x is there when the first member runs, and what the others write is read behind them at the earliest.
+    calls.drafts[members[0]] = Draft(
+        "linear_bits_split", _common_layer(parts), [*operands[0], first.operands[1], *operands[1], *operands[2]],
+        ints + [0, 0] * len(absent), first.floats)
+
+
+def _common_layer(parts: list[Draft]) -> str:
+    """The innermost module that all are in."""
+    paths = [d.layer.split(".") for d in parts]
+    alike = [names[0] for names in zip(*paths, strict=False) if len(set(names)) == 1]
+    return ".".join(alike) or parts[0].layer
 
 
 def _start_of_piece(call: Draft | None, y: View) -> int | None:

@@ -159,20 +159,24 @@ class Entry:
     scratch_bytes: int = 0
 
 
-def low_bit_matrix(call: Call) -> tuple[int, BitsSpec, int, int] | None:
-    """(tensor, its parameters, N, K) of a call that reads a weight of few bits, else None.
+def low_bit_matrices(call: Call) -> list[tuple[int, BitsSpec, int, int]]:
+    """(tensor, its parameters, N, K) of each weight of few bits that a call reads.
 
     Raises EdgecError (E0002) for parameters that no format has.
     """
+    ints = [_number(i) for i in call.ints]
     if call.kernel == "linear_bits":
-        weight, k = call.operands[2], call.operands[1].dims[-1].hi
-        n, bits, group, uniform = map(_number, call.ints[2:6])
-    elif call.kernel == "gather_bits":
-        weight = call.operands[1]
-        n, k, bits, group, uniform = map(_number, call.ints[:5])
-    else:
-        return None
-    return weight.index, BitsSpec(bits, group, bool(uniform)), n, k
+        n, bits, group, uniform = ints[2:6]
+        return [(call.operands[2].index, BitsSpec(bits, group, bool(uniform)), n, call.operands[1].dims[-1].hi)]
+    if call.kernel == "linear_bits_split":
+        outs = KERNELS[call.kernel].n_out
+        parts = zip(call.operands[:outs], call.operands[outs + 1 :], ints[2::2], ints[3::2], strict=False)
+        return [(w.index, BitsSpec(bits, ints[1], bool(uniform)), y.dims[-1].hi, call.operands[outs].dims[-1].hi)
+                for y, w, bits, uniform in parts if w.space is not Space.NONE]
+    if call.kernel == "gather_bits":
+        n, k, bits, group, uniform = ints[:5]
+        return [(call.operands[1].index, BitsSpec(bits, group, bool(uniform)), n, k)]
+    return []
 
 
 def _number(value: int | Dim) -> int:
@@ -286,12 +290,10 @@ class Plan:
 
     def stored(self) -> tuple[StoredWeight, ...]:
         """Every weight, in order, with its logical shape and the kernels that read it."""
-        low: dict[int, tuple[BitsSpec, int, int]] = {}
+        low: dict[int, list[Any]] = {}
         kernels: dict[int, dict[str, None]] = {}
         for call in (c for e in self.entries for c in e.calls):
-            matrix = low_bit_matrix(call)
-            if matrix is not None:
-                low[matrix[0]] = matrix[1:]
+            low.update((index, matrix) for index, *matrix in low_bit_matrices(call))
             for operand in call.inputs:
                 if operand.space is Space.WEIGHT:
                     kernels.setdefault(operand.index, {})[call.kernel] = None
@@ -299,7 +301,7 @@ class Plan:
         for i, w in enumerate(self.weights):
             form, shape = _form(w.dtype, w.format), w.dims
             if i in low:
-                form, shape = str(low[i][0]), low[i][1:]
+                form, shape = str(low[i][0]), tuple(low[i][1:])
             found.append(StoredWeight(w.name, shape, form, w.bytes, w.origin, tuple(kernels.get(i, ()))))
         return tuple(found)
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from edgec.compress.formats import Format
 from edgec.errors import EdgecError
 from edgec.native.dims import LIMIT, MAX_SIZE, Dim, product
-from edgec.native.plan import ALIGN, KERNELS, Call, Entry, Operand, Plan, Port, Space, State, Weight, low_bit_matrix
+from edgec.native.plan import ALIGN, KERNELS, Call, Entry, Operand, Plan, Port, Space, State, Weight, low_bit_matrices
 
 
 def plan_problems(plan: Plan) -> list[str]:
@@ -89,13 +89,12 @@ def _operand(plan: Plan, entry: Entry, o: Operand) -> Iterator[str]:
 def _low_bit(plan: Plan, call: Call) -> Iterator[str]:
     """Parameters that do not give the bytes of the weight they are about."""
     try:
-        matrix = low_bit_matrix(call)
+        matrices = low_bit_matrices(call)
     except EdgecError as e:
         yield f"{e.where} = {e.found}, wanted {e.wanted}"
         return
-    if matrix is not None and matrix[0] < len(plan.weights):
-        index, spec, n, k = matrix
-        if n < 1 or k < 1 or spec.bytes(n, k) != plan.weights[index].bytes:
+    for index, spec, n, k in matrices:
+        if index < len(plan.weights) and (n < 1 or k < 1 or spec.bytes(n, k) != plan.weights[index].bytes):
             yield f"{spec} of {n} x {k} in a tensor of {plan.weights[index].bytes} bytes"
 
 

@@ -32,7 +32,7 @@ def _call(call: Call) -> int:
         case "linear_bits":
             return _bits(product(call.operands[1].dims[:-1]).hi, call.operands[1].dims[-1].hi, _int(call.ints[4]))
         case "linear_bits_split":
-            return _bits(product(call.operands[4].dims[:-1]).hi, call.operands[4].dims[-1].hi, _int(call.ints[3]))
+            return _bits(product(call.operands[4].dims[:-1]).hi, call.operands[4].dims[-1].hi, _int(call.ints[1]))
         case "conv2d":
             weight, k = call.operands[2], call.operands[2].dims[2].hi
             block = max(4, min(8, 131072 // max(1, k) // 12)) * 12

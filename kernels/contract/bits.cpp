@@ -17,43 +17,28 @@ static const char *bits_check(const View &w, const int64_t *i, int64_t k) {
     return fits ? nullptr : "the weight is not as large as its codes and scales are";
 }
 
-struct BitsCall {
-    const View *y, *in;  // in: x, w, bias?
-    int outputs;
-    const int64_t *i;    // N bits group uniform
-};
-static BitsCall bits_call(const Args &a, int outputs) {
-    return {a.op, a.op + outputs, outputs, a.i + (outputs == 1 ? 2 : 1)};
-}
-
 static const char *product_check(const Args &a, int outputs) {
-    const BitsCall c = bits_call(a, outputs);
-    const View &x = c.in[0];
-    if (!c.y->data || !activation(x)) return kMissing;
+    const View &x = a.op[outputs];
+    if (!a.op[0].data || !activation(x)) return kMissing;
     if (x.rank < 1 || leading(x) > kMaxDim) return kShape;
-    if (const char *e = bits_check(c.in[1], c.i, x.dim[x.rank - 1])) return e;
-    int64_t n = 0;
-    for (const View *y = c.y; y < c.in; ++y) {
-        if (!y->data) continue;
-        if (!activation(*y)) return kMissing;
-        if (y->rank != x.rank) return kShape;
+    for (int p = 0; p < outputs; ++p) {
+        const View &y = a.op[p];
+        if (y.data ? !activation(y) || y.rank != x.rank : a.op[outputs + 1 + p].data || a.op[2 * outputs + 1 + p].data)
+            return kMissing;
+        if (!y.data) continue;
         for (int d = 0; d + 1 < x.rank; ++d)
-            if (y->dim[d] != x.dim[d]) return kShape;
-        if (n % kBitsRows != 0) return "an output begins inside a tile of 64 rows";
-        n += y->dim[y->rank - 1];
+            if (y.dim[d] != x.dim[d]) return kShape;
+        const BitsPart part = bits_part(a, outputs, p);
+        const int64_t form[] = {part.s.n, part.s.bits, part.s.group, outputs == 1 ? a.i[5] : a.i[3 + 2 * p]};
+        if (const char *e = bits_check(*part.w, form, part.s.k)) return e;
+        if (y.dim[y.rank - 1] != part.s.n) return kShape;
+        const bool one = outputs == 1;
+        if (const char *e = epilogue_check(y, *part.bias, one ? a.op[4] : View(), part.s.n, a.i[0], one ? a.i[1] : 0))
+            return e;
     }
-    if (n != c.i[0]) return kShape;
-    return epilogue_check(*c.y, c.in[2], outputs == 1 ? c.in[3] : View(), n, a.i[0], outputs == 1 ? a.i[1] : 0);
+    return nullptr;
 }
 
-static BitsShape product_shape(const Args &a, int outputs) {
-    const BitsCall c = bits_call(a, outputs);
-    const View &x = c.in[0];
-    BitsShape s = bits_shape(c.i, x.dim[x.rank - 1]);
-    s.m = leading(x);
-    return s;
-}
-static int64_t product_tiles(const BitsShape &s) { return s.m > 0 ? s.tiles() : 0; }
 // Few rows: every code byte is read once, and looked up for each of them; the tables are built in passing.
 static int64_t bits_cost(const BitsShape &s) {
     const double m = (double)s.m, bytes = (double)s.tiles() * (double)s.tile_bytes();
@@ -62,17 +47,30 @@ static int64_t bits_cost(const BitsShape &s) {
     return ns < 1e15 ? (int64_t)ns + 1 : (int64_t)1e15;
 }
 
+static int64_t product_tiles(const Args &a, int outputs) {
+    int64_t tiles = 0;
+    for (int p = 0; p < outputs && leading(a.op[outputs]) > 0; ++p)
+        if (a.op[p].data) tiles += bits_part(a, outputs, p).s.tiles();
+    return tiles;
+}
+static int64_t product_cost_of(const Args &a, int outputs) {
+    int64_t ns = 0;
+    for (int p = 0; p < outputs; ++p)
+        if (a.op[p].data) ns += bits_cost(bits_part(a, outputs, p).s);
+    return ns;
+}
+
 const char *linear_bits_check(const Args &a) { return arity(a, 5, 6, 2) ? product_check(a, 1) : kArity; }
-int64_t linear_bits_tiles(const Args &a) { return product_tiles(product_shape(a, 1)); }
-int64_t linear_bits_cost(const Args &a) { return bits_cost(product_shape(a, 1)); }
-int64_t linear_bits_scratch(const Args &a) { return bits_scratch(product_shape(a, 1)); }
+int64_t linear_bits_tiles(const Args &a) { return product_tiles(a, 1); }
+int64_t linear_bits_cost(const Args &a) { return product_cost_of(a, 1); }
+int64_t linear_bits_scratch(const Args &a) { return bits_scratch(bits_part(a, 1, 0).s); }
 
 const char *linear_bits_split_check(const Args &a) {
-    return arity(a, kBitsOutputs + 3, 5, 2) ? product_check(a, kBitsOutputs) : kArity;
+    return arity(a, 3 * kBitsOutputs + 1, 2 + 2 * kBitsOutputs, 2) ? product_check(a, kBitsOutputs) : kArity;
 }
-int64_t linear_bits_split_tiles(const Args &a) { return product_tiles(product_shape(a, kBitsOutputs)); }
-int64_t linear_bits_split_cost(const Args &a) { return bits_cost(product_shape(a, kBitsOutputs)); }
-int64_t linear_bits_split_scratch(const Args &a) { return bits_scratch(product_shape(a, kBitsOutputs)); }
+int64_t linear_bits_split_tiles(const Args &a) { return product_tiles(a, kBitsOutputs); }
+int64_t linear_bits_split_cost(const Args &a) { return product_cost_of(a, kBitsOutputs); }
+int64_t linear_bits_split_scratch(const Args &a) { return bits_scratch(bits_part(a, kBitsOutputs, 0).s); }
 
 // gather_bits: one tile per index.
 const char *gather_bits_check(const Args &a) {

@@ -34,6 +34,22 @@ struct BitsShape {
 // N bits group uniform, as the kernels' ints have them.
 EDGEC_INLINE BitsShape bits_shape(const int64_t *i, int64_t k) { return BitsShape{i[0], k, i[1], i[2], i[3] != 0}; }
 
+// An output with its own weight and bias: the only one of linear_bits, or number `p` of linear_bits_split. All read one
+// x, in groups of one size, so that what prepare() makes serves every one of them.
+struct BitsPart {
+    const View *y, *w, *bias;
+    BitsShape s;
+};
+EDGEC_INLINE BitsPart bits_part(const Args &a, int outputs, int p) {
+    const View &x = a.op[outputs], &y = a.op[p];
+    const int64_t k = x.dim[x.rank - 1];
+    BitsPart part = {&y, &a.op[outputs + 1 + p], &a.op[2 * outputs + 1 + p], {}};
+    const int64_t split[] = {y.data ? y.dim[y.rank - 1] : 0, a.i[2 + 2 * p], a.i[1], a.i[3 + 2 * p]};
+    part.s = bits_shape(outputs == 1 ? a.i + 2 : split, k);
+    part.s.m = leading(x);
+    return part;
+}
+
 // What an instruction set brings to a product. `tables` is what prepare() made of x[m][k], once per thread and call;
 // sums() adds the product with one tile to out[m][64].
 struct BitsMethod {

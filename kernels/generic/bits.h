@@ -47,11 +47,10 @@ EDGEC_NOINLINE void bits_decoded(const BitsShape &s, const uint8_t *codes, const
     }
 }
 
-// Tiles [t0, t1) of y, whose first is number `tile` of w.
-EDGEC_NOINLINE void bits_tiles(const BitsShape &s, const View *in, const Gemm &g, int64_t tile, int64_t t0, int64_t t1,
-                               float *out, const BitsMethod &method) {
-    const uint8_t *w = (const uint8_t *)in[1].data + tile * s.tile_bytes(), *tables = nullptr;
-    if (method.prepare) tables = (const uint8_t *)(out + s.padded() * kBitsRows);
+// Tiles [t0, t1) of one output.
+EDGEC_NOINLINE void bits_tiles(const BitsShape &s, const uint8_t *w, const Gemm &g, int64_t t0, int64_t t1, float *out,
+                               const BitsMethod &method) {
+    const uint8_t *tables = method.prepare ? (const uint8_t *)(out + s.padded() * kBitsRows) : nullptr;
     for (int64_t t = t0; t < t1; ++t) {
         const int64_t n = t * kBitsRows, columns = imin(kBitsRows, g.n - n);
         zero_floats(out, s.padded() * kBitsRows);
@@ -64,30 +63,26 @@ EDGEC_NOINLINE void bits_tiles(const BitsShape &s, const View *in, const Gemm &g
 
 // linear_bits (one output, and a residual) and linear_bits_split. No tiles at all mean that the tables are wanted.
 void bits_run(const Args &a, int outputs, int64_t t0, int64_t t1, void *scratch, BitsMethod few, BitsMethod many) {
-    const View *in = a.op + outputs;
-    const bool one = outputs == 1;
-    BitsShape s = bits_shape(a.i + (one ? 2 : 1), in[0].dim[in[0].rank - 1]);
-    s.m = leading(in[0]);
-    BitsMethod method = s.m <= kTableRows ? few : many;
+    const BitsPart first = bits_part(a, outputs, 0);
+    BitsMethod method = first.s.m <= kTableRows ? few : many;
     if (!method.sums) method.sums = bits_decoded;
-    const float *x = (const float *)in[0].data;
+    const float *x = (const float *)a.op[outputs].data;
     float *out = (float *)scratch;
     if (t0 == t1) {
-        if (method.prepare) method.prepare(s, x, (uint8_t *)(out + s.padded() * kBitsRows));
+        if (method.prepare) method.prepare(first.s, x, (uint8_t *)(out + first.s.padded() * kBitsRows));
         return;
     }
-    Gemm g = {x, s.k, s.m, 0, s.k, nullptr, 0,
-              Epilogue{(const float *)in[2].data, one ? (const float *)in[3].data : nullptr, (int)a.i[0],
-                       one ? (int)a.i[1] : 0, a.f[0], a.f[1]}};
-    int64_t tile = 0;
-    for (const View *y = a.op; y < in; ++y) {
-        if (!y->data) continue;
-        g.y = (float *)y->data;
-        g.n = g.ldy = y->dim[y->rank - 1];
-        const int64_t tiles = ceil_div(g.n, kBitsRows);
-        bits_tiles(s, in, g, tile, imax(0, t0 - tile), imin(tiles, t1 - tile), out, method);
-        tile += tiles;
-        if (g.e.bias) g.e.bias += g.n;
+    const bool one = outputs == 1;
+    int64_t before = 0;
+    for (int p = 0; p < outputs; ++p) {
+        if (!a.op[p].data) continue;
+        const BitsPart part = bits_part(a, outputs, p);
+        const BitsShape &s = part.s;
+        const Gemm g = {x, s.k, s.m, s.n, s.k, (float *)part.y->data, s.n,
+                        Epilogue{(const float *)part.bias->data, one ? (const float *)a.op[4].data : nullptr, (int)a.i[0],
+                                 one ? (int)a.i[1] : 0, a.f[0], a.f[1]}};
+        bits_tiles(s, (const uint8_t *)part.w->data, g, imax(0, t0 - before), imin(s.tiles(), t1 - before), out, method);
+        before += s.tiles();
     }
 }
 

@@ -26,12 +26,6 @@ EDGEC_INLINE void lut_columns(vb u, vb v, const uint8_t *t, LutSum *low, LutSum 
                         vbadd(vblookup(vbtable(t + 80), vl), vblookup(vbtable(t + 112), vh))));
 }
 
-// Codes come from memory once, in order: into the first-level cache soon, into the second one well ahead.
-EDGEC_INLINE void lut_prefetch(const uint8_t *p) {
-    __builtin_prefetch(p + 1024, 0, 3);
-    __builtin_prefetch(p + 4096, 0, 2);
-}
-
 // out[64] += one group of one row of activations, whose tables are t.
 EDGEC_NOINLINE void lut_group(const BitsShape &s, const uint8_t *codes, int64_t chunks, const uint8_t *t, float scale,
                               float sum, float *out) {
@@ -45,12 +39,11 @@ EDGEC_NOINLINE void lut_group(const BitsShape &s, const uint8_t *codes, int64_t 
             // Rolled: prefetchers follow one stream of loads, not dozens.
 #pragma GCC unroll 1
             for (int64_t c = 0; c < chunks * 256; c += 128) {
-                if (part == 0) lut_prefetch(p + c), lut_prefetch(p + c + 64);
+                if (part == 0) table_prefetch(p + c), table_prefetch(p + c + 64);
                 lut_columns(vbload(p + c), vbload(p + c + 64), t + c, &low, &high);
             }
             vi row[4];
             vbsums(vbsub16(low.all, vbshl8(low.odd)), low.odd, vbsub16(high.all, vbshl8(high.odd)), high.odd, row);
-            if (part == 0) lut_prefetch((const uint8_t *)(h + j * kBitsRows));
 #pragma GCC unroll 4
             for (int v = 0; v < 4; ++v)
                 d[v] = vfma(vadd(vtof(row[v]), offset), bits_scale(s, h, 16 * v + part / 4, j), d[v]);

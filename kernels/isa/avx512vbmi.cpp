@@ -55,12 +55,6 @@ EDGEC_INLINE void chunk_rows(const uint8_t *p, vi *row) {
     row[2] = _mm512_unpacklo_epi16(v, y);
     row[3] = _mm512_unpackhi_epi16(v, y);
 }
-// Twice per line, as each is asked for again when the first request found no free buffer (measured); the scales, one
-// line in six, are left to the hardware.
-EDGEC_INLINE void line_prefetch(const uint8_t *p) {
-    __builtin_prefetch(p + 3072, 0, 3);
-    __builtin_prefetch(p + 4096, 0, 3);
-}
 
 // sum[4] = the sums of a plane of a group. kReady: `p` holds the indices of many_sums(), else the codes.
 template <bool kReady>
@@ -80,7 +74,7 @@ EDGEC_INLINE void plane_sums(const uint8_t *p, int64_t chunks, const uint8_t *t,
 #pragma GCC unroll 4
         for (int r = 0; r < 4; ++r) {
             vi even, odd;
-            if (!kReady) line_prefetch(p + r * 64);
+            if (!kReady) table_prefetch(p + r * 64);
             if (kReady) even = vbload(p + r * 128), odd = vbload(p + r * 128 + 64);
             else table_index(row[r], &even, &odd);
             low[r] = dot(low[r], one, _mm512_permutexvar_epi8(even, a));
@@ -107,7 +101,7 @@ EDGEC_NOINLINE void many_sums(const BitsShape &s, const uint8_t *p, int64_t chun
         vi row[4], even, odd;
         chunk_rows(p + c * 256, row);
         for (int r = 0; r < 4; ++r) {
-            line_prefetch(p + c * 256 + r * 64);
+            table_prefetch(p + c * 256 + r * 64);
             table_index(row[r], &even, &odd);
             _mm512_store_si512(index + c * 512 + r * 128, even);
             _mm512_store_si512(index + c * 512 + r * 128 + 64, odd);

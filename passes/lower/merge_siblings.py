@@ -3,7 +3,8 @@
 The weights are joined by a Concat of constants, which nobody computes here: the emitter joins them when it writes them
 out, whether they are plain, lazy or unpacked from a quantized form. All parts but the last are whole panels, so that
 the native kernel writes each to a place of its own. A linear whose result goes into an activation or an addition alone
-stays: its kernel does that on the way out.
+stays: its kernel does that on the way out. Weights that the native kernels read in few bits stay apart too, for joined
+they would be dense; the plan makes one call of them (native/lower_fuse.py).
 """
 
 from __future__ import annotations
@@ -42,8 +43,9 @@ ACTIVATIONS = (
     "Relu", "Clip", "Sigmoid", "Swish", "Tanh", "Gelu", "HardSwish", "HardSigmoid", "LeakyRelu", "Elu", "Softplus",
     "Mish",
 )
+_FEW_BITS = ("DequantizeLinear", "BitPlaneToDense", "PaletteToDense")
 # How importers spell a weight that is stored smaller than it is used.
-_UNPACKING = ("DequantizeLinear", "Add", "Sub", "Mul", "Cast", "Gather", "Reshape")
+_UNPACKING = (*_FEW_BITS, "Add", "Sub", "Mul", "Cast", "Gather", "Reshape")
 
 
 @dataclass(frozen=True)
@@ -125,8 +127,8 @@ def _is_constant(value: ir.Value) -> bool:
     """An initializer, or what unpacks from initializers alone."""
     if const_tensor(value) is not None:
         return True
-    node = producer(value, *_UNPACKING)
-    return node is not None and all(_is_constant(v) for v in node.inputs if v is not None)
+    node = value.producer()
+    return node is not None and node.op_type in _UNPACKING and all(_is_constant(v) for v in node.inputs if v is not None)
 
 
 def _only_reader(value: ir.Value) -> ir.Node | None:
@@ -160,6 +162,9 @@ def _groups(siblings: list[_Linear], ctx: Context) -> Iterator[list[_Linear]]:
 
 def _problem(linear: _Linear) -> str | None:
     """Why a linear is to stay by itself."""
+    unpacked = linear.weight.producer()
+    if unpacked is not None and unpacked.op_type in _FEW_BITS:
+        return "its weight is stored in few bits: the plan joins such calls, not their weights"
     if any(len(v.uses()) > 1 or v.is_graph_output() for v in (linear.weight, required(linear.node, 1))):
         return "its weight is shared"
     bias = linear.bias

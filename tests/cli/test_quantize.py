@@ -53,34 +53,51 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
-def command(*arguments: object) -> list[str]:
-    return [sys.executable, "-m", "edgec", *map(str, arguments)]
+# The command, saying when its work begins: what comes before are imports, which leave nothing to lose.
+_PROGRAM = """
+import sys
+from edgec import quantization
+from edgec.cli import main
+opened = quantization.opened
+def announced(*arguments):
+    print("begun", flush=True)
+    return opened(*arguments)
+quantization.opened = announced
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def begin(llama: Path, output: Path) -> subprocess.Popen[str]:
+    """The running command at the moment when its work begins."""
+    arguments = [sys.executable, "-c", _PROGRAM, "quantize", str(llama), "-o", str(output), *CALIBRATED]
+    process = subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "begun\n"
+    return process
 
 
 def kill_and_resume(llama: Path, tmp_path: Path, kills: int) -> None:
     """Runs the same command, killed at `kills` random moments, and compares with one that was left alone."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
+    process = begin(llama, whole)
     begun = time.monotonic()
-    subprocess.run(command("quantize", llama, "-o", whole, *CALIBRATED), check=True, cwd=ROOT, capture_output=True)
+    process.communicate()
     length = time.monotonic() - begun
+    assert process.returncode == 0
     chance = random.Random(kills)
-    hits, states = 0, set()
+    hits = 0
     for _ in range(kills):
-        process = subprocess.Popen(command("quantize", llama, "-o", parts, *CALIBRATED), cwd=ROOT,
-                                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        # The first seconds are imports; the later the kill, the more there is to lose.
-        time.sleep(length * chance.uniform(0.5, 1.0))
+        process = begin(llama, parts)
+        # A run that continues has less to do, so most moments are early ones.
+        time.sleep(length * chance.random() ** 2)
         hits += process.poll() is None
         process.send_signal(signal.SIGKILL)
-        process.wait()
-        if (parts / "quant.json").is_file():
-            states.add(json.loads((parts / "quant.json").read_text())["step"])
+        process.communicate()
     assert hits >= kills // 3
-    done = subprocess.run(command("quantize", llama, "-o", parts, *CALIBRATED), cwd=ROOT, capture_output=True,
-                          check=False)
-    assert done.returncode == 0, done.stderr
+    process = begin(llama, parts)
+    process.communicate()
+    assert process.returncode == 0
     assert contents(parts) == contents(whole)
-    assert states, "no run came as far as its folder"
 
 
 def test_killed_and_resumed(llama: Path, tmp_path: Path) -> None:

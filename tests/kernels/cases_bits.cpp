@@ -76,53 +76,56 @@ std::vector<double> decode_bits(const Bits &b, const std::vector<int64_t> &bytes
 }
 
 struct Product {
-    Bits b;
-    int outputs;
+    std::vector<Bits> b;  // of each output, absent ones included
     int64_t m;
+    int outputs() const { return (int)b.size(); }
 };
 
-// y (all outputs side by side) before the epilogue, and what errors are measured by.
-std::vector<double> product(const Case &c, const Product &p, double *size) {
-    const std::vector<double> w = decode_bits(p.b, c.op[(size_t)p.outputs + 1].whole);
-    const std::vector<double> &x = c.op[(size_t)p.outputs].real;
-    std::vector<double> y((size_t)(p.m * p.b.n));
-    double squares = 0;
-    for (int64_t e = 0; e < p.m * p.b.n; ++e)
-        for (int64_t k = 0; k < p.b.k; ++k) {
-            const double t = x[(size_t)(e / p.b.n * p.b.k + k)] * w[(size_t)(e % p.b.n * p.b.k + k)];
+// Output o before the epilogue; adds the squares of its terms to *squares.
+std::vector<double> product(const Case &c, const Product &p, int o, double *squares) {
+    const Bits &b = p.b[(size_t)o];
+    const std::vector<double> w = decode_bits(b, c.op[(size_t)(p.outputs() + 1 + o)].whole);
+    const std::vector<double> &x = c.op[(size_t)p.outputs()].real;
+    std::vector<double> y((size_t)(p.m * b.n));
+    for (int64_t e = 0; e < p.m * b.n; ++e)
+        for (int64_t k = 0; k < b.k; ++k) {
+            const double t = x[(size_t)(e / b.n * b.k + k)] * w[(size_t)(e % b.n * b.k + k)];
             y[(size_t)e] += t;
-            squares += t * t;
+            *squares += t * t;
         }
-    if (size) *size = sqrt(squares / (double)std::max<int64_t>(1, p.m * p.b.n));
     return y;
 }
 
 void finish(Case &c, const Product &p) {
-    const std::vector<double> v = product(c, p, nullptr);
-    const Operand &bias = c.op[(size_t)p.outputs + 2];
-    int64_t from = 0;
-    for (int o = 0; o < p.outputs; ++o) {
+    for (int o = 0; o < p.outputs(); ++o) {
         Operand &y = c.op[(size_t)o];
         if (y.absent) continue;
-        const int64_t n = y.dim(-1);
-        for (int64_t e = 0; e < p.m * n; ++e) {
-            const int64_t column = from + e % n;
-            const double s = v[(size_t)(e / n * p.b.n + column)] + (bias.absent ? 0 : bias.real[(size_t)column]);
-            const bool one = p.outputs == 1;
+        double squares = 0;
+        const std::vector<double> v = product(c, p, o, &squares);
+        const Operand &bias = c.op[(size_t)(2 * p.outputs() + 1 + o)];
+        const bool one = p.outputs() == 1;
+        for (int64_t e = 0; e < p.m * p.b[(size_t)o].n; ++e) {
+            const double s = v[(size_t)e] + (bias.absent ? 0 : bias.real[(size_t)(e % p.b[(size_t)o].n)]);
             const double add = one && !c.op[4].absent ? c.op[4].real[(size_t)e] : 0;
             y.real[(size_t)e] = one && c.i[1] ? ref_act(c.i[0], s + add, c.f[0], c.f[1])
                                               : ref_act(c.i[0], s, c.f[0], c.f[1]) + add;
         }
-        from += n;
     }
 }
 
 // The bounds of docs/kernels.md; a mean over few outputs strays.
 void bounds(Case &c, const Product &p) {
-    product(c, p, &c.floor);
-    c.floor = std::max(c.floor, 0.01);  // bias and residual are rounded too
+    double squares = 0;
+    int64_t values = 0, least = INT64_MAX;
+    for (int o = 0; o < p.outputs(); ++o)
+        if (!c.op[(size_t)o].absent) {
+            product(c, p, o, &squares);
+            values += p.m * p.b[(size_t)o].n;
+            least = std::min(least, p.m * p.b[(size_t)o].n);
+        }
+    c.floor = std::max(sqrt(squares / (double)std::max<int64_t>(1, values)), 0.01);  // bias and residual are rounded too
     c.scale = NORM;
-    const double stray = 1 + 4 / sqrt((double)std::max<int64_t>(1, p.m * p.b.n));
+    const double stray = 1 + 4 / sqrt((double)std::max<int64_t>(1, least));
     c.bound = [few = p.m <= 16, stray](Isa isa) {
         if (isa == SCALAR || (!few && isa != AMX)) return 1e-5;
         if (!few) return 5e-3 * stray;
@@ -144,7 +147,7 @@ void add_linear(Suite &s, int64_t m, const Bits &b, int64_t act, int features) {
         if (features & 16 && (int64_t)e / b.k % 2 == 0) x[e] = 0;
     }
     c.ints({act, (features & 4) != 0, b.n, b.bits, b.group, b.uniform}).floats({-0.4f, 1.25f});
-    const Product p = {b, 1, m};
+    const Product p = {{b}, m};
     c.reference = [p](Case &asked) { finish(asked, p); };
     bounds(c, p);
 }
@@ -175,25 +178,25 @@ CASES(linear_bits) {
 
 CASES(linear_bits_split) {
     for (int turn = 0; turn < 60; ++turn) {
-        const int64_t m = turn % 3 ? s.rng.range(1, 16) : s.rng.range(17, 40);
+        const int64_t m = turn % 3 ? s.rng.range(1, 16) : s.rng.range(17, 40), k = s.rng.range(1, 300);
         const bool present[4] = {true, turn % 2 == 0, turn % 5 != 0, turn % 7 == 0};
-        int last = 0;
-        for (int o = 0; o < 4; ++o)
-            if (present[o]) last = o;
-        Dims sizes(4);
-        int64_t n = 0;
-        for (int o = 0; o < 4; ++o) {  // only the last may end inside a tile
-            sizes[(size_t)o] = !present[o] ? 0 : o == last ? s.rng.range(1, 150) : 64 * s.rng.range(1, 2);
-            n += sizes[(size_t)o];
+        Product p = {{}, m};
+        Bits b = any_bits(s.rng, 0, k);
+        std::vector<int64_t> ints = {turn % 14, b.group};
+        for (const bool here : present) {
+            b = {here ? s.rng.range(1, 150) : 0, k, s.rng.range(1, 8), b.group, s.rng.range(0, 1) != 0};
+            p.b.push_back(b);
+            ints.insert(ints.end(), {here ? b.bits : 0, here && b.uniform});
         }
-        const Bits b = any_bits(s.rng, n, s.rng.range(1, 300));
-        Case &c = s.add(text("m %lld n %lld k %lld bits %lld turn %d", (long long)m, (long long)n, (long long)b.k,
-                             (long long)b.bits, turn));
-        for (int o = 0; o < 4; ++o) present[o] ? c.out(F32, {m, sizes[(size_t)o]}) : c.none();
-        c.in(F32, {m, b.k}).values(U8, {bits_bytes(b)}, random_bits(b, s.rng));
-        turn & 2 ? c.in(F32, {n}) : c.none();
-        c.ints({turn % 14, n, b.bits, b.group, b.uniform}).floats({-0.4f, 1.25f});
-        const Product p = {b, 4, m};
+        Case &c = s.add(text("m %lld k %lld turn %d", (long long)m, (long long)k, turn));
+        for (int o = 0; o < 4; ++o) present[o] ? c.out(F32, {m, p.b[(size_t)o].n}) : c.none();
+        c.in(F32, {m, k});
+        for (int o = 0; o < 4; ++o) {
+            const Bits &part = p.b[(size_t)o];
+            present[o] ? c.values(U8, {bits_bytes(part)}, random_bits(part, s.rng)) : c.none();
+        }
+        for (int o = 0; o < 4; ++o) present[o] && (turn + o) % 3 ? c.in(F32, {p.b[(size_t)o].n}) : c.none();
+        c.ints(ints).floats({-0.4f, 1.25f});
         c.reference = [p](Case &asked) { finish(asked, p); };
         bounds(c, p);
     }

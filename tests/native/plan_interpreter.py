@@ -98,9 +98,12 @@ def k_gather_bits(y, o, i, f):  # type: ignore[no-untyped-def]
 
 
 def k_linear_bits_split(y, o, i, f):  # type: ignore[no-untyped-def]
-    x, w, bias = o
-    values = dequantize(unpack_bits64(w.astype(np.uint8), BitsSpec(i[2], i[3], bool(i[4])), i[1], x.shape[-1]))
-    return k_linear_split(y, (x, values.astype(np.float64), bias), i, f)
+    x, weights, biases = o[0], o[1:5], o[5:9]
+    act, group = i[:2]
+    return tuple(
+        None if part is None else k_linear_bits(
+            part, (x, w, bias, None), (act, 0, part.shape[-1], i[2 + 2 * n], group, i[3 + 2 * n]), f)
+        for n, (part, w, bias) in enumerate(zip(y, weights, biases, strict=True)))
 
 
 def k_linear_split(y, o, i, f):  # type: ignore[no-untyped-def]
