@@ -15,7 +15,7 @@ from itertools import takewhile
 
 import onnx_ir as ir
 
-from edgec.compress.formats import PANEL
+from edgec.compress.formats import GROUPS, PANEL
 from edgec.ir.model import (
     Builder,
     add_initializer,
@@ -43,9 +43,8 @@ ACTIVATIONS = (
     "Relu", "Clip", "Sigmoid", "Swish", "Tanh", "Gelu", "HardSwish", "HardSigmoid", "LeakyRelu", "Elu", "Softplus",
     "Mish",
 )
-_FEW_BITS = ("DequantizeLinear", "BitPlaneToDense", "PaletteToDense")
 # How importers spell a weight that is stored smaller than it is used.
-_UNPACKING = (*_FEW_BITS, "Add", "Sub", "Mul", "Cast", "Gather", "Reshape")
+_UNPACKING = ("DequantizeLinear", "BitPlaneToDense", "PaletteToDense", "Add", "Sub", "Mul", "Cast", "Gather", "Reshape")
 
 
 @dataclass(frozen=True)
@@ -162,8 +161,7 @@ def _groups(siblings: list[_Linear], ctx: Context) -> Iterator[list[_Linear]]:
 
 def _problem(linear: _Linear) -> str | None:
     """Why a linear is to stay by itself."""
-    unpacked = linear.weight.producer()
-    if unpacked is not None and unpacked.op_type in _FEW_BITS:
+    if _few_bits(linear):
         return "its weight is stored in few bits: the plan joins such calls, not their weights"
     if any(len(v.uses()) > 1 or v.is_graph_output() for v in (linear.weight, required(linear.node, 1))):
         return "its weight is shared"
@@ -181,6 +179,15 @@ def _problem(linear: _Linear) -> str | None:
     if reader.op_type in ACTIVATIONS and not is_op(_only_reader(reader.outputs[0]), "Mul"):
         return f"its kernel does {reader.op_type} on the way out"
     return None
+
+
+def _few_bits(linear: _Linear) -> bool:
+    """Whether a native kernel may read the weight as it is stored: bit planes, or blocks of whole words of columns."""
+    node = linear.weight.producer()
+    if node is None or node.op_type != "DequantizeLinear":
+        return node is not None and node.op_type == "BitPlaneToDense"
+    block, shape = int_attr(node, "block_size", 0), static_shape(linear.weight)
+    return block > 0 and (block % min(GROUPS) == 0 or shape is None or block >= shape[1])
 
 
 def _merge(group: list[_Linear]) -> None:
