@@ -12,13 +12,15 @@ struct TrialOperand {
     uint8_t dtype, format, rank, dim[4];
 };
 
+constexpr uint32_t kTrialOperands = 8, kTrialViews = 13;
+
 // One small call. Sizes lie just above a vector or a tile, so that main loops and remainders both run. Without pointers:
-// the table then needs no relocations and takes half the room.
+// the table then needs no relocations and takes half the room. Operands beyond `op` are absent.
 struct Trial {
     char kernel[20];
     uint8_t n_op, n_i, n_f;
-    TrialOperand op[8];
-    int16_t i[11];
+    TrialOperand op[kTrialOperands];
+    int8_t i[11];
     float f[2];
 };
 
@@ -43,6 +45,12 @@ const Trial kTrials[] = {
     {"linear_bits", 5, 6, 2, {f32(1, 37), f32(1, 67), other(U8, 16, 168), f32(37), kAbsent}, {0, 0, 37, 2, 32, 0}, {}},
     {"linear_bits", 5, 6, 2, {f32(3, 37), f32(3, 67), other(U8, 12, 192), kAbsent, f32(3, 37)}, {1, 0, 37, 2, 32, 1}, {}},
     {"linear_bits", 5, 6, 2, {f32(19, 37), f32(19, 67), other(U8, 16, 168), f32(37), kAbsent}, {0, 0, 37, 2, 32, 0}, {}},
+    {"linear_bits_split", 13, 10, 2,
+     {f32(1, 37), kAbsent, f32(1, 21), kAbsent, f32(1, 67), other(U8, 16, 168), kAbsent, other(U8, 12, 192)},
+     {0, 32, 2, 0, 0, 0, 2, 1, 0, 0}, {}},
+    {"linear_bits_split", 13, 10, 2,
+     {f32(19, 37), kAbsent, f32(19, 21), kAbsent, f32(19, 67), other(U8, 16, 168), kAbsent, other(U8, 12, 192)},
+     {1, 32, 2, 0, 0, 0, 2, 1, 0, 0}, {}},
     {"linear_split", 7, 1, 2, {f32(19, 16), kAbsent, f32(19, 21), kAbsent, f32(19, 67), panel(BF16, 37, 67), f32(37)}, {1}, {}},
     {"conv2d", 5, 11, 2, {f32(1, 5, 6, 37), f32(1, 5, 6, 5), panel(F32, 1, 37, 45), f32(37), kAbsent},
      {3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 0}, {}},
@@ -122,6 +130,7 @@ void fill(const View &v, SplitMix &random) {
         case F16: case BF16: memcpy(p + 2 * i, &half, 2); break;
         case I64: memcpy(p + 8 * i, &index, 8); break;
         case I32: memcpy(p + 4 * i, &index32, 4); break;
+        case U8: p[i] = uint8_t(random.next() % 0x3C); break;  // weights of few bits: codes, and scales in [0, 1)
         default: p[i] = uint8_t(index & 1); break;
         }
     }
@@ -153,15 +162,16 @@ float difference(const View &a, const View &b) {
 
 edgec_status run_trial(const Trial &trial, const Kernel &kernel, uint8_t isa, const Allocator &allocator,
                        Message &message) {
-    View views[2][sizeof Trial::op / sizeof(TrialOperand)];
+    View views[2][kTrialViews];
     int64_t ints[11];
     for (uint32_t k = 0; k < trial.n_i; k++) ints[k] = trial.i[k];
-    uint64_t bytes = 0, offset[2][sizeof Trial::op / sizeof(TrialOperand)];
+    uint64_t bytes = 0, offset[2][kTrialViews];
     for (int run = 0; run < 2; run++) {
         for (uint32_t k = 0; k < trial.n_op; k++) {
             View &v = views[run][k];
-            v.dtype = trial.op[k].dtype, v.format = trial.op[k].format, v.rank = trial.op[k].rank;
-            for (uint32_t d = 0; d < v.rank; d++) v.dim[d] = trial.op[k].dim[d];
+            const TrialOperand &o = k < kTrialOperands ? trial.op[k] : kAbsent;
+            v.dtype = o.dtype, v.format = o.format, v.rank = o.rank;
+            for (uint32_t d = 0; d < v.rank; d++) v.dim[d] = o.dim[d];
             offset[run][k] = bytes;
             if (v.dtype) bytes += uint64_t(bytes_of(v) + 63) / 64 * 64;
         }
