@@ -22,19 +22,22 @@ template <class Code> EDGEC_INLINE void table_of_four(const float *x, float scal
     vstore_bytes(to + Code::kUpper, high);
 }
 
-// The tables of every row of x[m][k] (BitsShape::table_bytes each); columns beyond k count as zero.
+// The tables of every row of x[m][k] (BitsShape::table_bytes each); columns beyond k count as zero. Entries are at least
+// 2^-127 apart, so that the factor to them is finite: smaller activations lose bits. A NaN is in the group's sum, which
+// makes every output of the row NaN. Infinities, and four activations that add up to more than f32 holds, give outputs
+// that are not finite.
 template <class Code> EDGEC_NOINLINE void tables_of(const BitsShape &s, const float *x, uint8_t *to) {
     for (int64_t m = 0; m < s.m; ++m, x += s.k, to += s.table_bytes()) {
         float *scale = (float *)(to + s.chunks() * 256), *sum = scale + s.groups();
         for (int64_t g = 0; g < s.groups(); ++g) {
             const int64_t first = g * s.group, end = imin(s.k, first + s.group);
-            vf most = vset(0), all = vset(0);
+            vf most = vset(Code::kLimit * 0x1p-127f), all = vset(0);
             for (int64_t k = first; k < end; k += L) {
                 const vf v = vload_upto(x + k, end - k);
                 all = vadd(all, v);
                 most = vmax(vfours(vabs(v)), most);
             }
-            const float limit = vhmax(most), inverse = limit > 0 ? Code::kLimit / limit : 0;
+            const float limit = vhmax(most), inverse = Code::kLimit / limit;
             scale[g] = limit / Code::kLimit;
             sum[g] = vsum(all);
             for (int64_t k = first; k < ceil_div(end, 32) * 32; k += 4) {

@@ -152,6 +152,22 @@ void add_linear(Suite &s, int64_t m, const Bits &b, int64_t act, int features) {
     bounds(c, p);
 }
 
+// Activations of about `size`. Where `nan`, row 1 holds one: all of its outputs are NaN, and no other row's.
+void add_extreme(Suite &s, int64_t m, const Bits &b, double size, bool nan) {
+    add_linear(s, m, b, 0, 0);
+    Case &c = *s.cases.back();
+    c.label += text(" size %g nan %d", size, nan);
+    std::vector<double> &x = c.op[1].real;
+    for (double &v : x) v = round_to(F32, v * size);
+    if (nan) x[(size_t)(b.k + s.rng.range(0, b.k - 1))] = NAN;
+    c.bound = nullptr;
+    c.tolerance = 0.01;
+    double squares = 0;
+    product(c, {{b}, m}, 0, &squares);
+    if (nan) c.scale = ROW;
+    else c.floor = sqrt(squares / (double)(m * b.n));
+}
+
 Bits any_bits(Rng &r, int64_t n, int64_t k) {
     return {n, k, r.range(1, 8), (int64_t)32 << r.range(0, 2), r.range(0, 1) != 0};
 }
@@ -172,6 +188,10 @@ CASES(linear_bits) {
         for (const int64_t m : {1, 16, 33}) add_linear(s, m, any_bits(s.rng, n, 100), 0, 3);
     for (const int64_t bits : {2, 3, 4})
         for (const int64_t m : {1, 4, 50}) add_linear(s, m, {512, 1111, bits, 128, bits == 3}, 0, 8);
+    for (const int64_t m : {2, 5, 16, 19})
+        for (int turn = 0; turn < 4; ++turn) add_extreme(s, m, any_bits(s.rng, 70, s.rng.range(1, 300)), 1, true);
+    for (const double size : {1e-30, 1e-34, 1e-35, 1.4e-36})
+        for (const int64_t m : {1, 3}) add_extreme(s, m, {70, 300, 2, 128, false}, size, false);
     add_linear(s, 0, {70, 40, 2, 32, false}, 0, 0);
     add_linear(s, 3, {0, 40, 2, 32, false}, 0, 0);
 }
