@@ -85,7 +85,7 @@ def golden_section(model: ir.Model, plan: Plan) -> bytes | None:
     """What ONNX Runtime answers for the lowered `model` of `plan`.
 
     None where the format cannot describe it: a generic model with inputs or outputs that are not float32, or whose
-    answer to such inputs is not a number. Raises EdgecError (E0202) when ONNX Runtime cannot run the graph.
+    answer to such inputs is empty or not a number. Raises EdgecError (E0202) when ONNX Runtime cannot run the graph.
     """
     low_bit = any(call.kernel == "linear_bits" for entry in plan.entries for call in entry.calls)
     exact = not low_bit and all(s.dtype is Dtype.F32 for s in plan.states) and all(map(_lossless, plan.weights))
@@ -103,7 +103,7 @@ def golden_section(model: ir.Model, plan: Plan) -> bytes | None:
     outputs = []
     for value in model.graph.outputs:
         flat = results[value.name or ""].reshape(-1)
-        if np.isnan(flat).any():
+        if flat.size == 0 or np.isnan(flat).any():
             return None
         stride = max(1, -(-flat.size // _SAMPLES))
         outputs.append((stride, tuple(float(x) for x in flat[::stride])))

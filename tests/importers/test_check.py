@@ -84,6 +84,12 @@ def test_rounding_is_found_per_output(body: str, wanted: list[bool]) -> None:
     assert levels(f"g {HEAD} {{ {body} }}") == wanted
 
 
+def test_rounding_to_16_bits_needs_no_more_room() -> None:
+    head, text = HEAD.replace("uint8 z", "uint8 z, uint16 z16"), QDQ.replace("z)", "z16)")
+    assert levels(f"g {head} {{ {text} a = Relu(d) b = Relu(x) }}", z16=np.array(0, np.uint16)) == [False, False]
+    assert levels(f"g {HEAD} {{ {QDQ} a = Relu(d) b = Relu(x) }}") == [True, False]
+
+
 def test_rounding_inside_a_function() -> None:
     function = ('<domain: "own", opset_import: ["" : 24]> round (v, fs, fz) => (r)'
                 " { q = QuantizeLinear(v, fs, fz) r = DequantizeLinear(q, fs, fz) }")
@@ -178,3 +184,18 @@ def test_nan_alone_proves_nothing_of_a_module_either() -> None:
     assert caught.value.code == "E0105"
     assert "output_0" in caught.value.where
     assert "output_1" not in caught.value.where
+
+
+class Picky(Root):
+    """NaN on what it is given, and no other values are accepted."""
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        if not torch.compiler.is_exporting() and float(x.abs().max()) < 1.5:
+            raise ValueError("small numbers")
+        return super().forward(x)
+
+
+def test_a_module_need_not_accept_other_values() -> None:
+    with pytest.raises(EdgecError) as caught:
+        importers.load(Picky(-0.5), example_inputs=torch.full((64,), 5.0))
+    assert caught.value.code == "E0105"

@@ -83,6 +83,7 @@ def test_language_model(weights: str, tolerance: float) -> None:
 @pytest.mark.parametrize("case", [
     Case("integers", [("Cast", "x", "y", {"to": 1})], {"x": i(1, 2)}),
     Case("not_a_number", [("Log", "x", "y")], {"x": f(9)}),
+    Case("nothing", [("Relu", "x", "y")], {"x": f(0, 3)}),
 ], ids=lambda c: c.name)
 def test_what_the_format_cannot_describe(case: Case) -> None:
     model = model_of(case)
