@@ -75,7 +75,10 @@ int edgec_solve_kmeans(const double *values, const double *weights, int64_t n, i
         for (int32_t j = count; j-- > 0 && to > 0;) {
             int64_t from = j ? starts[(size_t)j * row + (size_t)to] : 0;
             if (from == to) continue;
-            centres[count - 1 - found++] = (first[to] - first[from]) / (weight[to] - weight[from]) + centre;
+            // Anew: differences of the running sums lose weights that are small beside those before them.
+            double sum = 0, moment = 0;
+            for (int64_t i = from; i < to; ++i) sum += weights[i], moment += weights[i] * (values[i] - values[from]);
+            centres[count - 1 - found++] = values[from] + moment / sum;
             to = from;
         }
         for (int32_t j = 0; j < found; ++j) {

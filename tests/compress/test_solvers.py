@@ -300,6 +300,15 @@ def test_kmeans_is_the_best_of_all_partitions(n: int, count: int, seed: int) -> 
     assert cost(values, weight, got) <= best + 1e-9
 
 
+def test_kmeans_stays_among_values_of_very_unequal_weights() -> None:
+    rng = np.random.default_rng(0)
+    for n in rng.integers(3, 40, 200).tolist():
+        values, weight = np.sort(rng.normal(size=n)), 10.0 ** rng.uniform(-18, 0, n)
+        got = kmeans(values, weight, int(rng.integers(2, 17)))
+        assert (np.abs(got - np.clip(got, values[0], values[-1])) <= 1e-12).all(), got
+    assert kmeans(np.array([0.0, 1, 6e4]), np.array([1e3, 1e3, 1e-14]), 3).tolist() == [0, 1, 6e4]
+
+
 def test_kmeans_against_the_quadratic_program() -> None:
     rng = np.random.default_rng(0)
     values, weight = np.sort(rng.standard_t(3, 300)), rng.uniform(0.1, 3, 300)
