@@ -104,8 +104,9 @@ static void normal_equations(int planes, int n, const F (*plane)[kMaxGroup], con
     }
 }
 
-// Rounds, then refits and rounds again; the best of each lane is in *params, best_codes and best_errors.
-static void solve_group(const Problem &p, int64_t row, const float *d, int n, int v, TileScratch &s, Params *params) {
+// Rounds, then refits and rounds again; the best of each lane is in *params, best_codes and best_errors. False when the
+// errors of a lane leave float32, as they do for a U that is not finite.
+static bool solve_group(const Problem &p, int64_t row, const float *d, int n, int v, TileScratch &s, Params *params) {
     const edgec_solve_options &o = p.options;
     Params trial = {};
     if (o.kind != EDGEC_SOLVE_TABLE) trial = fit({s.now[v], d, n}, s.levels, o);
@@ -123,7 +124,7 @@ static void solve_group(const Problem &p, int64_t row, const float *d, int n, in
         Chooser chooser;
         chooser.set(p, row, trial, s.levels);
         keep(round_columns(chooser, s.now[v], s.block, n, o.frozen != 0, s.work, s.trial_codes, s.trial_errors));
-        if (it == o.refits || o.kind == EDGEC_SOLVE_TABLE) return;
+        if (it == o.refits || o.kind == EDGEC_SOLVE_TABLE) return !any((best < splat(INFINITY)) ^ splat(-1));
         int planes = planes_of(o, trial, s.trial_codes, n, s.plane);
         for (int i = 0; i < planes; ++i) through(s.plane[i], s.block, n, s.work, s.through[i]);
         F a[kMaxPlanes][kMaxPlanes], b[kMaxPlanes], x[kMaxPlanes], total = splat(0.0f);
@@ -246,7 +247,7 @@ static int compensated_tile(const Problem &p, int64_t tile, void *scratch) {
                     descend(p, at, n, v, s, &params, errors, codes);
                     continue;
                 }
-                solve_group(p, at, p.d + first, n, v, s, &params);
+                if (!solve_group(p, at, p.d + first, n, v, s, &params)) return EDGEC_SOLVE_SINGULAR;
                 for (int k = 0; k < n; ++k) errors[k * kVecs] = s.best_errors[k], codes[k * kVecs] = s.best_codes[k];
             }
             if (sweep == -1 && g + 1 == p.groups() && o.sweeps) start_descent(p, row, s, t);

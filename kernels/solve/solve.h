@@ -14,7 +14,7 @@ enum edgec_solve_status {
     EDGEC_SOLVE_ARGUMENT = 1,  // a null pointer, a size or an option out of range
     EDGEC_SOLVE_MEMORY = 2,
     EDGEC_SOLVE_VALUE = 3,     // a weight that is not finite or beyond float16
-    EDGEC_SOLVE_SINGULAR = 4,  // the damped H is not positive definite
+    EDGEC_SOLVE_SINGULAR = 4,  // the damped H is not positive definite, or errors passed on by its U leave float32
     EDGEC_SOLVE_ISA = 5,       // this CPU lacks the instruction set that was asked for
 };
 

@@ -345,6 +345,12 @@ def test_large_tables_are_as_good_as_the_distinct_values_allow(kind: str) -> Non
     assert wanted * (1 - 1e-9) <= ((w - got) ** 2).sum() <= wanted * 1.0001
 
 
+def test_a_large_matrix_of_one_value() -> None:
+    """More values than the exact solver takes at once, and not one that 16 bits hold."""
+    w = np.full((260, 260), 0.1, np.float32)
+    np.testing.assert_array_equal(dequantize_palette(quantize_palette(w, PaletteSpec(4))), np.float16(0.1))
+
+
 def test_compensated_palette() -> None:
     w, stats = weights(3, 40, 192), statistics(3, 192)
     for spec in (PaletteSpec(2, 1), PaletteSpec(4, 16), PaletteSpec(4), PaletteSpec(6, 7)):
@@ -434,6 +440,12 @@ def test_hostile_arguments() -> None:
     table = np.array([0, 1, np.nan, 3], np.float32)
     tabled = native.options(**good, kind=3, tables=table.ctypes.data)
     assert compensated(tabled, u.ctypes.data, None) == native.Status.VALUE
+    table[2] = 2
+    for hostile in (np.nan, np.inf, 1e38):  # else codes that nothing has written would index the table
+        spoilt = u.copy()
+        spoilt[0, 1:] = hostile
+        for tried in (options, tabled):
+            assert compensated(tried, spoilt.ctypes.data, None) == native.Status.SINGULAR, hostile
     assert (outputs[0] == 7).all()
 
     h = np.eye(40)
