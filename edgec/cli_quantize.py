@@ -137,12 +137,18 @@ def print_layers(layers: Sequence[Mapping[str, Any]], kept: Sequence[Mapping[str
     columns += (["accumulated"] if calibrated else []) + (["kernels"] if kernels else [])
     rows = []
     for layer in layers:
-        bits = 8 * layer["bytes"] / (layer["rows"] * layer["columns"])
-        row = [layer["name"], layer["spec"], f"{layer['rows']} x {layer['columns']}", format_bytes(layer["bytes"]),
-               f"{bits:.3f}", f"{layer['error']:.3e}"]
+        # A bundle may store a layer in another form than it was made in.
+        form, size = layer.get("stored", layer["spec"]), layer.get("stored_bytes", layer["bytes"])
+        bits = 8 * size / (layer["rows"] * layer["columns"])
+        spec = layer["spec"] if form == layer["spec"] else f"{layer['spec']} as {form}"
+        row = [layer["name"], spec, f"{layer['rows']} x {layer['columns']}", format_bytes(size), f"{bits:.3f}",
+               f"{layer['error']:.3e}"]
         row += [f"{layer['accumulated']:.3e}" if "accumulated" in layer else "-"] if calibrated else []
         row += [", ".join(layer.get("kernels", ())) or "-"] if kernels else []
         rows.append(row)
     print_table(columns, rows)
+    dead = [layer["name"] for layer in layers if "input" in layer]
+    if dead:
+        note(f"{len(dead)} layers had zeros alone as input and were made without samples: {', '.join(dead)}")
     if kept:
         print_table(("left as it is", "because"), [(k["name"], k["reason"]) for k in kept], "\nNot quantized")

@@ -21,6 +21,7 @@ from edgec.ir.info import info_of
 
 _STAGE = "quantize"
 AUTO = "auto"
+_COMPENSATED = ("gptq", "published")  # the methods that need the inputs of a layer
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,9 @@ def quantize(model: ir.Model, options: QuantizeOptions, folder: Path, float_bund
         "quant": str(parse_spec(options.quant)), "overrides": list(options.overrides), "method": options.method,
         "calibration": calibration.identity(),
     }
+    if calibration.source != NONE:
+        # --ctx and --dynamic change these, and with them the shape of the samples.
+        arguments["shapes"] = {"context": info.max_context, **{k: list(v) for k, v in sorted(info.dynamic.items())}}
     with opened(folder, arguments) as store:
         samples = None
         if calibration.source != NONE and not store.complete:
@@ -82,6 +86,9 @@ def _calibration(model: ir.Model, options: QuantizeOptions, work: driver.Work) -
             wanted="samples of the model's inputs" + (" (self, or FILE.txt)" if language else ""),
             hint="--calib FOLDER of images, FILE.txt or FILE.npz; or 4 bits, or --force",
         )
+    if source == NONE and options.method in _COMPENSATED:
+        raise EdgecError("E0002", stage=_STAGE, where="--quant-method", found=f"{options.method} without samples",
+                         wanted="--calib, which gives it the inputs of the layers", hint="or --quant-method auto")
     return source
 
 
@@ -93,15 +100,13 @@ def _solver(options: QuantizeOptions) -> driver.Solver:
         raise EdgecError("E0002", stage=_STAGE, where="--quant-method", found=repr(options.method),
                          wanted=did_you_mean(options.method, [AUTO, *known]))
     method = known.get(options.method)
-    compensated = (Method.GPTQ, Method.PUBLISHED)
-
     threads = options.threads or None
 
     def solve(weights: Array, spec: Spec, stats: LinearStats | None, name: str) -> Packed:
         if isinstance(spec, PaletteSpec):
             return quantize_palette(weights, spec, stats, threads=threads, where=name)
-        # Tables of embeddings meet no input, whatever the method of the others needs.
-        chosen = None if stats is None and method in compensated else method
+        # Tables of embeddings and dead layers meet no input, whatever the method of the others needs.
+        chosen = None if stats is None and options.method in _COMPENSATED else method
         return quantize_matrix(weights, spec, chosen, stats, threads=threads, where=name)
 
     return solve

@@ -273,4 +273,4 @@ def _dot(a: Array, b: Array) -> float:
 
 def _ratio(error: float, whole: float) -> float:
     # Rounding can make the energy of an exact restoration a little less than nothing.
-    return max(0.0, error) / whole if whole > 0 else 0.0
+    return max(0.0, error) / whole if whole > 0 else float(error > 0)

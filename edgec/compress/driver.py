@@ -129,6 +129,8 @@ class _Run:
         if step.cut is not None:
             self._advance(step, step.cut)
             stats = statistics(self.quantized, step.cut, self.cuts[step.cut].group)
+            if not stats.diag.any():
+                stats = None  # zeros alone say nothing about the weights: as without samples, and the report says so
             layer = step.choices[0].layer
             sides = [[layer.rows_of(stream.source(step.cut, i)) for i in range(self.original.count)]
                      for stream in (self.quantized, self.original)]
@@ -174,6 +176,8 @@ class _Run:
             "columns": layer.columns, "bytes": choice.spec.bytes(layer.rows, layer.columns), "error": errors.own,
             "file": self.store.write_layer(self._index[layer.name], layer.name, whole),
         }
+        if pairs and stats is None:
+            record["input"] = "zero in every sample"
         if errors.accumulated is not None:
             record["accumulated"] = errors.accumulated
         return record

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,14 +13,16 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from edgec import quantization
 from edgec.calibration import CalibOptions, open_samples
 from edgec.compress import driver
 from edgec.compress.calibrate import Accumulator, Samples, Stream, cuts_of, groups_of, statistics
 from edgec.compress.formats import Array, BitsSpec, Quantized, dequantize
 from edgec.compress.layers import find_layers
-from edgec.compress.solvers import LinearStats
+from edgec.compress.solvers import LinearStats, quantize_matrix
 from edgec.compress.store import STATE, Finished, load_finished, opened
 from edgec.errors import EdgecError
+from edgec.ir.info import attach_info, info_of
 from tests.compress.random_weights import round_to_nearest
 from tests.models import graphs_for_quantization as graphs
 
@@ -223,6 +226,10 @@ def test_errors(tmp_path: Path) -> None:
     plain.add(w, r)
     assert plain.own == pytest.approx(((r64 - w64) ** 2).sum() / (w64**2).sum(), rel=1e-5)
     assert plain.accumulated is None
+    # All of an answer that should be nothing is error.
+    nothing_wanted = Errors(None)
+    nothing_wanted.add(np.zeros_like(w), r)
+    assert nothing_wanted.own == 1.0
 
 
 def test_errors_of_a_run(llama: ir.Model, tmp_path: Path) -> None:
@@ -294,6 +301,32 @@ def test_samples_that_make_infinities_are_refused(tmp_path: Path) -> None:
     with opened(tmp_path / "q", ARGUMENTS) as store, pytest.raises(EdgecError, match="infinity or NaN") as bad:
         driver.run(work, samples, store, nothing)
     assert bad.value.code == "E0502"
+
+
+def test_layers_whose_input_is_zero_are_made_without_samples(tmp_path: Path) -> None:
+    def solve(weights: Array, spec: object, stats: LinearStats | None, name: str) -> Quantized:
+        assert isinstance(spec, BitsSpec)
+        return quantize_matrix(weights, spec, None, stats, where=name)
+
+    black = Given([{"x": np.zeros((1, 3, 12, 12), np.float32)}] * 2)
+    found = run(graphs.small_cnn(), black, tmp_path / "q", solve)
+    assert {x["input"] for x in found.state["layers"]} == {"zero in every sample"}
+    assert all(0 < x["error"] < 0.1 and x["accumulated"] == 0 for x in found.state["layers"])
+    run(graphs.small_cnn(), None, tmp_path / "plain", solve)
+    for file in sorted((tmp_path / "plain" / "layers").iterdir()):
+        assert (tmp_path / "q" / "layers" / file.name).read_bytes() == file.read_bytes()
+    assert all("input" not in x for x in run(graphs.small_cnn(), images(2), tmp_path / "r", solve).state["layers"])
+
+
+def test_another_context_is_another_run(llama: ir.Model, tmp_path: Path) -> None:
+    """Samples of another width must not meet activations of the first."""
+    np.savez(tmp_path / "ids.npz", input_ids=np.zeros((1, 24), np.int64))
+    options = quantization.QuantizeOptions("int4g32", calib=str(tmp_path / "ids.npz"))
+    quantization.quantize(llama, options, tmp_path / "q", nothing, nothing)
+    other = llama.clone()
+    attach_info(other, dataclasses.replace(info_of(llama), max_context=64))
+    with pytest.raises(EdgecError, match="shapes"):
+        quantization.quantize(other, options, tmp_path / "q", nothing, nothing)
 
 
 def test_samples_of_different_shapes_are_refused(tmp_path: Path) -> None:
