@@ -83,7 +83,8 @@ def _histogram(part: Array, column: Array) -> tuple[Array, Array]:
         values = np.arange(_DISTINCT, dtype=np.uint16)
     else:
         low, high = np.float64(flat.min()), np.float64(flat.max())
-        index = ((flat - low) * ((_DISTINCT - 1) / (high - low))).astype(np.int64)
+        steps = (_DISTINCT - 1) / (high - low) if high > low else 0.0
+        index = ((flat - low) * steps).astype(np.int64)
         values = np.bincount(index, weights * flat, _DISTINCT)
     totals = np.bincount(index, weights, len(values))
     values, totals = values[totals > 0], totals[totals > 0]
