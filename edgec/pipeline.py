@@ -362,15 +362,16 @@ def compile_model(source: str | object, options: CompileOptions) -> CompileResul
 
 def _quant_report(state: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
     """reports/quant.json: every quantized layer, how the plan stores it, and which kernels read it."""
-    stored = {w.name: w for w in plan.stored()}
+    # A weight that was joined with its siblings bears all their names.
+    stored = {name: w for w in plan.stored() for name in w.name.split("+")}
     return {"arguments": state["arguments"], "kept": state["kept"], "layers": [
-        {**{k: v for k, v in layer.items() if k != "file"}, **_stored(stored, layer["name"])}
+        {**{k: v for k, v in layer.items() if k != "file"}, **_stored(stored.get(layer["name"]), layer["rows"])}
         for layer in state["layers"]
     ]}
 
 
-def _stored(stored: Mapping[str, StoredWeight], name: str) -> dict[str, Any]:
-    found = stored.get(name)
+def _stored(found: StoredWeight | None, rows: int) -> dict[str, Any]:
+    """How a layer of `rows` rows lies in the bundle; of joined siblings its share."""
     return {} if found is None else {
-        "stored": found.form, "stored_bytes": found.bytes, "bits_per_weight": round(found.bits, 4),
-        "kernels": list(found.kernels)}
+        "stored": found.form, "stored_bytes": found.bytes * rows // found.shape[0],
+        "bits_per_weight": round(found.bits, 4), "kernels": list(found.kernels)}

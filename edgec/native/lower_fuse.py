@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import takewhile
 
 from edgec.compress.formats import PANEL
 from edgec.native.dims import Dim, dim, product
@@ -219,13 +220,13 @@ def _join_siblings(calls: _Calls) -> None:
             act, _, _, _, group, _ = draft.ints
             alike.setdefault((x.buf, x.dims, act, tuple(draft.floats), group), []).append(at)
     most = KERNELS["linear_bits_split"].n_out
-    for (*_, group), members in alike.items():
+    for members in alike.values():
         for some in (members[i : i + most] for i in range(0, len(members), most)):
             if len(some) > 1:
-                _join(calls, some, group)
+                _join(calls, some)
 
 
-def _join(calls: _Calls, members: list[int], group: object) -> None:
+def _join(calls: _Calls, members: list[int]) -> None:
     parts = [d for d in (calls.drafts[i] for i in members) if d is not None]
     absent = [None] * (KERNELS["linear_bits_split"].n_out - len(parts))
     operands = [[*(d.operands[place] for d in parts), *absent] for place in (0, 2, _BIAS)]
@@ -243,8 +244,8 @@ def _join(calls: _Calls, members: list[int], group: object) -> None:
 
 def _common_layer(parts: list[Draft]) -> str:
     """The innermost module that all are in."""
-    paths = [d.layer.split(".") for d in parts]
-    alike = [names[0] for names in zip(*paths, strict=False) if len(set(names)) == 1]
+    columns = zip(*(d.layer.split(".") for d in parts), strict=False)
+    alike = [names[0] for names in takewhile(lambda names: len(set(names)) == 1, columns)]
     return ".".join(alike) or parts[0].layer
 
 

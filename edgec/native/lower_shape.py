@@ -294,7 +294,9 @@ def _joined(parts: Sequence[Const], axis: int) -> Const:
 
     digest = hashlib.sha256("\0".join(p.name for p in parts).encode()).hexdigest()[:16]
     label = "+".join(dict.fromkeys(p.label or p.base for p in parts))
-    return Const(f"{label}.joined{axis}.{digest}", read, tuple(dims), parts[0].dtype, identity(len(dims)), label)
+    origin = "+".join(dict.fromkeys(p.origin for p in parts if p.origin))
+    return Const(f"{label}.joined{axis}.{digest}", read, tuple(dims), parts[0].dtype, identity(len(dims)), label,
+                 origin=origin)
 
 
 def _text(dims: Dims) -> str:

@@ -130,7 +130,7 @@ def test_quantize_then_compile_and_both_at_once(llama: Path, tmp_path: Path, edg
     assert not (tmp_path / "at_once.quant").exists()
     report = json.loads((tmp_path / "from" / "reports" / "quant.json").read_text())
     kernels = {x["name"]: (x["stored"], x["kernels"]) for x in report["layers"]}
-    assert kernels["model.layers.0.mlp.up_proj.weight"] == ("hlq2g64", ["linear_bits"])
+    assert kernels["model.layers.0.mlp.up_proj.weight"] == ("hlq2g64", ["linear_bits_split"])
     assert set(kernels["model.embed_tokens.weight"][1]) == {"gather_bits", "linear_bits"}
     assert read_bundle(tmp_path / "from" / "model.edgec").manifest["config"]["quant"]["quant"] == "hlq2g64"
 
@@ -183,6 +183,12 @@ def test_four_bits_need_no_samples(llama: Path, tmp_path: Path, edgec_cli: Cli) 
     assert "by override" in {k["reason"] for k in found["kept"]}
     assert all("accumulated" not in x for x in found["layers"])
     assert found["arguments"]["calibration"] == {"source": "none"}
+    # The table of the bundle says what is stored, not what was asked for, of siblings too.
+    done = edgec_cli("compile", llama, "-o", tmp_path / "out", "--quant-from", tmp_path / "q")
+    assert done.code == 0, done.err
+    assert done.out.count("palette4 as") >= 3
+    report = json.loads((tmp_path / "out" / "reports" / "quant.json").read_text())
+    assert all(x["kernels"] and x["stored_bytes"] > 0 for x in report["layers"])
 
 
 def test_images(images: Path, tmp_path: Path, edgec_cli: Cli) -> None:
@@ -236,6 +242,7 @@ def test_texts(prose_lm: Path, asset: Callable[[str], Path], tmp_path: Path, edg
     (("--quant", "int4", "--quant-override", "nothing=int4"), "no such layer"),
     (("--quant", "int4", "--quant-override", "int4"), "GLOB=SPEC"),
     (("--quant", "int4", "--quant-method", "best"), "rtn"),
+    (("--quant", "int4", "--quant-method", "gptq"), "gptq without samples"),
     (("--quant", "int4", "--calib", "missing.txt"), "no such file"),
     (("--quant", "int2", "--calib", "none"), "--force"),
     (("--quant", "int4", "--max-memory", "lots"), "900M"),

@@ -13,7 +13,10 @@ from edgec.compress.formats import BitsSpec, PaletteSpec, dequantize_palette, pl
 from edgec.errors import EdgecError
 from edgec.ir.shapes import infer_shapes
 from edgec.native.bundle import read_bundle, write_bundle
+from edgec.native.golden import golden_section
 from edgec.native.lower import build_plan, unsupported_nodes
+from edgec.native.lower_fuse import _common_layer
+from edgec.native.lower_values import Draft
 from edgec.native.plan import Plan
 from edgec.native.plan_check import plan_problems
 from tests.compress.random_weights import random_palette, random_quantized
@@ -114,6 +117,96 @@ def test_a_pointwise_convolution_is_a_linear_over_pixels(image: tuple[int, ...])
     made = graph("v = Reshape(w, d) y = Conv(x, v, b)", f"float[{dims}] x",
                  f"float[{','.join(map(str, (image[0], N, *image[2:])))}]", d=("int64", shape), b=("float", f(N)))
     check(made, {"x": f(*image)}, ["linear_bits"])
+
+
+def siblings(parts: list[tuple[int, BitsSpec]], body: str, outputs: str, **consts: Any) -> ir.Model:
+    """A model whose `body` reads x [3, K] and t0, t1, ..., the transposes of matrices of (rows, spec)."""
+    made, tensors = "", dict(consts)
+    for i, (n, spec) in enumerate(parts):
+        q = random_quantized(RNG, spec, n, K)
+        scale = q.scale[None] if spec.uniform else q.scale
+        tensors |= {f"p{i}": ("uint8", planes_of(q.codes, spec.bits)), f"s{i}": ("float16", scale),
+                    f"o{i}": ("float16", q.offset)}
+        made += (f"w{i} = edgec.BitPlaneToDense<bits = {spec.bits}, group_size = {spec.group}, columns = {K}, "
+                 f"uniform = {int(spec.uniform)}>(p{i}, s{i}, o{i}) t{i} = Transpose<perm = [1, 0]>(w{i}) ")
+    declared = "".join(f", {t}[{','.join(map(str, np.shape(a)))}] {n}" for n, (t, a) in tensors.items())
+    graph = model(f"g (float[3,{K}] x{declared}) => ({outputs}) {{ {made}{body} }}", domains={"edgec": 1},
+                  **{n: a for n, (_, a) in tensors.items()})
+    infer_shapes(graph)
+    return graph
+
+
+def check_siblings(made: ir.Model, kernels: list[str]) -> Plan:
+    plan = build_plan(made)
+    assert not plan_problems(plan)
+    assert [c.kernel for c in plan.entries[0].calls] == kernels
+    feeds = {"x": f(3, K)}
+    wanted, found = evaluate(made, feeds, "onnxruntime"), Interpreter(plan).run("main", feeds)
+    assert list(found) == list(wanted)
+    for name, value in wanted.items():
+        np.testing.assert_allclose(found[name], value, rtol=1e-5, atol=1e-5 * np.abs(value).max())
+    return plan
+
+
+@pytest.mark.parametrize(("count", "kernels"), [
+    (2, ["linear_bits_split"]), (4, ["linear_bits_split"]), (5, ["linear_bits_split", "linear_bits"]),
+    (6, ["linear_bits_split", "linear_bits_split"])])
+def test_siblings_become_one_call_up_to_four(count: int, kernels: list[str]) -> None:
+    """Every one with rows, bits and form of its own, some with a bias; all are outputs of the entry."""
+    parts = [(20 + 33 * i, BitsSpec(1 + i, 32, i % 3 == 1)) for i in range(count)]
+    biases = {f"b{i}": ("float", f(parts[i][0])) for i in range(0, count, 2)}
+    body = " ".join(f"m{i} = MatMul(x, t{i}) y{i} = Add(m{i}, b{i})" if f"b{i}" in biases else f"y{i} = MatMul(x, t{i})"
+                    for i in range(count))
+    outputs = ", ".join(f"float[3,{n}] y{i}" for i, (n, _) in enumerate(parts))
+    plan = check_siblings(siblings(parts, body, outputs, **biases), kernels)
+    assert [w.form for w in plan.stored() if w.form != "f32"] == [str(spec) for _, spec in parts]
+
+
+def test_siblings_that_differ_stay_apart() -> None:
+    """Another group, another activation, a residual; and a bias that is computed after the first sibling."""
+    parts = [(64, BitsSpec(2, 32)), (64, BitsSpec(2, 64)), (64, BitsSpec(2, 32)), (64, BitsSpec(2, 32)),
+             (64, BitsSpec(2, 32))]
+    body = ("y0 = MatMul(x, t0) y1 = MatMul(x, t1) m2 = MatMul(x, t2) y2 = Relu(m2) m3 = MatMul(x, t3) "
+            "e = Exp(y0) y3 = Add(m3, e) i = Identity(z) h = Sin(i) m4 = MatMul(x, t4) y4 = Add(m4, h)")
+    outputs = ", ".join(f"float[3,64] y{i}" for i in range(5))
+    plan = build_plan(siblings(parts, body, outputs, z=("float", f(64))))
+    assert not [c for c in plan.entries[0].calls if c.kernel == "linear_bits_split" and c.ints[1] != 32]
+    check_siblings(siblings(parts[:4], body[: body.index("i = ")], outputs[: outputs.index(", float[3,64] y4")]),
+                   ["linear_bits", "linear_bits", "linear_bits", "unary", "linear_bits"])
+
+
+def test_a_reader_between_two_siblings() -> None:
+    """What the second writes is read after both; what lies between them reads the first."""
+    body = "a = MatMul(x, t0) b = Relu(a) c = Exp(b) d = MatMul(x, t1) e = Sigmoid(d) y = Add(c, e) z = Mul(a, d)"
+    check_siblings(siblings([(64, HLQ2), (64, HLQ2)], body, "float[3,64] y, float[3,64] z"),
+                   ["linear_bits_split", "unary", "unary", "unary", "binary", "binary"])
+
+
+def test_joined_calls_are_named_after_the_module_around_them() -> None:
+    assert _common_layer([Draft("linear_bits", layer, [], [], []) for layer in ("m.0.q", "m.0.k")]) == "m.0"
+    # Equal names below different modules say nothing.
+    assert _common_layer([Draft("linear_bits", layer, [], [], []) for layer in ("m.0.q", "m.1.q")]) == "m"
+    assert _common_layer([Draft("linear_bits", layer, [], [], []) for layer in ("a.q", "b.q")]) == "a.q"
+
+
+def test_golden_vectors_of_joined_products_allow_for_tables() -> None:
+    made = siblings([(64, HLQ2), (64, HLQ2)], "y = MatMul(x, t0) z = MatMul(x, t1)", "float[3,64] y, float[3,64] z")
+    section = golden_section(made, build_plan(made))
+    assert section is not None
+    assert np.float32(5e-2).tobytes() in section
+
+
+def test_a_joined_palette_says_that_it_is_dense() -> None:
+    p = random_palette(RNG, PaletteSpec(3), 32, K)
+    body = "".join(f"w{i} = edgec.PaletteToDense<bits = 3, columns = {K}>(p{i}, l{i}) " for i in range(2))
+    tensors = {f"{n}{i}": a for i in range(2) for n, a in (("p", planes_of(p.indices, 3)), ("l", p.lut))}
+    declared = "".join(f", {'uint8' if n[0] == 'p' else 'float16'}[{','.join(map(str, a.shape))}] {n}"
+                       for n, a in tensors.items())
+    made = model(f"g (float[3,{K}] x{declared}) => (float[3,64] y) {{ {body} w = Concat<axis = 0>(w0, w1) "
+                 "y = Gemm<transB = 1>(x, w) }", domains={"edgec": 1}, **tensors)
+    infer_shapes(made)
+    (weight,) = check(made, {"x": f(3, K)}, ["linear"]).weights
+    assert weight.origin == "palette3"
 
 
 @pytest.mark.parametrize(("attributes", "channels"), [("strides = [2, 2]", K), ("pads = [1, 1, 1, 1]", K)])
