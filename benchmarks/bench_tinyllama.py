@@ -1,9 +1,9 @@
 """Claim: a 1.1 B Llama at 2, 3 and 4 bits decodes 1.3 to 2 times as fast as llama.cpp's types of like size.
 
-Random weights in TinyLlama-1.1B's shape: this times, it says nothing about quality. Every contender is a process of its
-own; commands go to one after the other in turn, idle ones sleep. Beside tokens per second the table says how much of the
-memory's reading speed a decoded token reaches: bytes of the weights that one token reads, over the time that a plain
-read of as many bytes of the same file takes (`probe.c`), interleaved with the rest.
+Random weights in TinyLlama-1.1B's shape: this times, it says nothing about quality. Every contender is a process of
+its own; commands go to one after the other in turn, idle ones sleep. Beside tokens per second the table says how much
+of the memory's reading speed a decoded token reaches: bytes of the weights that one token reads, over the time that a
+plain read of as many bytes of the same file takes (`probe.c`), interleaved with the rest.
 
 The first run builds llama-cpp-python from its source distribution (about 15 minutes on 2 cores) and makes all files
 under build/bench (about 9 GB).
@@ -63,9 +63,9 @@ def checkpoint() -> Path:
     shards: list[dict[str, Any]] = []
     for i in range(CONFIG["num_hidden_layers"]):
         at = f"model.layers.{i}."
-        shapes = {"self_attn.q_proj": (hidden, hidden), "self_attn.k_proj": (kv, hidden), "self_attn.v_proj": (kv, hidden),
-                  "self_attn.o_proj": (hidden, hidden), "mlp.gate_proj": (inner, hidden), "mlp.up_proj": (inner, hidden),
-                  "mlp.down_proj": (hidden, inner)}
+        shapes = {"self_attn.q_proj": (hidden, hidden), "self_attn.k_proj": (kv, hidden),
+                  "self_attn.v_proj": (kv, hidden), "self_attn.o_proj": (hidden, hidden),
+                  "mlp.gate_proj": (inner, hidden), "mlp.up_proj": (inner, hidden), "mlp.down_proj": (hidden, inner)}
         shards.append({f"{at}{name}.weight": matrix(*shape) for name, shape in shapes.items()}
                       | {f"{at}{name}.weight": norm for name in ("input_layernorm", "post_attention_layernorm")})
         _write(save_file, folder, i, shards)
@@ -145,8 +145,8 @@ def compiled(source: Path, quant: str) -> tuple[Path, float]:
     if (out / BUNDLE).exists():
         return out / BUNDLE, 0.0
     start = time.perf_counter()
-    subprocess.run([sys.executable, "-m", "edgec", "compile", source, "-o", out, "--quant", quant, "--calib", "none", "--force",
-                    "--ctx", str(CONTEXT)], check=True, cwd=ROOT)
+    subprocess.run([sys.executable, "-m", "edgec", "compile", source, "-o", out, "--quant", quant, "--calib", "none",
+                    "--force", "--ctx", str(CONTEXT)], check=True, cwd=ROOT)
     return out / BUNDLE, time.perf_counter() - start
 
 
@@ -219,8 +219,8 @@ def show(rows: list[dict[str, Any]]) -> None:
     for ours, (theirs, factor) in CLAIMS.items():
         if ours in by_name and all(n in by_name for n in theirs):
             best = max(theirs, key=lambda n: by_name[n]["decode_per_s"])
-            print(f"{ours} decodes {by_name[ours]['decode_per_s'] / by_name[best]['decode_per_s']:.2f} times as fast as "
-                  f"{best} (wanted: {factor})")
+            ratio = by_name[ours]["decode_per_s"] / by_name[best]["decode_per_s"]
+            print(f"{ours} decodes {ratio:.2f} times as fast as {best} (wanted: {factor})")
     peers = [r for r in rows if r["name"] in THEIRS]
     if peers:
         fastest = max(peers, key=lambda r: r["prompt_per_s"])

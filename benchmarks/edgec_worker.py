@@ -1,4 +1,5 @@
-"""One bundle in a process of its own, with the protocol of llama_worker.py: `edgec_worker.py MODEL.edgec THREADS CONTEXT`.
+"""One bundle in a process of its own, with the protocol of llama_worker.py:
+`edgec_worker.py MODEL.edgec THREADS CONTEXT`.
 
 It also answers `probe BYTES N`: the seconds that `probe.c` needs to read the first BYTES of the file N times over, as N
 decoded tokens do: what of the weights a large cache keeps from pass to pass, it keeps for both.

@@ -1,7 +1,7 @@
 """Makes the GGUF files of bench_tinyllama.py: an f16 file of random weights, then llama.cpp's own quantizations of it.
 
-Runs in the environment that bench_tinyllama.py makes. `llama_files.py CONFIG.json FOLDER TYPE...` writes FOLDER/TYPE.gguf
-for each type (f16, Q2_K, Q3_K_M, Q4_0, Q4_K_M, Q8_0) that is not there yet.
+Runs in the environment that bench_tinyllama.py makes. `llama_files.py CONFIG.json FOLDER TYPE...` writes
+FOLDER/TYPE.gguf for each type (f16, Q2_K, Q3_K_M, Q4_0, Q4_K_M, Q8_0) that is not there yet.
 """
 
 from __future__ import annotations

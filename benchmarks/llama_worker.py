@@ -1,9 +1,9 @@
 """One llama.cpp model in a process of its own, driven over stdin and stdout; runs in the environment that
 bench_tinyllama.py makes, so it imports nothing of edgec.
 
-Started as `llama_worker.py MODEL.gguf THREADS CONTEXT`. Commands, one a line: `pp N` reads N tokens in one batch from an
-empty context, `tg N` decodes N tokens one at a time from an empty context, `quit`. Each answers one JSON line with the
-seconds it took and the process's peak memory.
+Started as `llama_worker.py MODEL.gguf THREADS CONTEXT`. Commands, one a line: `pp N` reads N tokens in one batch from
+an empty context, `tg N` decodes N tokens one at a time from an empty context, `quit`. Each answers one JSON line with
+the seconds it took and the peak memory of the process.
 """
 
 from __future__ import annotations

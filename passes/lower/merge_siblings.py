@@ -127,7 +127,8 @@ def _is_constant(value: ir.Value) -> bool:
     if const_tensor(value) is not None:
         return True
     node = value.producer()
-    return node is not None and node.op_type in _UNPACKING and all(_is_constant(v) for v in node.inputs if v is not None)
+    unpacks = node is not None and node.op_type in _UNPACKING
+    return node is not None and unpacks and all(_is_constant(v) for v in node.inputs if v is not None)
 
 
 def _only_reader(value: ir.Value) -> ir.Node | None:
