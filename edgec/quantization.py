@@ -9,7 +9,6 @@ from typing import Any
 
 import onnx_ir as ir
 
-import edgec
 from edgec.calibration import NONE, SELF, CalibOptions, open_samples
 from edgec.compress import driver
 from edgec.compress.formats import Array, PaletteSpec
@@ -18,6 +17,7 @@ from edgec.compress.solvers import LinearStats
 from edgec.compress.store import Finished, Packed, load_finished, opened
 from edgec.errors import EdgecError, did_you_mean
 from edgec.ir.info import info_of
+from edgec.version import __version__
 
 _STAGE = "quantize"
 AUTO = "auto"
@@ -59,7 +59,7 @@ def quantize(model: ir.Model, options: QuantizeOptions, folder: Path, float_bund
                                options.mean, options.std)
     info = info_of(model)
     arguments: dict[str, Any] = {
-        "edgec_version": edgec.__version__, "model": info.name, "model_sha256": info.source_sha256,
+        "edgec_version": __version__, "model": info.name, "model_sha256": info.source_sha256,
         "quant": str(parse_spec(options.quant)), "overrides": list(options.overrides), "method": options.method,
         "calibration": calibration.identity(),
     }
