@@ -19,6 +19,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from fnmatch import fnmatchcase
 from functools import cache, cached_property
 from importlib.util import find_spec
 from pathlib import Path
@@ -252,9 +253,9 @@ class Vision(Subject):
     def measure(self, run: Run) -> dict[str, float]:
         found, wanted = self.logits(run), self.reference
         noise = float(((found - wanted) ** 2).sum())
-        right = found.argmax(1) == self.pixels[1][self.judged]
-        return {"top1": 100 * float(right.mean()),
-                "sqnr": 10 * float(np.log10((wanted**2).sum() / noise)) if noise else 999.0}
+        right = 100 * float((found.argmax(1) == self.pixels[1][self.judged]).mean())
+        # Without noise, of the unquantized model, there is no ratio.
+        return {"top1": right} | ({"sqnr": 10 * float(np.log10((wanted**2).sum() / noise))} if noise else {})
 
 
 @dataclass(frozen=True)
@@ -330,7 +331,7 @@ def heldout_stats(name: str) -> dict[str, LinearStats]:
     subject = SUBJECTS[name]
     model = subject.model.clone()
     model.graph.sort()
-    groups = groups_of(model.graph, find_layers(model))
+    groups = groups_of(model.graph, (x for x in find_layers(model) if not x.refused))
     cuts = cuts_of(model.graph, groups)
     samples = subject.heldout()
     found: dict[str, LinearStats] = {}
@@ -460,7 +461,7 @@ def rest_bytes(subject: Subject, family: str) -> int:
     if not path.exists():
         out = CACHE / "compiled"
         shutil.rmtree(out, ignore_errors=True)
-        quant = QuantizeOptions(f"{family}2" + ("" if family == "palette" else "g128"), calib="none", force=True)
+        quant = QuantizeOptions(f"{family}2g128", calib="none", force=True)
         made = edgec.compile(subject.source, out, quant=quant)
         whole = (out / "model.edgec").stat().st_size
         layers = sum(layer["bytes"] for layer in made.quant["layers"])
@@ -496,24 +497,32 @@ class Results:
         return [c["metrics"][metric or self.subject.unit] for c in self.at(method, bits, group)]
 
     def file_bytes(self, cell: Mapping[str, Any]) -> int:
-        return rest_bytes(self.subject, METHODS[cell["method"]].family) + int(cell["layer_bytes"])
+        # The host has no kernels for palettes and stores them dense: their bytes are those of their layout.
+        family = METHODS[cell["method"]].family
+        return rest_bytes(self.subject, "int" if family == "palette" else family) + int(cell["layer_bytes"])
 
     def worse(self, value: float) -> float:
         """The value on a scale where less is better: the degradation, for SQNR its negative."""
         return value - self.float[self.subject.unit] if self.subject.lower_is_better else -value
 
-    def uniform_at(self, size: float) -> float | None:
-        """The metric of the best compensated uniform codes, interpolated linearly to a file of `size` bytes."""
+    def uniform_at(self, size: float, bits: Sequence[int]) -> float | None:
+        """The metric of the best compensated uniform codes of `bits`, interpolated linearly to a file of `size` bytes
+        between those that nothing smaller beats; beyond the largest, of that. None when all are larger."""
         best: dict[int, float] = {}
-        for (method, _), cells in self.cells.items():
-            if METHODS[method].family == "int" and METHODS[method].calibrated:
+        for (method, spec), cells in self.cells.items():
+            recipe = METHODS[method]
+            if recipe.family == "int" and recipe.calibrated and parse_spec(spec).bits in bits:
                 x, y = self.file_bytes(cells[0]), st.mean(c["metrics"][self.subject.unit] for c in cells)
                 best[x] = min(best.get(x, y), y, key=self.worse)
-        below, above = [x for x in best if x <= size], [x for x in best if x >= size]
-        if not below or not above:
+        front: list[int] = []
+        for x in sorted(best):
+            if not front or self.worse(best[x]) < self.worse(best[front[-1]]):
+                front.append(x)
+        below, above = [x for x in front if x <= size], [x for x in front if x > size]
+        if not below:
             return None
-        a, b = max(below), min(above)
-        return best[a] if a == b else best[a] + (best[b] - best[a]) * (size - a) / (b - a)
+        a, b = max(below), min(above, default=0)
+        return best[a] + (best[b] - best[a]) * (size - a) / (b - a) if b else best[a]
 
 
 def mean_error(cell: Mapping[str, Any], which: str = "heldout") -> float:
@@ -556,7 +565,7 @@ def verdict(results: Results, bits: int, group: int) -> str | None:
     digits, size = DIGITS[results.subject.unit], results.file_bytes(results.at("ours", bits, group)[0])
     others = {method: results.values(method, bits, group) for method in ("published", "palette")}
     means = {method: st.mean(v) for method, v in others.items() if v}
-    uniform = results.uniform_at(size)
+    uniform, mixed = results.uniform_at(size, [bits]), results.uniform_at(size, range(1, 9))
     if uniform is not None:
         means["uniform"] = uniform
     best = min(means, key=lambda m: results.worse(means[m]), default="")
@@ -564,12 +573,13 @@ def verdict(results: Results, bits: int, group: int) -> str | None:
     near = max([max(v) - min(v) for v in (ours, *others.values()) if v]) / 2
     said = "best" if lead >= 0 else f"within the spread of {best}" if -lead <= near else f"behind {best}"
     shown = [f"{means[m]:.{digits}f}" if m in means else "-" for m in ("published", "uniform", "palette")]
-    return f"| {bits} | {group} | {spread(ours, digits)} | {' | '.join(shown)} | {said} |"
+    shown.append("-" if mixed is None else f"{mixed:.{digits}f}")
+    return f"| {bits} | {group} | {size / 1000:.0f} | {spread(ours, digits)} | {' | '.join(shown)} | {said} |"
 
 
 def verdict_table(results: Results) -> Iterator[str]:
-    yield "| bits | group | ours | published HLQ | best uniform at these bytes | palette | ours is |"
-    yield "|---:|---:|---:|---:|---:|---:|---|"
+    yield "| bits | group | file KB | ours | published HLQ | uniform | palette | uniform of any bits | ours is |"
+    yield "|---:|---:|---:|---:|---:|---:|---:|---:|---|"
     yield from filter(None, (verdict(results, bits, group) for bits in BITS for group in GROUPS))
 
 
@@ -619,8 +629,9 @@ def tables(names: Sequence[str]) -> str:
     parts = ["## Ours at equal file bytes", ""]
     for results in every:
         subject = results.subject
-        whole_text = ", ".join(f"{m} {results.float[m]:.{DIGITS[m]}f}" for m in (subject.unit, *subject.more))
-        parts += [f"{subject.name}, calibrated on {results.calib}; {subject.unit}, unquantized: {whole_text}.", "",
+        whole_text = ", ".join(f"{m} {results.float[m]:.{DIGITS[m]}f}" for m in (subject.unit, *subject.more)
+                               if m in results.float)
+        parts += [f"{subject.name}, calibrated on {results.calib}; {subject.unit} (unquantized: {whole_text}).", "",
                   *verdict_table(results), ""]
     parts += ["## Layer error of ours against the published solver", "", *published_table(every), ""]
     for results in every:
@@ -650,6 +661,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("-m", "--models", default=",".join(SUBJECTS), help="some of them, comma-separated")
     parser.add_argument("-d", "--draws", type=int, default=DRAWS, help="calibration draws")
+    parser.add_argument("--only", default="*", help="cells whose name matches, as 'minilm-*g64-0'")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no cell after this time")
     parser.add_argument("--tables", action="store_true", help="measure nothing, write the tables of what there is")
     chosen = parser.parse_args()
@@ -658,7 +670,8 @@ def main() -> None:
     for cell in () if chosen.tables else plan(names, chosen.draws):
         if time.monotonic() > until:
             break
-        finish(cell)
+        if fnmatchcase(cell.key, chosen.only):
+            finish(cell)
     write(names)
 
 
