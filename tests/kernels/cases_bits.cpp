@@ -115,15 +115,17 @@ void finish(Case &c, const Product &p) {
 
 // The bounds of docs/kernels.md; a mean over few outputs strays.
 void bounds(Case &c, const Product &p) {
-    double squares = 0;
-    int64_t values = 0, least = INT64_MAX;
-    for (int o = 0; o < p.outputs(); ++o)
+    int64_t least = INT64_MAX;
+    for (int o = 0; o < p.outputs(); ++o) {
+        double squares = 0;
+        const int64_t values = p.m * p.b[(size_t)o].n;
         if (!c.op[(size_t)o].absent) {
             product(c, p, o, &squares);
-            values += p.m * p.b[(size_t)o].n;
-            least = std::min(least, p.m * p.b[(size_t)o].n);
+            least = std::min(least, values);
         }
-    c.floor = std::max(sqrt(squares / (double)std::max<int64_t>(1, values)), 0.01);  // bias and residual are rounded too
+        // Bias and residual are rounded too.
+        c.floors.push_back(std::max(sqrt(squares / (double)std::max<int64_t>(1, values)), 0.01));
+    }
     c.scale = NORM;
     const double stray = 1 + 4 / sqrt((double)std::max<int64_t>(1, least));
     c.bound = [few = p.m <= 16, stray](Isa isa) {
@@ -165,7 +167,7 @@ void add_extreme(Suite &s, int64_t m, const Bits &b, double size, bool nan) {
     double squares = 0;
     product(c, {{b}, m}, 0, &squares);
     if (nan) c.scale = ROW;
-    else c.floor = sqrt(squares / (double)(m * b.n));
+    else c.floors = {sqrt(squares / (double)(m * b.n))};
 }
 
 Bits any_bits(Rng &r, int64_t n, int64_t k) {

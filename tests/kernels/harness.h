@@ -43,7 +43,7 @@ struct Operand {
 };
 
 // How an error is measured: |got - want| over max(|want|, floor), or over the largest |want| of the last dim's row, or
-// the root mean square of all differences of an output over floor.
+// the root mean square of all differences of an output over floor, or over its own in `floors`.
 enum Scale { ELEMENT, ROW, NORM };
 
 struct Case {
@@ -57,6 +57,7 @@ struct Case {
     std::vector<std::pair<int, int>> in_place;    // variants to run as well: output index, input operand index
     Scale scale = ROW;
     double tolerance = 1e-5, floor = 1.0;
+    std::vector<double> floors;  // of each output; empty: all have the same
     std::function<double(Isa)> bound;             // where it is set: the tolerance of an instruction set
     bool fault = false;                           // the run must raise the fault flag; values are not compared
     Rng *rng = nullptr;

@@ -110,7 +110,8 @@ static Result compare(const Case &c, const Operand &want, const Operand &got, si
             const double d = got.real[e] - want.real[e];
             squares += d * d;
         }
-        r.worst = sqrt(squares / (double)std::max<size_t>(1, want.real.size())) / std::max(c.floor, 1e-300);
+        const double floor = index < c.floors.size() ? c.floors[index] : c.floor;
+        r.worst = sqrt(squares / (double)std::max<size_t>(1, want.real.size())) / std::max(floor, 1e-300);
         if (!(r.worst <= tolerance)) {
             r.ok = false;
             r.message = text("output %zu: error %.3g of %.3g", index, r.worst, tolerance);
