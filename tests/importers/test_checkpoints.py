@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -184,8 +185,9 @@ def test_gguf_compiles_and_runs(tmp_path: Path) -> None:
     edgec.compile(str(file), tmp_path / "out")
     runs_alike(tmp_path / "out" / "model.edgec", file)
     stored = edgec.inspect(tmp_path / "out")["storage"]
-    assert [w["kernels"] for w in stored if w["form"] == "int8g32"] == [
-        ["gather_bits", "linear_bits"], *[["linear_bits"]] * 14]
+    kernels = Counter(tuple(w["kernels"]) for w in stored if w["form"] == "int8g32")
+    # Per layer: query, key and value in one call, gate and up in another.
+    assert kernels == {("gather_bits", "linear_bits"): 1, ("linear_bits_split",): 10, ("linear_bits",): 4}
 
 
 def test_gguf_with_a_tokenizer(tmp_path: Path, prose_lm: Path) -> None:
