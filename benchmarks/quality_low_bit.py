@@ -80,12 +80,12 @@ METHODS = {
 }
 
 
-# (method, group, bits); uniform codes also where they have more bytes than in groups of 128 and 64.
+# (method, group, bits), the most telling first; uniform codes also where they have more bytes than in groups of 128 and
+# 64. The last stage is measured with one draw.
 STAGES = (
-    (*((m, 128, BITS) for m in ("ours", "published", "uniform", "rtn")), ("uniform", 64, BITS),
-     *((m, 128, BITS) for m in ("gptq-diag", "clip", "gptq", "palette", "gptq-minmax"))),
-    (*((m, 64, BITS) for m in ("ours", "published", "rtn", "gptq-diag", "clip", "gptq", "palette", "gptq-minmax")),
-     ("uniform", 32, BITS), ("uniform", 128, (5,))),
+    (*((m, g, BITS) for g in GROUPS for m in ("ours", "published", "uniform")), ("uniform", 32, BITS)),
+    (*((m, g, BITS) for g in GROUPS for m in ("palette", "gptq", "rtn", "clip")), ("uniform", 128, (5,))),
+    tuple((m, g, BITS) for g in GROUPS for m in ("gptq-diag", "gptq-minmax")),
 )
 
 
@@ -443,16 +443,15 @@ def cell_of(subject: str, calib: str, method: str, bits: int, group: int, draw: 
 
 
 def plan(subjects: Sequence[str], draws: int) -> Iterator[Cell]:
-    """Every cell, the most telling first."""
+    """Every cell, the most telling first: language models and encoders, all draws of a stage before the next."""
     blocks = [(s, c) for s in subjects for c in SUBJECTS[s].calibs]
-    main = [b for b in blocks if b[0] != "mobilenet_v2" and b[1] != SELF]
-    for draw in range(draws):
-        for stage in STAGES:
-            for part in (main, [b for b in blocks if b not in main]):
+    for stage in STAGES:
+        for subject, calib in sorted(blocks, key=lambda b: (b[0] == "mobilenet_v2", b[1] == SELF)):
+            for draw in range(1 if stage is STAGES[-1] else draws):
                 for method, group, bits in stage:
                     # Only the paper's claim is about this one.
-                    chosen = [b for b in part if method != "gptq-minmax" or b == ("prose_lm", "train")]
-                    yield from (cell_of(*block, method, n, group, draw) for block in chosen for n in bits)
+                    if method != "gptq-minmax" or (subject, calib) == ("prose_lm", "train"):
+                        yield from (cell_of(subject, calib, method, n, group, draw) for n in bits)
 
 
 def rest_bytes(subject: Subject, family: str) -> int:

@@ -1,8 +1,9 @@
 """Which layer is stored how: the default format, what stays as it is and why, overrides by name.
 
-Defaults: embeddings and heads take at least 4 bits; the first convolution, depthwise ones, kernels larger than 1 x 1
-and small weights stay as they are. An override decides about a layer in place of these rules; what no format can hold
-(groups, a weight that other operators read too) stays whatever it says.
+Defaults: embeddings and heads take at least 4 bits, tables that are only looked up take them in uniform codes; the
+first convolution, depthwise ones, kernels larger than 1 x 1 and small weights stay as they are. An override decides
+about a layer in place of these rules; what no format can hold (groups, a weight that other operators read too) stays
+whatever it says.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
-from edgec.compress.formats import BitsSpec, PaletteSpec
+from edgec.compress.formats import GROUPS, BitsSpec, PaletteSpec
 from edgec.compress.layers import Layer
 from edgec.errors import EdgecError, did_you_mean
 
@@ -95,7 +96,7 @@ def choose(layers: Sequence[Layer], default: Spec, overrides: Sequence[Override]
         spec: Spec | None
         override_ = next((o for o in reversed(overrides) if o.matches(layer)), None)
         if override_ is None:
-            spec = _at_least(default, _LEAST_BITS) if layer.head or layer.table else default
+            spec = _default_spec(default, layer)
             reason = layer.refused or _default_reason(layer, spec)
         else:
             spec = override_.spec
@@ -134,8 +135,15 @@ def _default_reason(layer: Layer, spec: Spec) -> str:
     return f"{stored:.3g} bits per weight in {spec}" if stored >= _MOST_BITS else ""
 
 
-def _at_least(spec: Spec, bits: int) -> Spec:
-    return spec if spec.bits >= bits else replace(spec, bits=bits)
+def _default_spec(default: Spec, layer: Layer) -> Spec:
+    """Embeddings and heads at 4 bits or more. A lookup gains nothing from the sums that bit planes make cheap, so a
+    table that is no head takes uniform codes, and raised to 4 bits it does not pay for small groups."""
+    if not (layer.head or layer.table):
+        return default
+    spec = default if default.bits >= _LEAST_BITS else replace(default, bits=_LEAST_BITS)
+    if layer.head or not isinstance(spec, BitsSpec):
+        return spec
+    return replace(spec, uniform=True, group=spec.group if spec == default else max(GROUPS))
 
 
 def _some(names: Iterable[str], most: int = 12) -> list[str]:

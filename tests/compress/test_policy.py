@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +51,22 @@ def test_defaults_of_a_language_model(llama: ir.Model) -> None:
     assert len(needs_calibration(chosen)) == 14
     # What already has more bits keeps them.
     assert {str(c.spec) for c in choose(find_layers(llama), BitsSpec(8, 32, True))[0]} == {"int8g32"}
+
+
+def test_tables_that_are_only_looked_up_take_uniform_codes(llama: ir.Model) -> None:
+    """A tied one is a head too and keeps the format; raised to 4 bits, a table does not pay for small groups."""
+    tied = layers_of(llama)["model.embed_tokens.weight"]
+    table = replace(tied, head=False)
+
+    def chosen(spec: BitsSpec | PaletteSpec, layer: Layer) -> str:
+        return str(choose([layer], spec)[0][0].spec)
+
+    assert chosen(BitsSpec(2, 32), tied) == "hlq4g32"
+    assert chosen(BitsSpec(2, 32), table) == "int4g128"
+    assert chosen(BitsSpec(3, 64, True), table) == "int4g128"
+    assert chosen(BitsSpec(4, 64), table) == "int4g64"
+    assert chosen(BitsSpec(8, 32, True), table) == "int8g32"
+    assert chosen(PaletteSpec(2, 16), table) == "palette4r16"
 
 
 def test_convolutions() -> None:
