@@ -443,15 +443,16 @@ def cell_of(subject: str, calib: str, method: str, bits: int, group: int, draw: 
 
 
 def plan(subjects: Sequence[str], draws: int) -> Iterator[Cell]:
-    """Every cell, the most telling first: language models and encoders, all draws of a stage before the next."""
+    """Every cell, the most telling first: a draw of all models before the next, calibration on `self` after all."""
     blocks = [(s, c) for s in subjects for c in SUBJECTS[s].calibs]
     for stage in STAGES:
-        for subject, calib in sorted(blocks, key=lambda b: (b[0] == "mobilenet_v2", b[1] == SELF)):
+        for part in ([b for b in blocks if b[1] != SELF], [b for b in blocks if b[1] == SELF]):
             for draw in range(1 if stage is STAGES[-1] else draws):
-                for method, group, bits in stage:
-                    # Only the paper's claim is about this one.
-                    if method != "gptq-minmax" or (subject, calib) == ("prose_lm", "train"):
-                        yield from (cell_of(subject, calib, method, n, group, draw) for n in bits)
+                for subject, calib in part:
+                    for method, group, bits in stage:
+                        # Only the paper's claim is about this one.
+                        if method != "gptq-minmax" or (subject, calib) == ("prose_lm", "train"):
+                            yield from (cell_of(subject, calib, method, n, group, draw) for n in bits)
 
 
 def rest_bytes(subject: Subject, family: str) -> int:

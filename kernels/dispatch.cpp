@@ -16,26 +16,35 @@ namespace edgec {
     int64_t name##_tiles(const Args &); \
     int64_t name##_cost(const Args &); \
     int64_t name##_scratch(const Args &);
-#define PORTABLE(name, n_out, in_place) KERNEL(name, n_out, in_place)
-#define LEVELED(name, n_out, in_place) KERNEL(name, n_out, in_place)
+#define LEVELED KERNEL
+#define NARROW KERNEL
+#define PORTABLE KERNEL
 #include "kernels.def"
 #undef LEVELED
+#undef NARROW
 #undef PORTABLE
 #undef KERNEL
 
-#define KERNEL(name, n_out, in_place)
-#define LEVELED(name, n_out, in_place)
-#define PORTABLE(name, n_out, in_place) void name(const Args &, int64_t, int64_t, void *);
+// Declares the bodies of one namespace; the kinds of rows that it has are set before.
+#define BODY(name, n_out, in_place) void name(const Args &, int64_t, int64_t, void *);
+#define NONE(name, n_out, in_place)
+
+#define KERNEL NONE
+#define LEVELED NONE
+#define NARROW NONE
+#define PORTABLE BODY
 namespace portable {
 #include "kernels.def"
 }
-#undef LEVELED
-#undef PORTABLE
 #undef KERNEL
+#undef LEVELED
+#undef NARROW
+#undef PORTABLE
 
-#define KERNEL(name, n_out, in_place) void name(const Args &, int64_t, int64_t, void *);
-#define LEVELED(name, n_out, in_place) KERNEL(name, n_out, in_place)
-#define PORTABLE(name, n_out, in_place)
+#define KERNEL BODY
+#define LEVELED BODY
+#define NARROW BODY
+#define PORTABLE NONE
 namespace scalar {
 #include "kernels.def"
 }
@@ -47,34 +56,6 @@ namespace avx2 {
 #else
 #define EDGEC_AVX2_RUN(name) nullptr
 #endif
-#if EDGEC_HAVE_AVX512
-namespace avx512 {
-#include "kernels.def"
-}
-#undef KERNEL
-#define KERNEL(name, n_out, in_place)
-#undef LEVELED
-#define LEVELED(name, n_out, in_place) void name(const Args &, int64_t, int64_t, void *);
-namespace avx512 {
-namespace vbmi {
-#include "kernels.def"
-}
-namespace amx {
-#include "kernels.def"
-}
-}  // namespace avx512
-#undef KERNEL
-#define KERNEL(name, n_out, in_place) void name(const Args &, int64_t, int64_t, void *);
-#undef LEVELED
-#define LEVELED(name, n_out, in_place) KERNEL(name, n_out, in_place)
-#define EDGEC_AVX512_RUN(name) avx512::name
-#define EDGEC_VBMI_RUN(name) avx512::vbmi::name
-#define EDGEC_AMX_RUN(name) avx512::amx::name
-#else
-#define EDGEC_AVX512_RUN(name) nullptr
-#define EDGEC_VBMI_RUN(name) nullptr
-#define EDGEC_AMX_RUN(name) nullptr
-#endif
 #if EDGEC_HAVE_NEON
 namespace neon {
 #include "kernels.def"
@@ -83,9 +64,34 @@ namespace neon {
 #else
 #define EDGEC_NEON_RUN(name) nullptr
 #endif
-#undef LEVELED
-#undef PORTABLE
+#undef NARROW
+#define NARROW NONE
+#if EDGEC_HAVE_AVX512
+namespace avx512 {
+#include "kernels.def"
 #undef KERNEL
+#define KERNEL NONE
+namespace vbmi {
+#include "kernels.def"
+}
+namespace amx {
+#include "kernels.def"
+}
+}  // namespace avx512
+#define EDGEC_AVX512_RUN(name) avx512::name
+#define EDGEC_VBMI_RUN(name) avx512::vbmi::name
+#define EDGEC_AMX_RUN(name) avx512::amx::name
+#else
+#define EDGEC_AVX512_RUN(name) nullptr
+#define EDGEC_VBMI_RUN(name) nullptr
+#define EDGEC_AMX_RUN(name) nullptr
+#endif
+#undef KERNEL
+#undef LEVELED
+#undef NARROW
+#undef PORTABLE
+#undef NONE
+#undef BODY
 
 #define ROW(name, n_out, in_place, prepares, ...) \
     {#name, n_out, in_place, prepares, name##_check, name##_tiles, name##_cost, name##_scratch, {__VA_ARGS__}},
@@ -95,14 +101,17 @@ namespace neon {
 #define LEVELED(name, n_out, in_place) \
     ROW(name, n_out, in_place, 1, scalar::name, EDGEC_AVX2_RUN(name), EDGEC_AVX512_RUN(name), EDGEC_VBMI_RUN(name), \
         EDGEC_AMX_RUN(name), EDGEC_NEON_RUN(name))
+#define NARROW(name, n_out, in_place) \
+    ROW(name, n_out, in_place, 0, scalar::name, EDGEC_AVX2_RUN(name), nullptr, nullptr, nullptr, EDGEC_NEON_RUN(name))
 #define PORTABLE(name, n_out, in_place) \
     ROW(name, n_out, in_place, 0, portable::name, portable::name, portable::name, nullptr, nullptr, portable::name)
 const Kernel kKernels[] = {
 #include "kernels.def"
 };
-#undef LEVELED
-#undef PORTABLE
 #undef KERNEL
+#undef LEVELED
+#undef NARROW
+#undef PORTABLE
 #undef ROW
 const int kKernelCount = (int)(sizeof kKernels / sizeof kKernels[0]);
 

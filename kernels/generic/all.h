@@ -1,21 +1,12 @@
-// Every algorithm that gains from vectors, written once over the vocabulary of simd/. Included once per instruction set, inside its namespace
-// and target region: these headers have no include guards and include nothing. lanes.h
-// comes before, and what looks tables up (lut.h) where there is a shuffle of bytes.
+// Every algorithm that gains from vectors, written once over the vocabulary of simd/, but for those of narrow.h. Included once per
+// instruction set, inside its namespace and target region: these headers have no include guards and include nothing.
+// lanes.h comes before, and what looks tables up (lut.h) where there is a shuffle of bytes.
 #include "gemm.h"
 #include "linear.h"
 #include "conv2d.h"
 #include "bits.h"
 #include "dwconv2d.h"
-#include "pool2d.h"
-#include "resize2d.h"
 #include "rnn.h"
 #include "matmul.h"
-#include "kv_write.h"
 #include "norm.h"
-#include "rope.h"
-#include "elementwise.h"
-#include "softmax.h"
-#include "reduce.h"
-#include "gather.h"
-#include "cast.h"
 #include "attention.h"

@@ -22,6 +22,7 @@ namespace avx2 {
 #include "../generic/tables.h"
 #include "../generic/lut.h"
 #include "../generic/all.h"
+#include "../generic/narrow.h"
 }  // namespace avx2
 }  // namespace edgec
 

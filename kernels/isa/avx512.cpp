@@ -1,4 +1,4 @@
-// AVX-512 (x86-64-v4): every kernel, compiled in a target region so that the build needs no -m flags.
+// AVX-512 (x86-64-v4): every kernel that wider vectors serve, compiled in a target region so that the build needs no -m flags.
 #include "../contract/bits.h"
 #include "../strided.h"
 

@@ -15,6 +15,7 @@ namespace neon {
 #include "../generic/tables.h"
 #include "../generic/lut.h"
 #include "../generic/all.h"
+#include "../generic/narrow.h"
 }  // namespace neon
 }  // namespace edgec
 #endif

@@ -12,5 +12,6 @@ namespace scalar {
 // There is no shuffle of bytes: weights of few bits are decoded whatever the number of rows.
 constexpr BitsMethod kLookups = {};
 #include "../generic/all.h"
+#include "../generic/narrow.h"
 }  // namespace scalar
 }  // namespace edgec

@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-ROWS = re.findall(r"^(?:KERNEL|PORTABLE|LEVELED)\((\w+),", (ROOT / "kernels" / "kernels.def").read_text(), re.MULTILINE)
+ROWS = re.findall(r"^(?:KERNEL|NARROW|PORTABLE|LEVELED)\((\w+),", (ROOT / "kernels" / "kernels.def").read_text(), re.MULTILINE)
 # As CMakeLists.txt compiles the library; test code gets -O1, which compiles in a third of the time.
 COMMON = ("-std=c++17", "-Wall", "-Wextra", "-Werror", "-fno-exceptions", "-fno-rtti", "-fno-math-errno")
 ZIG = (sys.executable, "-m", "ziglang", "c++", "-target", "aarch64-linux-musl", "-fno-sanitize=undefined")
