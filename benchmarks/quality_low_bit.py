@@ -2,7 +2,8 @@
 
 Every cell (model, calibration, method, format, draw) is quantized by the driver of `edgec quantize`, which shows each
 layer the already quantized ones before it, and judged in onnxruntime on the restored weights; a finished cell is kept
-in build/bench/quality, so a run that was stopped goes on. `--tables` only writes what there is.
+in build/bench/quality, and in results/ when the tables are written, so a run that was stopped goes on, in another
+checkout too. `--tables` only writes what there is.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import tempfile
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from fnmatch import fnmatchcase
 from functools import cache, cached_property
 from importlib.util import find_spec
@@ -51,8 +52,10 @@ BITS, GROUPS, DRAWS = (2, 3, 4), (128, 64), 3
 TRAIN_BYTES = 4_000_000  # of the calibration text: its first part is enough to draw from
 CACHE = WORK / "quality"
 DOCS = ROOT / "docs" / "low_bit_quality.md"
+KEPT = RESULTS / "quality_low_bit.json"
 MARK = "<!-- Below this line: written by benchmarks/quality_low_bit.py -->"
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_MEANS = {"heldout": "layer_error", "own": "own_layer_error"}
 _PLAIN = Tuning(weighted=False, refits=0, sweeps=0, damp=0.01)
 
 
@@ -297,8 +300,8 @@ class Graph:
 
 @cache
 def folder() -> Path:
-    """Where the cells of this solver are kept; another solver has other ones."""
-    files = [*ROOT.glob("kernels/solve/*"), *ROOT.glob("edgec/compress/solvers/*.py")]
+    """Where the cells of this solver and policy are kept; others have other ones."""
+    files = [*ROOT.glob("kernels/solve/*"), *ROOT.glob("edgec/compress/solvers/*.py"), ROOT / "edgec/compress/policy.py"]
     digest = hashlib.sha256(b"".join(f.read_bytes() for f in sorted(files))).hexdigest()[:12]
     found = CACHE / digest
     found.mkdir(parents=True, exist_ok=True)
@@ -526,7 +529,8 @@ class Results:
 
 
 def mean_error(cell: Mapping[str, Any], which: str = "heldout") -> float:
-    return st.mean(cell[which].values())
+    """Over the layers; the committed results hold nothing but this mean."""
+    return st.mean(cell[which].values()) if which in cell else float(cell[_MEANS[which]])
 
 
 def spread(values: Sequence[float], digits: int) -> str:
@@ -649,12 +653,22 @@ def write(names: Sequence[str]) -> None:
     above = DOCS.read_text(encoding="utf-8").partition(MARK)[0] if DOCS.exists() else "# Low-bit quality\n\n"
     DOCS.write_text(f"{above}{MARK}\n\n{text}", encoding="utf-8")
     cells = [json.loads(p.read_text(encoding="utf-8")) for p in sorted(folder().glob("*-*-*-*-*.json"))]
-    lean = [{**{k: v for k, v in c.items() if k not in ("heldout", "own")}, "layer_error": mean_error(c),
-             "own_layer_error": mean_error(c, "own") if c["own"] else None} for c in cells]
+    lean = [{**{k: v for k, v in c.items() if k not in _MEANS}, "layer_error": mean_error(c),
+             "own_layer_error": mean_error(c, "own") if c["calib"] != "none" else None} for c in cells]
     document = {"schema_version": 1, "benchmark": "quality_low_bit", "edgec_version": edgec.__version__,
                 "solver": folder().name, "float": {name: whole(SUBJECTS[name]) for name in names}, "cells": lean}
     RESULTS.mkdir(parents=True, exist_ok=True)
-    (RESULTS / "quality_low_bit.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    KEPT.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+
+
+def adopt() -> None:
+    """Takes over the cells of the committed results, if they are of this solver and policy."""
+    document = json.loads(KEPT.read_text(encoding="utf-8")) if KEPT.exists() else {}
+    for found in document.get("cells", ()) if document.get("solver") == folder().name else ():
+        cell = Cell(*(found[field.name] for field in fields(Cell)))
+        path = folder() / f"{cell.key}.json"
+        if not path.exists():
+            path.write_text(json.dumps(found), encoding="utf-8")
 
 
 def main() -> None:
@@ -667,6 +681,7 @@ def main() -> None:
     chosen = parser.parse_args()
     names = chosen.models.split(",")
     until = time.monotonic() + 60 * chosen.minutes
+    adopt()
     for cell in () if chosen.tables else plan(names, chosen.draws):
         if time.monotonic() > until:
             break
