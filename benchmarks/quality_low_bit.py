@@ -301,7 +301,8 @@ class Graph:
 @cache
 def folder() -> Path:
     """Where the cells of this solver and policy are kept; others have other ones."""
-    files = [*ROOT.glob("kernels/solve/*"), *ROOT.glob("edgec/compress/solvers/*.py"), ROOT / "edgec/compress/policy.py"]
+    compress = ROOT / "edgec" / "compress"
+    files = [*ROOT.glob("kernels/solve/*"), *compress.glob("solvers/*.py"), compress / "policy.py"]
     digest = hashlib.sha256(b"".join(f.read_bytes() for f in sorted(files))).hexdigest()[:12]
     found = CACHE / digest
     found.mkdir(parents=True, exist_ok=True)
