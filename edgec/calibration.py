@@ -26,6 +26,7 @@ from edgec.ir.weights import sha256_of
 _STAGE = "calibration"
 SELF, NONE = "self", "none"
 _WINDOW = 256
+_SOURCES = "self, none, FILE.txt, FILE.npz or a folder of images"
 _IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 
 Progress = Callable[[int, int, str], None]
@@ -44,28 +45,29 @@ class CalibOptions:
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
 
     def __post_init__(self) -> None:
-        """Raises EdgecError (E0002) for numbers out of range."""
+        """Raises EdgecError: E0002 for numbers out of range, E0003 for a path that does not exist."""
         for name, value, least in (("samples", self.samples, 1), ("window", self.window, 0), ("seed", self.seed, 0)):
             if value < least:
-                raise EdgecError("E0002", stage=_STAGE, where=name, found=str(value), wanted=f"at least {least}")
-        if self.window == 1 or min(self.std) <= 0:
-            raise EdgecError("E0002", stage=_STAGE, where="window, std", found=f"{self.window}, {self.std}",
-                             wanted="at least 2 tokens, and deviations above zero")
+                raise EdgecError("E0002", stage=_STAGE, where=f"--calib-{name}", found=str(value),
+                                 wanted=f"at least {least}")
+        if self.window == 1:
+            raise EdgecError("E0002", stage=_STAGE, where="--calib-window", found="1 token", wanted="at least 2 tokens",
+                             hint="0 takes the smaller of the model's context and 256")
+        if min(self.std) <= 0:
+            raise EdgecError("E0002", stage=_STAGE, where="--std", found=str(self.std),
+                             wanted="three deviations above zero")
+        if self.source not in (SELF, NONE) and not (self.source and Path(self.source).exists()):
+            raise EdgecError("E0003", stage=_STAGE, where="--calib", found=f"no such file or folder: {self.source!r}",
+                             wanted=_SOURCES)
 
     def identity(self) -> dict[str, Any]:
-        """What makes two calibrations the same: settings and content of the files, not where they lie.
-
-        Raises EdgecError (E0003) for a path that does not exist.
-        """
+        """What makes two calibrations the same: settings and content of the files, not where they lie."""
         if self.source == NONE:
             return {"source": NONE}
         settings = {"samples": self.samples, "window": self.window, "seed": self.seed}
         if self.source == SELF:
             return {"source": SELF, **settings}
         path = Path(self.source)
-        if not path.exists():
-            raise EdgecError("E0003", stage=_STAGE, where="--calib", found=f"no such file or folder: {self.source}",
-                             wanted="self, none, FILE.txt, FILE.npz or a folder of images")
         images = {"mean": list(self.mean), "std": list(self.std)} if path.is_dir() else {}
         return {"source": path.name, "sha256": sha256_of(path), **settings, **images}
 
@@ -117,7 +119,8 @@ class _ImageFiles:
     def feed(self, index: int) -> Mapping[str, Array]:
         from edgec.judge.images import load_image
 
-        image = load_image(self.files[index], self.height, self.width, self.options.mean, self.options.std)
+        image = load_image(self.files[index], self.height, self.width, self.options.mean, self.options.std,
+                           _STAGE)
         return {self.name: image}
 
 
@@ -165,7 +168,7 @@ def _width(model: ir.Model, options: CalibOptions) -> int:
             return last
     if options.window > most:
         raise EdgecError("E0404", stage=_STAGE, where="--calib-window", found=f"{options.window} tokens",
-                         wanted=f"at most {most}")
+                         wanted=f"at most {most}", hint="a smaller --calib-window; 0 takes what fits")
     return options.window or min(most, _WINDOW)
 
 
@@ -173,8 +176,8 @@ def _text(model: ir.Model, options: CalibOptions, path: Path) -> Samples:
     from edgec.judge.perplexity import read_text
 
     width = _width(model, options)
-    tokenizer = _tokenizer(info_of(model), options)
-    ids = tokenizer.encode(read_text(path), add_special_tokens=False).ids
+    tokenizer = _tokenizer(model, options)
+    ids = tokenizer.encode(read_text(path, _STAGE), add_special_tokens=False).ids
     # What the tokenizer puts around every text of an encoder; a language model's windows are cut out of one.
     around = tokenizer.encode("", add_special_tokens=True).ids if info_of(model).task != "causal-lm" else []
     half = (len(around) + 1) // 2
@@ -192,14 +195,18 @@ def _draw(count: int, options: CalibOptions) -> list[int]:
     return sorted(int(i) for i in order)
 
 
-def _tokenizer(info: ModelInfo, options: CalibOptions) -> Any:
+def _tokenizer(model: ir.Model, options: CalibOptions) -> Any:
     import tokenizers
 
+    info = info_of(model)
     # Only language models carry the path of theirs.
     beside = Path(info.source.rpartition(":")[0] or info.source) / "tokenizer.json"
     found = next((p for p in (info.tokenizer, Path(info.source) / "tokenizer.json", beside) if p and p.is_file()), None)
     if found is None:
-        raise _unfit(options, "a model without tokenizer.json", "FILE.npz with token ids, or self")
+        named = [v.name for v in model.graph.inputs]
+        wanted = ("FILE.npz with token ids" if "input_ids" in named else "a folder of images, or FILE.npz")
+        raise _unfit(options, f"a text for a model without tokenizer.json, whose inputs are {named[:4]}",
+                     wanted + (", or self" if info.task == "causal-lm" else ""))
     tokenizer = tokenizers.Tokenizer.from_file(str(found))
     tokenizer.no_padding()
     tokenizer.no_truncation()
@@ -213,24 +220,24 @@ def _images(model: ir.Model, options: CalibOptions, folder: Path) -> Samples:
     if not isinstance(height, int) or not isinstance(width, int):
         raise _unfit(options, f"a model whose inputs are {[(v.name, dims_of(v)) for v in inputs][:4]}",
                      "one input of shape [N, 3, H, W], or FILE.npz")
-    files = sorted(p for p in folder.iterdir() if p.suffix.lower() in _IMAGES)
+    entries = sorted(folder.iterdir())
+    files = [p for p in entries if p.suffix.lower() in _IMAGES]
     if not files:
-        raise EdgecError("E0502", stage=_STAGE, where=str(folder), found="no image", wanted=", ".join(_IMAGES))
+        raise EdgecError("E0502", stage=_STAGE, where=str(folder), found=f"{len(entries)} entries, no image among them",
+                         wanted="files *" + ", *".join(_IMAGES), hint="images in folders inside it are not looked for")
     return _ImageFiles([files[i] for i in _draw(len(files), options)], inputs[0].name or "", height, width, options)
 
 
 def _arrays(model: ir.Model, options: CalibOptions, path: Path) -> Samples:
     """Arrays by input name: one sample more dims than the input has, or the first dim a multiple of the input's."""
-    try:
-        with np.load(path, allow_pickle=False) as loaded:
-            arrays = {name: loaded[name] for name in loaded.files}
-    except (OSError, ValueError, EOFError) as e:
-        raise EdgecError("E0502", stage=_STAGE, where=str(path), found=str(e), wanted="a .npz file") from e
+    from edgec.judge.arrays import read_npz
+
+    arrays = read_npz(path, _STAGE)
     if info_of(model).task == "causal-lm":
         ids = arrays.get("input_ids")
         if set(arrays) != {"input_ids"} or ids is None or ids.ndim != 2 or ids.dtype.kind not in "iu":
-            raise _unfit(options, f"{ {k: (str(a.dtype), a.shape) for k, a in arrays.items()} }",
-                         "input_ids [samples, tokens] of an integer type alone")
+            held = ", ".join(f"{k} {a.dtype} {list(a.shape)}" for k, a in arrays.items())
+            raise _unfit(options, held or "no array", "input_ids [samples, tokens] of an integer type alone")
         _check_tokens(ids, info_of(model), path)
         return _language(model, options, [ids[i] for i in _draw(len(ids), options)])
     inputs = {v.name or "": v for v in model.graph.inputs}
@@ -245,10 +252,12 @@ def _arrays(model: ir.Model, options: CalibOptions, path: Path) -> Samples:
 
 
 def _check_tokens(ids: Array, info: ModelInfo, path: Path) -> None:
-    if ids.shape[1] > info.max_context or not ids.size or int(ids.max()) >= info.vocab_size or int(ids.min()) < 0:
-        raise EdgecError("E0502", stage=_STAGE, where=str(path), found=f"ids {ids.shape} from "
-                         f"{int(ids.min(initial=0))} to {int(ids.max(initial=0))}",
-                         wanted=f"at most {info.max_context} tokens from 0 to {info.vocab_size - 1}")
+    count, width = ids.shape
+    low, high = (int(ids.min()), int(ids.max())) if ids.size else (0, 0)
+    if not ids.size or width > info.max_context or low < 0 or high >= info.vocab_size:
+        raise EdgecError("E0502", stage=_STAGE, where=f"{path}, input_ids", found=f"{count} samples of {width} tokens"
+                         + (f", from {low} to {high}" if ids.size else ""),
+                         wanted=f"samples of at most {info.max_context} tokens from 0 to {info.vocab_size - 1}")
 
 
 def _cut(array: Array, value: ir.Value, path: Path) -> list[Array]:

@@ -197,8 +197,13 @@ def compile_(
     from edgec import api
 
     started = time.time()
-    if quant is None and (override or calib or max_memory):
-        raise bad_value("--quant", None, "a format, as hlq2: the options about quantization need it")
+    given = [name for name, value, default in (
+        ("--quant-override", override or None, None), ("--calib", calib, None), ("--calib-samples", calib_samples, 128),
+        ("--calib-window", calib_window, 0), ("--calib-seed", calib_seed, 0), ("--quant-method", method, "auto"),
+        ("--force", force, False), ("--max-memory", max_memory, None)) if value != default]
+    if quant is None and given:
+        raise bad_value("--quant", None, f"a format, as hlq2: {', '.join(given)} would change nothing without it",
+                        "with --quant-from: these belong to `edgec quantize`" if quant_from is not None else "")
     if ppl is not None and not ppl.is_file():
         # Before an hour's work, not after it.
         raise EdgecError("E0003", stage="compile", where="--ppl", found=f"no such file: {ppl}", wanted="a text file")

@@ -30,7 +30,8 @@ Calib = Annotated[str | None, typer.Option(
 CalibSamples = Annotated[int, typer.Option("--calib-samples", min=1, help="At most this many samples.")]
 CalibWindow = Annotated[int, typer.Option("--calib-window", min=0, help="Tokens of a sample; 0: min(context, 256).")]
 CalibSeed = Annotated[int, typer.Option("--calib-seed", min=0, help="Which samples are drawn.")]
-Method = Annotated[str, typer.Option("--quant-method", help="The solver; auto: the best for what is known.")]
+Method = Annotated[str, typer.Option(
+    "--quant-method", help="The solver, for layers of a format that it can make; auto: the best for what is known.")]
 Force = Annotated[bool, typer.Option("--force", help="At most 3 bits without calibration all the same.")]
 MaxMemory = Annotated[str | None, typer.Option("--max-memory", help="Refuse to need more than this, as 4G.")]
 
@@ -82,7 +83,7 @@ def quantize_options(
     force: bool, max_memory: str | None, threads: int,
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406), std: tuple[float, float, float] = (0.229, 0.224, 0.225),
 ) -> QuantizeOptions:
-    """The options of a quantization from those of a command."""
+    """The options of a quantization from those of a command. Raises EdgecError (E0002, E0003)."""
     from edgec.quantization import QuantizeOptions
 
     limit = parse_bytes("--max-memory", max_memory) if max_memory is not None else None
@@ -91,7 +92,9 @@ def quantize_options(
 
 
 def _override_lines(texts: Sequence[str]) -> Iterator[str]:
-    """The overrides, those of `@FILE` from its lines that are not empty."""
+    """The overrides, those of `@FILE` from its lines that are neither empty nor comments (#)."""
+    from edgec.quantization import check_override
+
     for text in texts:
         if not text.startswith("@"):
             yield text
@@ -99,8 +102,13 @@ def _override_lines(texts: Sequence[str]) -> Iterator[str]:
         try:
             lines = Path(text[1:]).read_text(encoding="utf-8").splitlines()
         except (OSError, ValueError) as e:
-            raise bad_value("--quant-override", text, "@FILE with a GLOB=FORMAT per line", str(e)) from e
-        yield from (line.strip() for line in lines if line.strip())
+            found = f"{text}: {e.strerror if isinstance(e, OSError) else 'not UTF-8'}"
+            raise bad_value("--quant-override", found, "@FILE with a GLOB=FORMAT per line",
+                            "`edgec compare --write-overrides FILE` writes one") from e
+        for number, line in enumerate(lines, 1):
+            if line.strip() and not line.lstrip().startswith("#"):
+                check_override(line.strip(), f"--quant-override {text}, line {number}")
+                yield line.strip()
 
 
 @contextmanager

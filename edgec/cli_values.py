@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgec.errors import EdgecError, did_you_mean
 
@@ -102,20 +102,12 @@ def choice(option: str, value: str, choices: dict[str, str]) -> str:
 
 def read_arrays(files: Iterable[str], archive: Path | None) -> dict[str, Array]:
     """Named input tensors of `--input NAME=FILE.npy` and `--inputs FILE.npz`; pickled objects are refused."""
-    import numpy as np
+    from edgec.judge.arrays import read_npy, read_npz
 
-    arrays: dict[str, Any] = {}
-    try:
-        if archive is not None:
-            with np.load(archive, allow_pickle=False) as loaded:
-                arrays.update({name: loaded[name] for name in loaded.files})
-        for text in files:
-            name, _, path = text.partition("=")
-            if not name or not path:
-                raise bad_value("--input", text, "NAME=FILE.npy")
-            arrays[name] = np.load(Path(path), allow_pickle=False)
-    except FileNotFoundError as e:
-        raise EdgecError("E0003", stage="run", where=str(e.filename), found="no such file", wanted="an array") from e
-    except (OSError, ValueError, EOFError, AttributeError) as e:
-        raise EdgecError("E0502", stage="run", where="--input", found=str(e), wanted="a .npy or .npz file") from e
+    arrays = {} if archive is None else read_npz(archive, "run")
+    for text in files:
+        name, _, path = text.partition("=")
+        if not name or not path:
+            raise bad_value("--input", text, "NAME=FILE.npy")
+        arrays[name] = read_npy(Path(path), "run")
     return arrays

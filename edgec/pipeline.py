@@ -301,9 +301,27 @@ def prepare_model(source: str | object, options: CompileOptions) -> PassReport:
     if report.stopped_after:
         return report
     if options.quant is not None:
+        if options.quant.options is not None:
+            _check_lowers(report.model, options)
         ctx.quantized = _finished_layers(report.model, options.quant)
     report = _stage(COMPRESS, verify.normalized, "compress", "E0201", ctx, options.run, report)
     return report if report.stopped_after else _lower(ctx, options.run, report)
+
+
+def _check_lowers(model: ir.Model, options: CompileOptions) -> None:
+    """Raises what the target has against the model (E0301, E0302) before hours go into its weights; reads none."""
+    from edgec.native.lower import build_plan
+
+    emitter = options.emitter
+    build_plan(_lowered_copy(model), weights="f32", kv=emitter.get("kv", "f32"), low_bit=False,
+               max_context=emitter.get("max_context"))
+
+
+def _lowered_copy(model: ir.Model) -> ir.Model:
+    copy = model.clone()
+    copy.meta.update(model.meta)
+    options = CompileOptions()
+    return _lower(_context(options), options.run, PassReport(copy)).model
 
 
 def _finished_layers(model: ir.Model, step: QuantStep) -> Finished:
@@ -330,11 +348,8 @@ def _float_bundle(model: ir.Model, path: Path) -> None:
     from edgec.native.bundle import write_bundle
     from edgec.targets import EmitOptions, native
 
-    copy = model.clone()
-    copy.meta.update(model.meta)
-    options = CompileOptions()
-    report = _lower(_context(options), options.run, PassReport(copy))
-    write_bundle(path, native.plan_model(report.model, EmitOptions())[0], tokenizer=None, golden=None, manifest={})
+    plan = native.plan_model(_lowered_copy(model), EmitOptions())[0]
+    write_bundle(path, plan, tokenizer=None, golden=None, manifest={})
 
 
 def compile_model(source: str | object, options: CompileOptions) -> CompileResult:

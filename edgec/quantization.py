@@ -12,8 +12,9 @@ import onnx_ir as ir
 from edgec.calibration import NONE, SELF, CalibOptions, open_samples
 from edgec.compress import driver
 from edgec.compress.formats import Array, PaletteSpec
-from edgec.compress.policy import CALIBRATED_BITS, Spec, needs_calibration, parse_override, parse_spec
-from edgec.compress.solvers import LinearStats
+from edgec.compress.policy import CALIBRATED_BITS, Override, Spec, needs_calibration, parse_override, parse_spec
+from edgec.compress.solvers import LinearStats, Method, quantize_matrix, quantize_palette
+from edgec.compress.solvers.native import MAX_THREADS
 from edgec.compress.store import Finished, Packed, load_finished, opened
 from edgec.errors import EdgecError, did_you_mean
 from edgec.ir.info import info_of
@@ -29,7 +30,8 @@ class QuantizeOptions:
     """quant: the default format, `hlq2g64`. overrides: `GLOB=SPEC` or `GLOB=none`, the last that matches decides.
 
     calib: `self`, `none` or a path; None: `self` for language models where few bits need it, else `none`. force: few
-    bits without calibration all the same. method: of the solvers. max_memory: bytes of this process. threads: 0: all.
+    bits without calibration all the same. method: of the solvers, for layers of formats that it can make. max_memory:
+    bytes of this process. threads: 0: all. Raises EdgecError (E0002, E0003) for values that no model could take.
     """
 
     quant: str
@@ -45,6 +47,48 @@ class QuantizeOptions:
     max_memory: int | None = None
     threads: int = 0
 
+    def __post_init__(self) -> None:
+        _plain(parse_spec(self.quant), "--quant")
+        for text in self.overrides:
+            check_override(text)
+        known = [AUTO, *(m.value for m in Method)]
+        if self.method not in known:
+            raise EdgecError("E0002", stage=_STAGE, where="--quant-method", found=repr(self.method),
+                             wanted=did_you_mean(self.method, known))
+        if self.method != AUTO and not _makes(Method(self.method), parse_spec(self.quant)):
+            fitting = [m.value for m in Method if _makes(m, parse_spec(self.quant))]
+            raise EdgecError("E0002", stage=_STAGE, where="--quant-method", found=f"{self.method} for {self.quant}",
+                             wanted=", ".join([AUTO, *fitting]), hint="or another format for --quant")
+        if not 0 <= self.threads <= MAX_THREADS:
+            raise EdgecError("E0002", stage=_STAGE, where="--threads", found=str(self.threads),
+                             wanted=f"0 (all cores) to {MAX_THREADS}")
+        self.samples_from(NONE if self.calib is None else self.calib)
+
+    def samples_from(self, source: str) -> CalibOptions:
+        """The options of a calibration from `source`. Raises EdgecError (E0002, E0003)."""
+        return CalibOptions(source, self.samples, self.window, self.seed, self.mean, self.std)
+
+
+def check_override(text: str, where: str = "--quant-override") -> Override:
+    """`GLOB=SPEC` or `GLOB=none`. Raises EdgecError (E0002), also for formats that no solver makes."""
+    override = parse_override(text, where)
+    if override.spec is not None:
+        _plain(override.spec, where)
+    return override
+
+
+def _plain(spec: Spec, where: str) -> None:
+    if isinstance(spec, PaletteSpec) and spec.vector > 1:
+        raise EdgecError("E0002", stage=_STAGE, where=where, found=f"{spec}: a palette of vectors",
+                         wanted="a palette of single values", hint=f"palette{spec.bits}")
+
+
+def _makes(method: Method, spec: Spec) -> bool:
+    """Whether `method` is one for layers of `spec`. Palettes have a solver of their own, which compensates."""
+    if isinstance(spec, PaletteSpec):
+        return method is Method.GPTQ
+    return not spec.uniform or method not in (Method.ALS, Method.PUBLISHED)
+
 
 def quantize(model: ir.Model, options: QuantizeOptions, folder: Path, float_bundle: Callable[[Path], None],
              progress: driver.Progress) -> Finished:
@@ -53,10 +97,9 @@ def quantize(model: ir.Model, options: QuantizeOptions, folder: Path, float_bund
     float_bundle: compiles the model as it is to a path, for samples of its own. The result depends on the model and
     the options alone, but for max_memory and threads, which change nothing. Raises EdgecError.
     """
-    work = driver.plan_work(model, parse_spec(options.quant), [parse_override(text) for text in options.overrides],
+    work = driver.plan_work(model, parse_spec(options.quant), [check_override(text) for text in options.overrides],
                             _solver(options), options.max_memory)
-    calibration = CalibOptions(_calibration(model, options, work), options.samples, options.window, options.seed,
-                               options.mean, options.std)
+    calibration = options.samples_from(_calibration(model, options, work))
     info = info_of(model)
     arguments: dict[str, Any] = {
         "edgec_version": __version__, "model": info.name, "model_sha256": info.source_sha256,
@@ -93,20 +136,15 @@ def _calibration(model: ir.Model, options: QuantizeOptions, work: driver.Work) -
 
 
 def _solver(options: QuantizeOptions) -> driver.Solver:
-    from edgec.compress.solvers import Method, quantize_matrix, quantize_palette
-
-    known = {m.value: m for m in Method}
-    if options.method != AUTO and options.method not in known:
-        raise EdgecError("E0002", stage=_STAGE, where="--quant-method", found=repr(options.method),
-                         wanted=did_you_mean(options.method, [AUTO, *known]))
-    method = known.get(options.method)
+    method = None if options.method == AUTO else Method(options.method)
     threads = options.threads or None
 
     def solve(weights: Array, spec: Spec, stats: LinearStats | None, name: str) -> Packed:
         if isinstance(spec, PaletteSpec):
             return quantize_palette(weights, spec, stats, threads=threads, where=name)
-        # Tables of embeddings and dead layers meet no input, whatever the method of the others needs.
-        chosen = None if stats is None and options.method in _COMPENSATED else method
+        # Tables of embeddings and dead layers meet no input, and single layers may have another format than --quant.
+        fits = method is not None and _makes(method, spec) and not (stats is None and options.method in _COMPENSATED)
+        chosen = method if fits else None
         return quantize_matrix(weights, spec, chosen, stats, threads=threads, where=name)
 
     return solve

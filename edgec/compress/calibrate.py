@@ -9,10 +9,11 @@ weights, one group's statistics and one sample in memory.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 import numpy as np
 import onnx_ir as ir
@@ -26,6 +27,7 @@ from edgec.ir.weights import total_bytes
 
 _STAGE = "calibration"
 _ROWS = 4096  # rows of an input that are multiplied at once
+_CHUNK = 1 << 20
 _SLICE = 1024  # rows of a weight whose errors are computed at once
 
 
@@ -200,13 +202,29 @@ class Stream:
         return np.array(stored)
 
     def _create(self, name: str, value: Array) -> Array:
+        file, shape = self._files[name], (self.count, *value.shape)
+        header = {"descr": np.lib.format.dtype_to_descr(value.dtype), "fortran_order": False, "shape": shape}
         try:
-            return np.lib.format.open_memmap(
-                self._files[name], mode="w+", dtype=value.dtype, shape=(self.count, *value.shape))
+            with file.open("wb") as out:
+                np.lib.format.write_array_header_1_0(out, header)
+                _reserve(out, self.count * value.nbytes)
+            mapped: Array = np.lib.format.open_memmap(file, mode="r+")
+            return mapped
         except OSError as e:
+            file.unlink(missing_ok=True)
             raise EdgecError("E0004", stage=_STAGE, where=str(self._files[name]), found=e.strerror or str(e),
                              wanted=f"room for {self.count * value.nbytes} bytes of activations",
                              hint="fewer --calib-samples need less") from e
+
+
+def _reserve(file: BinaryIO, count: int) -> None:
+    """Lengthens a new file by `count` bytes that the disk has: a mapped hole of a full disk kills who writes there."""
+    file.flush()
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file.fileno(), 0, file.tell() + count)
+        return
+    for at in range(0, count, _CHUNK):
+        file.write(bytes(min(_CHUNK, count - at)))
 
 
 def _needed(outputs: Iterable[ir.Value], ends: set[ir.Value]) -> list[ir.Value]:

@@ -107,8 +107,7 @@ class _Run:
             probes = min(_PROBES, samples.count)
             self.quantized = Stream(work.model, self.cuts, samples, samples.count, store.work, "quantized")
             self.original = Stream(original, self.cuts, samples, probes, store.work, "original")
-        for step in steps[store.step:]:
-            self._check_memory(step)
+        self._check_memory(steps[store.step:])
 
     def use(self, layer: Layer, record: dict[str, Any]) -> None:
         """From here on the graph reads the layer as it was stored."""
@@ -193,26 +192,36 @@ class _Run:
         share = _SLAB * _PER_WEIGHT if limit is None or not calibrated else limit // 8
         return _tiles(share // (_PER_WEIGHT * layer.columns))
 
-    def _check_memory(self, step: _Step) -> None:
-        """Refuses a limit that the smallest possible pieces of a step do not fit in."""
+    def _check_memory(self, steps: Sequence[_Step]) -> None:
+        """Refuses a limit that the smallest possible pieces of one of `steps` do not fit in."""
         limit = self.work.max_memory
-        if limit is None:
+        if limit is None or not steps:
             return
-        part = 0
+        need, layer, calibrated = max((self._need(step) for step in steps), key=lambda found: found[0])
+        used = resident_bytes()
+        if used + need > limit:
+            # With samples an eighth of the limit goes into slabs.
+            enough = (used + need) * 8 // 7 if calibrated else used + need
+            raise EdgecError(
+                "E0303", stage=_STAGE, where=f"--max-memory, layer {layer.name}",
+                found=f"{used} bytes in use and about {need} for this layer of {layer.rows} x {layer.columns}"
+                      + (" with its statistics" if calibrated else ""),
+                wanted=f"at most {limit} bytes", hint=f"--max-memory {(enough >> 20) + 16}M"
+                + (", or --calib none where that is allowed" if calibrated else ""),
+            )
+
+    def _need(self, step: _Step) -> tuple[int, Layer, bool]:
+        """The bytes that a step needs, for which layer, and whether that counts statistics."""
+        calibrated, part, found = step.cut is not None, 0, []
         if step.cut is not None:
             # The part's weights are restored and written, or mapped by onnxruntime and packed once more.
             part = 3 * max(s.part_bytes(step.cut) for s in (self.quantized, self.original))
         for choice in step.choices:
             layer = choice.layer
-            rows = min(self._slab(choice, step.cut is not None), layer.rows)
-            need = max(part, _fixed_bytes(layer, step.cut is not None) + _PER_WEIGHT * rows * layer.columns)
-            if resident_bytes() + need > limit:
-                raise EdgecError(
-                    "E0303", stage=_STAGE, where=f"--max-memory, layer {layer.name}",
-                    found=f"{resident_bytes()} bytes in use and about {need} for this layer of {layer.rows} x "
-                          f"{layer.columns}" + (" with its statistics" if step.cut is not None else ""),
-                    wanted=f"at most {limit} bytes", hint="a higher limit, or --calib none where that is allowed",
-                )
+            rows = min(self._slab(choice, calibrated), layer.rows)
+            need = _fixed_bytes(layer, calibrated) + _PER_WEIGHT * rows * layer.columns
+            found.append((max(part, need), layer, calibrated))
+        return max(found, key=lambda x: x[0])
 
 
 # A solver's float64 copies of a slab and what it remembers of each weight.

@@ -69,8 +69,8 @@ def parse_override(text: str, option: str = "--quant-override") -> Override:
     """`GLOB=SPEC` or `GLOB=none`. Raises EdgecError (E0002)."""
     pattern, equals, spec = text.rpartition("=")
     if not pattern or not equals or not spec:
-        raise EdgecError("E0002", stage="quantize", where=option, found=repr(text),
-                         wanted="GLOB=SPEC or GLOB=none, as 'model.layers.0.*=int8'")
+        raise EdgecError("E0002", stage="quantize", where=option, found=repr(text), wanted="GLOB=SPEC or GLOB=none",
+                         hint="as 'model.layers.0.*=int8'; a run's table and quant.json show the names of the layers")
     return Override(pattern, None if spec == NONE else parse_spec(spec, option))
 
 
@@ -113,7 +113,8 @@ def choose(layers: Sequence[Layer], default: Spec, overrides: Sequence[Override]
             chosen.append(Choice(layer, spec))
     if not chosen:
         raise EdgecError("E0002", stage="quantize", where="the model", wanted="at least one layer to quantize",
-                         found="; ".join(f"{k.name}: {k.reason}" for k in kept[:6]) or "no linear or convolution")
+                         found="; ".join(f"{k.name}: {k.reason}" for k in kept[:6]) or "no linear or convolution",
+                         hint="compile without --quant, or --quant-override GLOB=FORMAT for a layer that is kept")
     return chosen, kept
 
 

@@ -16,7 +16,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -98,11 +98,13 @@ class Finished(Mapping[str, StoredLayer]):
 def opened(folder: Path, arguments: dict[str, Any]) -> Iterator[Store]:
     """The store in `folder` for a run with `arguments`, new or as an earlier run left it; no second run may have it.
 
-    Raises EdgecError: E0004 for a folder that is something else or in use, E0002 when the earlier run had other
-    arguments or another model.
+    A run that fails before it has anything to go on from leaves nothing: the same command without its mistake must not
+    be refused. Raises EdgecError: E0004 for a folder that is something else or in use, E0002 when the earlier run had
+    other arguments or another model.
     """
     import fcntl
 
+    made = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = os.open(folder, os.O_RDONLY)
@@ -114,15 +116,31 @@ def opened(folder: Path, arguments: dict[str, Any]) -> Iterator[Store]:
         except OSError as e:
             raise EdgecError("E0004", stage=_STAGE, where=str(folder), found="another run that writes to it",
                              wanted="one run at a time") from e
-        state = _begin(folder, arguments)
-        (folder / "layers").mkdir(exist_ok=True)
-        for left in [*folder.glob("*.tmp"), *folder.glob("layers/*.tmp")]:
-            left.unlink()
-        yield Store(folder, state)
+        store = Store(folder, _begin(folder, arguments))
+        try:
+            (folder / "layers").mkdir(exist_ok=True)
+            for left in [*folder.glob("*.tmp"), *folder.glob("layers/*.tmp")]:
+                left.unlink()
+            yield store
+        except (EdgecError, OSError):
+            _discard_beginning(store, made)
+            raise
     except OSError as e:
         raise _unwritable(folder, e) from e
     finally:
         os.close(lock)
+
+
+def _discard_beginning(store: Store, made: bool) -> None:
+    """Deletes what a run wrote that has finished no step and drawn no samples."""
+    if store.step or any(store.work.glob("self.*")):
+        return
+    for folder in (store.work, store.folder / "layers"):
+        shutil.rmtree(folder, ignore_errors=True)
+    with suppress(OSError):  # why the run failed is what must be said
+        (store.folder / STATE).unlink(missing_ok=True)
+        if made:
+            store.folder.rmdir()
 
 
 def _begin(folder: Path, arguments: dict[str, Any]) -> dict[str, Any]:

@@ -25,7 +25,8 @@ def labelled_images(folder: Path) -> list[tuple[Path, int]]:
     return [(path, int(m.group(1))) for path, m in found]
 
 
-def load_image(path: Path, height: int, width: int, mean: Sequence[float], std: Sequence[float]) -> Array:
+def load_image(path: Path, height: int, width: int, mean: Sequence[float], std: Sequence[float],
+               stage: str = "eval") -> Array:
     """float32 [1, 3, height, width]: RGB / 255, minus mean, over std.
 
     An image of another size is scaled to cover the frame and cropped at its centre. Raises EdgecError EDGEC-E0005
@@ -34,12 +35,12 @@ def load_image(path: Path, height: int, width: int, mean: Sequence[float], std: 
     try:
         from PIL import Image, UnidentifiedImageError
     except ImportError as e:
-        raise missing_extra("images", "PIL", "eval") from e
+        raise missing_extra("images", "PIL", stage) from e
     try:
         with Image.open(path) as opened:
             image = opened.convert("RGB")
     except (UnidentifiedImageError, OSError) as e:
-        raise EdgecError("E0502", stage="eval", where=str(path), found=str(e), wanted="an image") from e
+        raise EdgecError("E0502", stage=stage, where=str(path), found=str(e), wanted="an image") from e
     if image.size != (width, height):
         scale = max(width / image.width, height / image.height)
         image = image.resize((max(width, round(image.width * scale)), max(height, round(image.height * scale))),

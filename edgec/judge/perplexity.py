@@ -35,17 +35,17 @@ class Perplexity:
         return asdict(self)
 
 
-def read_text(path: Path) -> str:
+def read_text(path: Path, stage: str = "eval") -> str:
     """The UTF-8 text at `path`. Raises EdgecError EDGEC-E0003 (missing) or EDGEC-E0502 (empty, not text)."""
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as e:
-        raise EdgecError("E0502", stage="eval", where=str(path), found=f"bytes that are not UTF-8 ({e.reason})",
+        raise EdgecError("E0502", stage=stage, where=str(path), found=f"bytes that are not UTF-8 ({e.reason})",
                          wanted="a UTF-8 text file") from e
     except OSError as e:
-        raise EdgecError("E0003", stage="eval", where=str(path), found=str(e), wanted="a text file") from e
+        raise EdgecError("E0003", stage=stage, where=str(path), found=str(e), wanted="a text file") from e
     if not text.strip():
-        raise EdgecError("E0502", stage="eval", where=str(path), found="an empty text", wanted="some text")
+        raise EdgecError("E0502", stage=stage, where=str(path), found="an empty text", wanted="some text")
     return text
 
 

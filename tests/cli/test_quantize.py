@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -251,6 +252,14 @@ def test_texts(prose_lm: Path, asset: Callable[[str], Path], tmp_path: Path, edg
     (("--quant", "int4", "--calib", "self", "--calib-window", "999"), "at most 128"),
     (("--quant", "int4", "--mean", "1,2"), "three numbers"),
     (("--quant", "int4", "--calib", "."), "--calib ."),
+    (("--quant", "int4", "--calib", ""), "no such file"),
+    (("--quant", "int4", "--std", "1,0,1"), "at: --std"),
+    (("--quant", "int4", "-t", "300"), "0 (all cores) to 256"),
+    (("--quant", "int4", "--quant-method", "als"), "auto, rtn, clip, gptq"),
+    (("--quant", "palette4", "--quant-method", "rtn"), "auto, gptq"),
+    (("--quant", "palette4v2"), "palette4"),
+    (("--quant", "int4", "--quant-override", "*up_proj=palette4v2"), "at: --quant-override"),
+    (("--quant", "int4", "--quant-override", "*=none"), "next: compile without --quant"),
 ])
 def test_bad_input(
     llama: Path, tmp_path: Path, edgec_cli: Cli, arguments: tuple[str, ...], words: str,
@@ -261,6 +270,8 @@ def test_bad_input(
     assert done.code in (2, 4), done.err
     assert words in done.err
     assert "crash" not in done.err
+    # The next attempt has other arguments and must not find this one in its way.
+    assert not (tmp_path / "q").exists()
 
 
 @pytest.mark.parametrize(("arrays", "words"), [
@@ -268,6 +279,8 @@ def test_bad_input(
     ({"input_ids": np.full((2, 8), 97)}, "96"),
     ({"input_ids": np.zeros((2, 200), int)}, "at most 128"),
     ({"ids": np.zeros((2, 8), int)}, "input_ids"),
+    ({"input_ids": np.zeros((0, 8), int)}, "0 samples of 8 tokens"),
+    ({}, "no array"),
 ])
 def test_bad_arrays(
     llama: Path, tmp_path: Path, edgec_cli: Cli, arrays: dict[str, np.ndarray], words: str
@@ -276,6 +289,73 @@ def test_bad_arrays(
     done = edgec_cli("quantize", llama, "-o", tmp_path / "q", "--quant", "int2", "--calib", tmp_path / "a.npz")
     assert done.code == 2
     assert words in done.err
+
+
+def test_files_that_are_no_samples(
+    llama: Path, images: Path, asset: Callable[[str], Path], tmp_path: Path, edgec_cli: Cli
+) -> None:
+    """One error of the calibration each, no crash, and nothing left in the way of the next attempt."""
+    np.savez(tmp_path / "good.npz", input_ids=np.zeros((2, 8), np.int64))
+    whole = (tmp_path / "good.npz").read_bytes()
+    (tmp_path / "cut.npz").write_bytes(whole[: len(whole) // 2])
+    at = whole.index(b"descr") + 200
+    (tmp_path / "bent.npz").write_bytes(whole[:at] + bytes([whole[at] ^ 255]) + whole[at + 1 :])
+    with (tmp_path / "npy.npz").open("wb") as file:
+        np.save(file, np.zeros((2, 8), np.int64))
+    with zipfile.ZipFile(tmp_path / "zip.npz", "w") as archive:
+        archive.writestr("input_ids", "hello")
+    np.savez(tmp_path / "objects.npz", input_ids=np.array([None, 1], object))
+    (tmp_path / "empty.txt").write_text(" \n")
+    (tmp_path / "short.txt").write_text("hi")
+    (tmp_path / "latin.txt").write_bytes("für".encode("latin-1"))
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "0.png").write_text("no pixels")
+    (tmp_path / "letters").mkdir()
+    (tmp_path / "letters" / "0.txt").write_text("dear")
+    net, prose = f"{images}/net.py:create", asset("prose_lm")
+    for model, name, words in (
+        (llama, "cut.npz", "not a .npz"), (llama, "bent.npz", "CRC"), (llama, "npy.npz", "not a .npz"),
+        (llama, "zip.npz", "not an array"), (llama, "objects.npz", "Object arrays"),
+        (llama, "short.txt", "without tokenizer.json"), (prose, "empty.txt", "an empty text"),
+        (prose, "short.txt", "2 tokens"), (prose, "latin.txt", "not UTF-8"), (net, "photos", "0.png"),
+        (net, "letters", "no image among them"), (net, "short.txt", "a folder of images"),
+        (net, "good.npz", "inputs of the model"),
+    ):
+        done = edgec_cli("quantize", model, "-o", tmp_path / "q", "--quant", "int4", "--calib", tmp_path / name)
+        assert done.code == 2, (name, done.err)
+        assert "(calibration)" in done.err, (name, done.err)
+        assert words in done.err, (name, done.err)
+        assert name in done.err, (name, done.err)
+        assert not (tmp_path / "q").exists(), name
+    done = edgec_cli("quantize", llama, "-o", tmp_path / "q", "--quant", "int4", "--calib", tmp_path / "good.npz")
+    assert done.code == 0, done.err
+
+
+def test_a_method_is_for_the_layers_that_it_can_make(llama: Path, tmp_path: Path, edgec_cli: Cli) -> None:
+    """A uniform layer among HLQ ones, as tables are by default, takes the solver that it would have taken."""
+    common = ("quantize", llama, "--quant", "hlq4g64", "--quant-override", "*up_proj=int4g64")
+    for name, method in (("als", "als"), ("auto", "auto"), ("rtn", "rtn")):
+        done = edgec_cli(*common, "-o", tmp_path / name, "--quant-method", method)
+        assert done.code == 0, done.err
+    als, auto, rtn = (contents(tmp_path / name / "layers") for name in ("als", "auto", "rtn"))
+    assert als == auto
+    assert all(als[name] != rtn[name] for name in als)
+
+
+def test_override_files_name_their_lines(llama: Path, tmp_path: Path, edgec_cli: Cli) -> None:
+    common = ("quantize", llama, "-o", tmp_path / "q", "--quant", "int4g64", "--quant-override",
+              f"@{tmp_path / 'o.txt'}")
+    (tmp_path / "o.txt").write_text("# the worst first\n\n *up_proj=int8g64 \n*down_proj=int9\n")
+    done = edgec_cli(*common)
+    assert done.code == 2
+    assert "o.txt, line 4" in done.err
+    assert "int9" in done.err
+    (tmp_path / "o.txt").write_text("# the worst first\n\n *up_proj=int8g64 \n")
+    done = edgec_cli(*common, "--json")
+    assert done.code == 0, done.err
+    assert {x["spec"] for x in json.loads(done.out)["layers"] if "up_proj" in x["name"]} == {"int8g64"}
+    (tmp_path / "o.txt").write_bytes(b"\xff")
+    assert "not UTF-8" in edgec_cli(*common).err
 
 
 def test_overrides_that_raise_the_worst_layers(llama: Path, tmp_path: Path, edgec_cli: Cli) -> None:
@@ -314,8 +394,40 @@ def test_layer_reports_that_are_missing_or_damaged(llama: Path, tmp_path: Path, 
 
 def test_compile_with_contradictions(llama: Path, tmp_path: Path, edgec_cli: Cli) -> None:
     for extra in (("--quant", "int4", "--dry-run"), ("--quant", "int4", "--quant-from", tmp_path),
-                  ("--quant-override", "*=int8"), ("--quant-from", tmp_path / "nowhere")):
+                  ("--quant-override", "*=int8"), ("--quant-from", tmp_path / "nowhere"), ("--force",),
+                  ("--quant-method", "rtn"), ("--calib-samples", "3"), ("--calib-seed", "1"), ("--calib-window", "9"),
+                  ("--quant-from", tmp_path, "--calib", "self")):
         done = edgec_cli("compile", llama, "-o", tmp_path / "out", *extra)
         assert done.code == 2, done.err
         assert "--quant" in done.err or "quant" in done.err
         assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("options", [("--quant", "int4g32"), ("--quant", "hlq2g32", "--force"), ("--ctx", "5")])
+def test_what_cannot_be_compiled_is_found_before_the_layers_are_made(
+    llama: Path, tmp_path: Path, edgec_cli: Cli, options: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from edgec import quantization
+
+    def late(*ignored: object) -> None:
+        pytest.fail("the layers were begun")
+
+    monkeypatch.setattr(quantization, "quantize", late)
+    if options[0] == "--ctx":
+        done = edgec_cli("compile", llama, "-o", tmp_path / "out", "--quant", "int4g32", "--ctx", "999")
+    else:
+        (tmp_path / "net.py").write_text(
+            "import torch\n"
+            "class Net(torch.nn.Module):\n"
+            "    def __init__(self):\n"
+            "        super().__init__()\n"
+            "        self.a = torch.nn.Linear(64, 256)\n"
+            "    def forward(self, x):\n"
+            "        return torch.linalg.det(self.a(x).reshape(-1, 16, 16))\n"
+            "def create():\n"
+            "    return Net().eval(), (torch.zeros(1, 64),)\n")
+        done = edgec_cli("compile", f"{tmp_path}/net.py:create", "-o", tmp_path / "out", *options)
+        assert "Det" in done.err
+        assert done.code == 3
+    assert done.code in (2, 3, 4), done.err
+    assert not (tmp_path / "out.quant").exists()

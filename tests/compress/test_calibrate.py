@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ import pytest
 
 from edgec import quantization
 from edgec.calibration import CalibOptions, open_samples
-from edgec.compress import driver
+from edgec.compress import calibrate, driver
 from edgec.compress.calibrate import Accumulator, Samples, Stream, cuts_of, groups_of, statistics
 from edgec.compress.formats import Array, BitsSpec, Quantized, dequantize
 from edgec.compress.layers import find_layers
@@ -74,9 +75,12 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> ir.Model:
 
 
 def run(model: ir.Model, samples: Samples | None, folder: Path, solve: driver.Solver = solver,
-        progress: driver.Progress = nothing, limit: int | None = None) -> Finished:
+        progress: driver.Progress = nothing, limit: int | None = None, drawn: bytes = b"") -> Finished:
     work = driver.plan_work(model, SPEC, [], solve, limit)
     with opened(folder, ARGUMENTS) as store:
+        if drawn:
+            store.work.mkdir()
+            (store.work / "self.i32").write_bytes(drawn)
         driver.run(work, samples, store, progress)
     return load_finished(folder)
 
@@ -290,6 +294,10 @@ def test_memory_limit(llama: ir.Model, tmp_path: Path) -> None:
         run(llama, tokens(llama, 2), tmp_path / "q", limit=driver.resident_bytes() + 1000)
     assert refused.value.exit_code == 4
     assert str(driver.resident_bytes())[:2] in refused.value.found
+    # The limit that the message names is enough.
+    enough = int(refused.value.hint.split()[1].rstrip("M,")) << 20
+    assert driver.resident_bytes() + 1000 < enough < driver.resident_bytes() + (128 << 20)
+    run(llama, tokens(llama, 2), tmp_path / "enough", limit=enough + (32 << 20))
     # Nothing was begun, and a higher limit goes on in the same folder.
     run(llama, tokens(llama, 2), tmp_path / "q", limit=driver.resident_bytes() + (256 << 20))
 
@@ -327,6 +335,55 @@ def test_another_context_is_another_run(llama: ir.Model, tmp_path: Path) -> None
     attach_info(other, dataclasses.replace(info_of(llama), max_context=64))
     with pytest.raises(EdgecError, match="shapes"):
         quantization.quantize(other, options, tmp_path / "q", nothing, nothing)
+
+
+def test_activations_have_their_place_on_the_disk_before_they_are_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Writing to a hole of a mapped file on a full disk ends the process with a signal that nobody can catch."""
+    model = graphs.small_cnn()
+    cuts = cuts_of(model.graph, groups_of(model.graph, [x for x in find_layers(model) if not x.refused]))
+    stream = Stream(model, cuts, images(2), 2, tmp_path, "s")
+    name = stream._live[0][0]
+    for fallocate in (True, False):
+        if not fallocate:
+            monkeypatch.delattr(calibrate.os, "posix_fallocate")
+        mapped = stream._create(name, np.zeros((1, 300, 300), np.float32))
+        assert mapped.shape == (2, 1, 300, 300)
+        assert not mapped.any()
+        found = stream._files[name].stat()
+        assert found.st_blocks * 512 >= found.st_size == 128 + 2 * 360000
+
+    def full(*ignored: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(calibrate.os, "posix_fallocate", full, raising=False)
+    with pytest.raises(EdgecError, match="No space left") as refused:
+        stream._create(name, np.zeros((1, 300, 300), np.float32))
+    assert refused.value.code == "E0004"
+    assert not stream._files[name].exists()
+
+
+def test_a_run_that_fails_before_its_first_layer_leaves_nothing(llama: ir.Model, tmp_path: Path) -> None:
+    """Else the corrected command would be refused: it has other arguments."""
+    def broken(*ignored: object) -> Quantized:
+        raise EdgecError("E0405", stage="test")
+
+    with pytest.raises(EdgecError, match="E0405"):
+        run(llama, tokens(llama, 2), tmp_path / "q", broken)
+    assert not (tmp_path / "q").exists()
+    (tmp_path / "q").mkdir()
+    with pytest.raises(EdgecError, match="E0405"):
+        run(llama, None, tmp_path / "q", broken)
+    assert list((tmp_path / "q").iterdir()) == []
+    # Sequences that were drawn, and finished steps, stay.
+    with pytest.raises(EdgecError, match="E0405"):
+        run(llama, tokens(llama, 2), tmp_path / "drawn", broken, drawn=b"1234")
+    assert (tmp_path / "drawn" / "calibration" / "self.i32").read_bytes() == b"1234"
+    calls = iter([solver, solver, broken])
+    with pytest.raises(EdgecError, match="E0405"):
+        run(llama, None, tmp_path / "q", lambda *layer: next(calls)(*layer))
+    assert len(list((tmp_path / "q" / "layers").iterdir())) == 2
 
 
 def test_samples_of_different_shapes_are_refused(tmp_path: Path) -> None:

@@ -143,6 +143,44 @@ def test_hlq_is_never_worse_than_clipped_uniform(
     assert (group_errors(w, ours, d) <= allowed + 1e-6 * size).all()
 
 
+@settings(deadline=None, max_examples=40)
+@given(HLQ, st.integers(0, 9999), st.booleans(), st.booleans())
+def test_hlq_is_never_worse_than_clipped_uniform_off_the_grid(
+    spec: BitsSpec, seed: int, weighted: bool, integer: bool
+) -> None:
+    """Without any allowance but for sums in float32: groups of more weights than levels, on no grid beforehand."""
+    k = 2 * max(spec.group, 2 * spec.levels)
+    w, stats = weights(seed, 48, k), statistics(seed, k) if weighted else None
+    d = stats.diag / stats.diag.max() if stats else np.ones(k)
+    ours = quantize_matrix(w, spec, "als", stats)
+    uniform = quantize_matrix(w, BitsSpec(spec.bits, spec.group, True), "clip", stats,
+                              tuning=Tuning(integer_zero=integer))
+    assert (group_errors(w, ours, d) <= group_errors(w, uniform, d) * (1 + 1e-5)).all()
+
+
+@pytest.mark.parametrize("zero", [0, 2, 8, 15])
+def test_weights_on_a_uniform_grid_already(zero: int) -> None:
+    """The one exception, and that it is one. HLQ's levels are symmetric about c. Where all 16 levels of a uniform grid
+    occur, only its middle, s (15 - 2 z) / 2, makes them exact, and that may take 15 bits: the nearest float16 is left.
+    """
+    step = np.float16(1.3974609375)  # all 11 bits are used, the last one is set
+    w = (float(step) * (np.arange(128) % 16 - zero)).astype(np.float32)[None]
+    uniform, ours = quantize_matrix(w, BitsSpec(4, 128, True), "clip"), quantize_matrix(w, BitsSpec(4), "als")
+    assert group_errors(w, uniform) == 0
+    middle = float(step) * (15 - 2 * zero) / 2
+    around = np.float16(middle)
+    if float(around) == middle:
+        assert zero == 8
+        assert group_errors(w, ours) == 0
+        return
+    # With the middle of 16 levels at c, the squares of their distances from the weights sum up to at least 128 times
+    # the square of c's from the middle, whatever the scales are; the nearest float16 reaches that.
+    least = min(abs(float(c) - middle) for c in (np.nextafter(around, np.float16(-99), dtype=np.float16), around,
+                                                 np.nextafter(around, np.float16(99), dtype=np.float16)))
+    assert 0 < least <= abs(middle) * 2**-11
+    assert group_errors(w, ours) == pytest.approx(128 * least**2, rel=1e-3)
+
+
 @settings(deadline=None, max_examples=30)
 @given(HLQ, SIZE, SIZE, st.integers(0, 99))
 def test_more_steps_are_never_worse(spec: BitsSpec, n: int, k: int, seed: int) -> None:

@@ -1,4 +1,4 @@
-"""A checkpoint larger than the memory that compiling it may take; in a process of its own, to see its peak."""
+"""Checkpoints larger than the memory that compiling them may take; in processes of their own, to see their peaks."""
 
 from __future__ import annotations
 
@@ -19,6 +19,15 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 """
 
 
+_QUANTIZE = """
+import resource, sys
+from edgec.cli import main
+code = main(sys.argv[1:])
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+sys.exit(code)
+"""
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="the unit of ru_maxrss differs between systems")
 @pytest.mark.parametrize("gigabytes", [1, pytest.param(4, marks=pytest.mark.slow)])
 def test_compiles_in_little_memory(tmp_path: Path, gigabytes: int) -> None:
@@ -32,3 +41,19 @@ def test_compiles_in_little_memory(tmp_path: Path, gigabytes: int) -> None:
     assert "bytes of weights" in json.loads((out / "manifest.json").read_text())["golden"]
     # A gigabyte of zeros per run would soon fill the disk: pytest keeps the folders of the last runs.
     (out / "model.edgec").unlink()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="the unit of ru_maxrss differs between systems")
+@pytest.mark.parametrize("options", [("--quant", "hlq2", "--force"), ("--quant", "int4")], ids=lambda x: x[1])
+def test_quantizes_four_gigabytes_in_one(tmp_path: Path, options: tuple[str, ...]) -> None:
+    """--max-memory is kept by the process as a whole, its imports and the check of the graph included."""
+    folder = big_lm.make(tmp_path / "big", 4)
+    out = tmp_path / "q"
+    done = subprocess.run(
+        [sys.executable, "-c", _QUANTIZE, "quantize", str(folder), "-o", str(out), "--calib", "none",
+         "--max-memory", "1G", *options],
+        capture_output=True, text=True, check=True, cwd=Path(__file__).resolve().parents[2])
+    peak = int(done.stdout.split()[-1])
+    assert peak <= 1 << 30, f"{peak / 1e6:.0f} MB"
+    assert len(list((out / "layers").iterdir())) > 250

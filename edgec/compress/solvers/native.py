@@ -20,6 +20,7 @@ Array = npt.NDArray[Any]
 
 VERSION = 1
 LARGEST = 65504.0  # what float16 holds
+MAX_THREADS = 256
 _SUFFIX = {"darwin": "dylib", "win32": "dll"}.get(sys.platform, "so")
 _NAME = f"libedgec_solve.{_SUFFIX}"
 
@@ -105,9 +106,9 @@ def _unusable(path: Path, found: str) -> EdgecError:
 
 
 def default_threads() -> int:
-    """Cores that this process may use, at most 256."""
+    """Cores that this process may use, at most MAX_THREADS."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(count, 256)
+    return min(count, MAX_THREADS)
 
 
 def options(**values: int) -> Options:
