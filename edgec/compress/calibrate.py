@@ -20,6 +20,7 @@ import onnx_ir as ir
 
 from edgec.compress.formats import Array
 from edgec.compress.layers import Layer, Window, check_plain
+from edgec.compress.products import add_gram, in_parallel, mirror, product
 from edgec.compress.solvers import LinearStats
 from edgec.errors import EdgecError
 from edgec.ir.execute import Runner
@@ -78,13 +79,14 @@ class Accumulator:
         """rows: float32 [T, K]."""
         for start in range(0, len(rows), _ROWS):
             part = rows[start : start + _ROWS]
-            self.h += part.T @ part
+            add_gram(self.h, part)
             np.maximum(self.absmax, np.abs(part).max(0), out=self.absmax)
             self.sums += part.sum(0, dtype=np.float64)
         self.count += len(rows)
 
     def stats(self, where: str) -> LinearStats:
         """Raises EdgecError (E0502) when an input was infinite or NaN: the samples are none that the model can read."""
+        mirror(self.h)
         if not np.isfinite(self.h).all():
             raise EdgecError("E0502", stage=_STAGE, where=where, found="infinity or NaN at the input of the layer",
                              wanted="samples on which the model stays finite")
@@ -149,16 +151,21 @@ class Stream:
         if part is None:
             return
         out: dict[str, Array] = {}
-        with Runner(part, f"{_STAGE}, part {cut}") as runner:
-            for i in range(self.count):
-                for name, value in runner.run(self._feeds(i, runner.input_names)).items():
-                    if i == 0:
-                        out[name] = self._create(name, value)
-                    elif value.shape != out[name].shape[1:]:
-                        raise EdgecError("E0502", stage=_STAGE, where=f"sample {i}, value {name!r}",
-                                         found=f"shape {value.shape}", wanted=f"{out[name].shape[1:]}, as of sample 0")
-                    out[name][i] = value
-                tick()
+
+        def sample(i: int) -> None:
+            for name, value in runner.run(self._feeds(i, runner.input_names)).items():
+                if i == 0:
+                    out[name] = self._create(name, value)
+                elif value.shape != out[name].shape[1:]:
+                    raise EdgecError("E0502", stage=_STAGE, where=f"sample {i}, value {name!r}",
+                                     found=f"shape {value.shape}", wanted=f"{out[name].shape[1:]}, as of sample 0")
+                out[name][i] = value
+
+        # One thread per sample: the same numbers on any number of cores.
+        with Runner(part, f"{_STAGE}, part {cut}", threads=1) as runner:
+            sample(0)
+            tick()
+            in_parallel(sample, range(1, self.count), tick)
         for mapped in out.values():
             assert isinstance(mapped, np.memmap)
             mapped.flush()
@@ -269,10 +276,10 @@ class Errors:
         for start in range(0, len(weight), _SLICE):
             w, r = weight[start : start + _SLICE], restored[start : start + _SLICE]
             for i, rows in enumerate((r - w, w)):
-                self._own[i] += _dot(rows if self._h is None else rows @ self._h, rows)
+                self._own[i] += _dot(rows if self._h is None else product(rows, self._h), rows)
             for x, y in self._pairs:
-                wanted = y @ w.T
-                found = x @ r.T - wanted
+                wanted = product(y, w.T)
+                found = product(x, r.T) - wanted
                 self._accumulated[0] += _dot(found, found)
                 self._accumulated[1] += _dot(wanted, wanted)
 

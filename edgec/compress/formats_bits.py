@@ -151,11 +151,13 @@ def _values(q: Quantized, rows: slice) -> Array:
     grouped = np.pad(codes, ((0, 0), (0, spec.groups(k) * spec.group - k))).reshape(*offset.shape, spec.group)
     if spec.uniform:
         values = q.scale[rows, :, None].astype(np.float64) * (grouped - offset[..., None])
-    else:
-        scales = np.moveaxis(q.scale[:, rows], 0, -1).astype(np.float64)
-        levels = scales @ bit_signs(spec.bits) + offset[..., None]
-        values = np.take_along_axis(levels, grouped.astype(np.intp), axis=-1)
-    return values.astype(np.float32).reshape(codes.shape[0], -1)[:, :k]
+        return values.astype(np.float32).reshape(codes.shape[0], -1)[:, :k]
+    scales = np.moveaxis(q.scale[:, rows], 0, -1).astype(np.float64)
+    levels = (scales @ bit_signs(spec.bits) + offset[..., None]).astype(np.float32).reshape(-1)
+    index = grouped.astype(np.intp)
+    index += np.arange(0, levels.size, spec.levels).reshape(*offset.shape, 1)
+    restored: Array = levels.take(index)
+    return restored.reshape(codes.shape[0], -1)[:, :k]
 
 
 def bit_signs(bits: int) -> Array:

@@ -44,9 +44,13 @@ def save(model: ir.Model, path: Path) -> None:
 
 
 class Runner:
-    """An onnxruntime session of one stage. The file lives as long as the object; use it in a `with` block."""
+    """An onnxruntime session of one stage. The file lives as long as the object; use it in a `with` block.
 
-    def __init__(self, model: ir.Model, stage: str) -> None:
+    threads: of one run, 0: all cores; sums may be rounded differently for it. Runs may go on in several threads at
+    once.
+    """
+
+    def __init__(self, model: ir.Model, stage: str, threads: int = 0) -> None:
         import onnxruntime as ort
 
         self.stage = stage
@@ -57,6 +61,7 @@ class Runner:
         save(model, path)
         options = ort.SessionOptions()
         options.log_severity_level = 4
+        options.intra_op_num_threads = threads
         # Its own rewriting would hide ours, and costs more than one run of the plain graph.
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         try:

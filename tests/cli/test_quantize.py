@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import signal
 import subprocess
@@ -108,6 +109,31 @@ def test_killed_and_resumed(llama: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_killed_and_resumed_twenty_times(llama: Path, tmp_path: Path) -> None:
     kill_and_resume(llama, tmp_path, 20)
+
+
+_ON_CORES = """
+import os, sys
+os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: int(sys.argv[1])])
+from edgec.cli import main
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="the system does not bind processes to cores")
+def test_any_number_of_cores_gives_the_same_bytes(
+    prose_lm: Path, asset: Callable[[str], Path], tmp_path: Path, require: Callable[[bool, str], None]
+) -> None:
+    """Libraries of matrices divide products by the number of threads, and round differently for it."""
+    require(len(os.sched_getaffinity(0)) > 1, "two cores")
+    for cores in "12":
+        subprocess.run(
+            [sys.executable, "-c", _ON_CORES, cores, "quantize", str(prose_lm), "-o", str(tmp_path / cores),
+             "-t", cores, "--quant", "hlq3", "--quant-override", "*=none",
+             "--quant-override", "*layers.0.self_attn.*=hlq3",
+             "--calib", str(asset("prose/valid.txt")), "--calib-samples", "3", "--calib-window", "32"],
+            cwd=ROOT, check=True, capture_output=True)
+    assert len(contents(tmp_path / "1")) == 5
+    assert contents(tmp_path / "1") == contents(tmp_path / "2")
 
 
 def test_quantize_then_compile_and_both_at_once(llama: Path, tmp_path: Path, edgec_cli: Cli) -> None:

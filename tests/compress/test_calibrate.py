@@ -16,7 +16,7 @@ import pytest
 
 from edgec import quantization
 from edgec.calibration import CalibOptions, open_samples
-from edgec.compress import calibrate, driver
+from edgec.compress import calibrate, driver, products
 from edgec.compress.calibrate import Accumulator, Samples, Stream, cuts_of, groups_of, statistics
 from edgec.compress.formats import Array, BitsSpec, Quantized, dequantize
 from edgec.compress.layers import find_layers
@@ -209,6 +209,38 @@ def test_only_what_is_read_later_is_kept(llama: ir.Model, tmp_path: Path) -> Non
     # Per cut: its input and the residual; the angles of both rotary tables; those of the cut before.
     assert max(counts) <= 7
     assert not (folder / "calibration").exists()
+
+
+def test_products_against_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of all sizes around a panel, the same bits for any number of threads."""
+    rng = np.random.default_rng(4)
+    for rows, columns in ((1, 1), (7, 511), (300, 512), (64, 513), (33, 1100)):
+        x, b = rng.standard_normal((rows, columns)).astype(np.float32), rng.standard_normal((columns, 530))
+        results = []
+        for threads in (1, 3):
+            monkeypatch.setattr(products, "default_threads", lambda threads=threads: threads)
+            h = np.zeros((columns, columns))
+            for _ in range(2):
+                products.add_gram(h, x)
+            products.mirror(h)
+            results.append((h, products.product(x, b.astype(np.float32))))
+        close(results[0][0], 2 * x.T.astype(np.float64) @ x, 1e-6)
+        close(results[0][1], x.astype(np.float64) @ b, 1e-5)
+        assert np.array_equal(results[0][0], results[0][0].T)
+        assert all(np.array_equal(one, three) for one, three in zip(*results, strict=True))
+
+
+def test_the_first_failure_of_parallel_work_ends_it() -> None:
+    done: list[int] = []
+
+    def job(i: int) -> None:
+        if i == 3:
+            raise EdgecError("E0502", stage="test", where=str(i))
+        done.append(i)
+
+    with pytest.raises(EdgecError, match="at: 3"):
+        products.in_parallel(job, range(100000))
+    assert len(done) < 100000 - 1
 
 
 def test_errors(tmp_path: Path) -> None:
