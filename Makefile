@@ -48,7 +48,7 @@ $(VENV)/.stamp-dev: $(VENV)/.stamp-core
 
 setup: $(VENV)/.stamp-core
 setup-test: $(VENV)/.stamp-dev
-	tools/setup_test_tools.sh
+	tools/setup_test_tools.sh $(PY)
 
 # The installed package finds the library in build/ of a checkout; the first cmake run belongs to the install above.
 build: $(VENV)/.stamp-core

@@ -1,9 +1,15 @@
 #!/bin/sh
-# Test tools that PyPI does not carry: qemu-aarch64, which runs the Arm builds of the kernel tests.
-# Installs it with apt-get where that is allowed. Without it those tests skip, and under CI
-# (EDGEC_REQUIRE_ASSETS=1) this script fails, because a skip would be a failure there.
+# Emulators for kernel tests: setup_test_tools.sh PYTHON
+# - bochscpu-python (2 MB) into PYTHON's environment: the CPU of Bochs, for AVX-512 (run_in_bochs.py). Here and not
+#   among the project's extras, for it has no wheels for every system that has ours; what it depends on is not used.
+# - qemu-aarch64 with apt-get where that is allowed, for the Arm builds.
+# Without them those tests skip, and under CI (EDGEC_REQUIRE_ASSETS=1) fail; this script fails there without qemu-aarch64.
 set -eu
 
+if [ "$(uname -s)-$(uname -m)" = Linux-x86_64 ]; then
+    "$1" -m pip install --quiet --no-deps --only-binary :all: bochscpu-python==0.4.0 ||
+        echo "note: without bochscpu-python the AVX-512 kernels are tested only on a CPU that has AVX-512" >&2
+fi
 if command -v qemu-aarch64 >/dev/null || command -v qemu-aarch64-static >/dev/null; then
     exit 0
 fi

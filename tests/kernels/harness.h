@@ -21,6 +21,11 @@
 
 #include "../../kernels/kernel.h"
 
+#define KT_EXPORT __attribute__((visibility("default")))
+// Set by tools/run_in_bochs.py, which loads these tests as a library: calls function(a, b, c, d) on a CPU that has what
+// this one lacks. Kernels then run there, all else here.
+extern "C" KT_EXPORT void (*kt_emulate)(void (*function)(), uint64_t a, uint64_t b, uint64_t c, uint64_t d);
+
 namespace kt {
 using namespace edgec;
 

@@ -18,6 +18,8 @@
 #define KT_ASAN 1
 #endif
 
+void (*kt_emulate)(void (*)(), uint64_t, uint64_t, uint64_t, uint64_t);
+
 namespace kt {
 
 constexpr size_t kCanary = 128;
@@ -97,8 +99,12 @@ void Bench::run(const Kernel &k, Isa isa, int64_t tiles, bool pieces, Rng &rng) 
         t += n;
     }
     for (size_t p = parts.size(); p > 1; --p) std::swap(parts[p - 1], parts[(size_t)rng.range(0, (int64_t)p - 1)]);
-    if (k.prepares) k.run[isa](args, 0, 0, memory);
-    for (const auto &p : parts) k.run[isa](args, p.first, p.second, memory);
+    const auto call = [&](int64_t begin, int64_t end) {
+        if (!kt_emulate) k.run[isa](args, begin, end, memory);
+        else kt_emulate((void (*)())k.run[isa], (uint64_t)&args, (uint64_t)begin, (uint64_t)end, (uint64_t)memory);
+    };
+    if (k.prepares) call(0, 0);
+    for (const auto &p : parts) call(p.first, p.second);
 }
 
 // The worst error of one output, or a message where a value is plainly wrong.

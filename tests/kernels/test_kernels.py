@@ -1,4 +1,4 @@
-"""Builds the kernel test program and runs it: every instruction set of this CPU, aarch64 by emulation, sanitizers.
+"""Builds the kernel test program and runs it: every instruction set of this CPU, others by emulation, sanitizers.
 
 The program (main.cpp) fails where a row of kernels.def has no case. Builds are kept in pytest's cache folder under a
 hash of what they were made from, so a second run compiles nothing.
@@ -21,6 +21,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent.parent
+RUN_IN_BOCHS = ROOT / "tools" / "run_in_bochs.py"
 ROWS = re.findall(r"^(?:KERNEL|NARROW|PORTABLE|LEVELED)\((\w+),", (ROOT / "kernels" / "kernels.def").read_text(), re.MULTILINE)
 # As CMakeLists.txt compiles the library; test code gets -O1, which compiles in a third of the time.
 COMMON = ("-std=c++17", "-Wall", "-Wextra", "-Werror", "-fno-exceptions", "-fno-rtti", "-fno-math-errno")
@@ -46,7 +47,10 @@ def _run(command: Sequence[str | Path]) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="session")
 def build(request: pytest.FixtureRequest) -> Build:
-    """build(name, compiler, kernel_flags, test_flags, link_flags): the path of a test program."""
+    """build(name, compiler, kernel_flags, test_flags, link_flags): the path of a test program.
+
+    Where kernel_flags has -fPIC there is a shared library of the same beside it, with the suffix .so.
+    """
     assert request.config.cache is not None
     folder = Path(request.config.cache.mkdir("edgec_kernel_tests"))
 
@@ -84,6 +88,10 @@ def build(request: pytest.FixtureRequest) -> Build:
             made = list(pool.map(compile_one, kernels + tests))
         done = _run([*compiler, *link_flags, *made, "-o", objects / "program"])
         assert done.returncode == 0, done.stderr[-4000:]
+        if "-fPIC" in kernel_flags:
+            done = _run([*compiler, *link_flags, "-shared", *made, "-o", objects / "library"])
+            assert done.returncode == 0, done.stderr[-4000:]
+            (objects / "library").rename(program.with_suffix(".so"))
         (objects / "program").rename(program)  # whole or not there
         shutil.rmtree(objects)
         return program
@@ -93,7 +101,7 @@ def build(request: pytest.FixtureRequest) -> Build:
 
 @pytest.fixture(scope="session")
 def program(build: Build) -> Path:
-    return build("native", (_compiler(),), ("-O3",), ("-O1",))
+    return build("native", (_compiler(),), ("-O3", "-fPIC"), ("-O1", "-fPIC"))
 
 
 def _passes(command: Sequence[str | Path], rows: Sequence[str] = tuple(ROWS)) -> None:
@@ -133,6 +141,7 @@ def test_the_seed_changes_the_inputs(program: Path) -> None:
         (["--isa", "mmx"], "unknown instruction set 'mmx'"),
         (["--isa", "neon" if "avx2" in NATIVE_ISAS else "avx2"], "lacks instruction set"),
         (["--filter", "lineal"], "unknown kernel 'lineal'"),
+        (["--isa", "scalar", "--filter", "iota", "--case", "no such"], "no case for 'no such'"),
         (["--seed", "x"], "not a number"),
         (["--isa"], "incomplete argument"),
         (["--fast"], "unknown or incomplete argument '--fast'"),
@@ -162,3 +171,44 @@ def test_aarch64_by_emulation(build: Build, require: Callable[[bool, str], None]
     assert _lacks(_run([emulator, program, "--isa", "avx2"]))
     assert not _lacks(_run([emulator, program, "--isa", "neon", "--list"]))
     _passes([emulator, program, "--hostile", "5"])
+
+
+FOR_BOCHS = platform.machine() == "x86_64" and sys.platform == "linux"
+
+
+def _emulator() -> bool:
+    return FOR_BOCHS and importlib.util.find_spec("bochscpu") is not None
+
+
+def _emulated(program: Path, isa: str, *arguments: str) -> list[str | Path]:
+    return [sys.executable, RUN_IN_BOCHS, program.with_suffix(".so"), "--isa", isa, *arguments]
+
+
+@pytest.mark.parametrize(("isa", "row"), [("avx512", "rmsnorm"), ("avx512vbmi", "linear_bits_split")])
+def test_a_kernel_on_an_emulated_cpu(program: Path, require: Callable[[bool, str], None], isa: str, row: str) -> None:
+    if not FOR_BOCHS or sys.version_info >= (3, 14):
+        pytest.skip("bochscpu-python is for x86-64 Linux and Python up to 3.13")
+    require(_emulator(), "bochscpu-python is not installed (tools/setup_test_tools.sh)")
+    _passes(_emulated(program, isa, "--hostile", "0", "--filter", row), [row])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("isa", ["avx512", "avx512vbmi"])
+def test_every_kernel_on_an_emulated_cpu(program: Path, isa: str) -> None:
+    if not _emulator():
+        pytest.skip("bochscpu-python is not installed, or not for this system (tools/setup_test_tools.sh)")
+    # The level's own kernels; where it has none, those of a plainer level run, and others run them.
+    own = "LEVELED" if isa == "avx512vbmi" else "KERNEL|LEVELED"
+    text = (ROOT / "kernels" / "kernels.def").read_text()
+    for row in re.findall(rf"^(?:{own})\((\w+),", text, re.MULTILINE):
+        _passes(_emulated(program, isa, "--hostile", "5", "--filter", row), [row])
+
+
+def test_the_emulated_cpu_has_no_more_than_the_level(program: Path) -> None:
+    """The twin: kernels of a higher level end with a message on the CPU of a lower one."""
+    if not _emulator():
+        pytest.skip("bochscpu-python is not installed, or not for this system (tools/setup_test_tools.sh)")
+    lower = ("--model", "avx512", "--hostile", "0", "--filter", "linear_bits_split")
+    done = _run(_emulated(program, "avx512vbmi", *lower))
+    assert done.returncode != 0
+    assert "the emulated CPU has no such instruction" in done.stderr
