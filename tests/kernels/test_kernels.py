@@ -22,7 +22,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 RUN_IN_BOCHS = ROOT / "tools" / "run_in_bochs.py"
-ROWS = re.findall(r"^(?:KERNEL|NARROW|PORTABLE|LEVELED)\((\w+),", (ROOT / "kernels" / "kernels.def").read_text(), re.MULTILINE)
+KERNELS_DEF = (ROOT / "kernels" / "kernels.def").read_text()
+ROWS = re.findall(r"^(?:KERNEL|NARROW|PORTABLE|LEVELED)\((\w+),", KERNELS_DEF, re.MULTILINE)
 # As CMakeLists.txt compiles the library; test code gets -O1, which compiles in a third of the time.
 COMMON = ("-std=c++17", "-Wall", "-Wextra", "-Werror", "-fno-exceptions", "-fno-rtti", "-fno-math-errno")
 ZIG = (sys.executable, "-m", "ziglang", "c++", "-target", "aarch64-linux-musl", "-fno-sanitize=undefined")
@@ -199,8 +200,7 @@ def test_every_kernel_on_an_emulated_cpu(program: Path, isa: str) -> None:
         pytest.skip("bochscpu-python is not installed, or not for this system (tools/setup_test_tools.sh)")
     # The level's own kernels; where it has none, those of a plainer level run, and others run them.
     own = "LEVELED" if isa == "avx512vbmi" else "KERNEL|LEVELED"
-    text = (ROOT / "kernels" / "kernels.def").read_text()
-    for row in re.findall(rf"^(?:{own})\((\w+),", text, re.MULTILINE):
+    for row in re.findall(rf"^(?:{own})\((\w+),", KERNELS_DEF, re.MULTILINE):
         _passes(_emulated(program, isa, "--hostile", "5", "--filter", row), [row])
 
 
