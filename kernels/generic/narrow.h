@@ -1,0 +1,10 @@
+// What gains from vectors but not from those of AVX-512 (NARROW in kernels.def). Comes after all.h, in the same way.
+#include "pool2d.h"
+#include "resize2d.h"
+#include "kv_write.h"
+#include "rope.h"
+#include "elementwise.h"
+#include "softmax.h"
+#include "reduce.h"
+#include "gather.h"
+#include "cast.h"
