@@ -40,8 +40,6 @@ SUGGESTIONS: Mapping[str, str] = MappingProxyType({
     "NonMaxSuppression": _OUTSIDE,
     **dict.fromkeys(("StringNormalizer", "TfIdfVectorizer", "StringConcat", "StringSplit", "RegexFullMatch"), _TEXT),
     **dict.fromkeys(("DFT", "STFT", "MelWeightMatrix"), _SIGNAL),
-    **dict.fromkeys(("BitwiseAnd", "BitwiseOr", "BitwiseXor", "BitwiseNot", "BitShift"),
-                    "replace bit operations on integers by comparisons and arithmetic"),
     "Det": "write the determinant out for its fixed size, or compute it outside the model",
     "BatchNormalization": "export the model in eval mode: model.eval()",
     "Dropout": "export the model in eval mode: model.eval()",

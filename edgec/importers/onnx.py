@@ -100,6 +100,8 @@ def _well_typed(model: ir.Model, path: Path) -> None:
     from edgec.ir import verify
 
     found = verify.well_formed(model)
+    found += [f"graph input {v.name!r} is no tensor" for v in model.graph.inputs
+              if v.type is not None and not isinstance(v.type, ir.TensorType)]
     found += [f"graph input {v.name!r} has no dtype or no rank" for v in model.graph.inputs
               if v.dtype is None or dims_of(v) is None]
     found += [f"graph input {v.name!r} has {n} values" for v in model.graph.inputs

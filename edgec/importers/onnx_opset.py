@@ -34,6 +34,8 @@ from edgec.ir.model import (
     walk,
 )
 from edgec.ir.ops import OPSET
+from edgec.ir.standard_body import standard_body
+from edgec.passes.lower.decompose_index import cum_prod
 
 STAGE = "import"
 # onnxruntime, the reference of this door, promises nothing below.
@@ -56,13 +58,15 @@ def lift(model: ir.Model) -> None:
     if version is None:
         raise EdgecError("E0101", stage=STAGE, where="opset_import", found="no version of the standard operators",
                          wanted=f"an opset from {OLDEST} to {OPSET}")
-    if version < OLDEST:
+    if version < OLDEST and any(
+        op_of(n)[0] == "" and schema(n.op_type, version) is not schema(n.op_type, OLDEST) for n in walk(model)
+    ):
         raise EdgecError("E0101", stage=STAGE, where="opset_import", found=f"opset {version}",
                          wanted=f"an opset from {OLDEST} to {OPSET}", hint="export the model again with a newer opset")
     problems: list[str] = []
-    if version > OPSET:
-        problems += [f"{describe(n)}: it is of opset {s.since_version}" for n in walk(model)
-                     if op_of(n)[0] == "" and (s := schema(n.op_type, version)) and s.since_version > OPSET]
+    for node in walk(model) if version > OPSET else ():
+        if op_of(node)[0] == "":
+            problems += [f"{describe(node)}: {reason}" for reason in _restated(node, version)]
     for step in range(version + 1, OPSET + 1):
         for node in walk(model):
             if op_of(node)[0] == "":
@@ -79,6 +83,39 @@ def lift(model: ir.Model) -> None:
             node.version = OPSET
     model.graph.opset_imports.pop("ai.onnx", None)
     model.graph.opset_imports[""] = OPSET
+
+
+def _restated(node: ir.Node, version: int) -> list[str]:
+    """Spells a node of a newer opset in operators of OPSET, if need be by its body; the reasons why that fails."""
+    reason = _newer(node, version)
+    if not reason:
+        return []
+    op = Builder(node)
+    rule = NEWER.get(node.op_type)
+    spelled = standard_body(op, node, version) if rule is None else rule(op, node)
+    if isinstance(spelled, str):
+        return [f"{reason}; {spelled}"]
+    splice(node, op, [spelled] if isinstance(spelled, ir.Value) else spelled)
+    return [problem for inner in op.nodes if op_of(inner)[0] == "" for problem in _restated(inner, version)]
+
+
+def _newer(node: ir.Node, version: int) -> str:
+    """Takes from a node of a newer opset what only repeats the new defaults; why it is not one of OPSET, else "".
+
+    After 24 operators were given more types and attributes, and none another meaning (up to opset 28).
+    """
+    new, old = schema(node.op_type, version), schema(node.op_type, OPSET)
+    if new is None or new.since_version <= OPSET:
+        return ""
+    if old is None or not extends(old, new):
+        return f"it is of opset {new.since_version}"
+    for name in set(new.attributes) - set(old.attributes):
+        attr = node.attributes.get(name)
+        default = ir.serde.deserialize_attribute(new.attributes[name].default_value)
+        if attr is not None and attr.value != default.value:
+            return f"its attribute {name} is of opset {new.since_version}"
+        node.attributes.pop(name, None)
+    return ""
 
 
 def _advance(node: ir.Node, version: int) -> None:
@@ -268,6 +305,10 @@ def _upsample_10(op: Builder, node: ir.Node) -> ir.Value:
     return op.Resize(*node.inputs[:2], mode=str_attr(node, "mode", "nearest"))
 
 
+# Operators of newer opsets that have no body there.
+NEWER: Mapping[str, Callable[[Builder, ir.Node], Sequence[ir.Value] | ir.Value | str]] = MappingProxyType({
+    "CumProd": cum_prod,
+})
 _REDUCTIONS = ("ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMax", "ReduceMean", "ReduceMin",
                "ReduceProd", "ReduceSumSquare")
 # (operator, version in which it changed) -> what to do. None: edited in place, or nothing to do at this node.

@@ -20,12 +20,15 @@ from edgec.native import lower_math as maths
 from edgec.native import lower_nn as nn
 from edgec.native import lower_resize as resizing
 from edgec.native import lower_rnn as recurrent
+from edgec.native import lower_select as select
 from edgec.native import lower_shape as shapes
+from edgec.native import lower_whole as whole
 from edgec.native.dims import Dim, dim, product, symbol
 from edgec.native.lower_place import bind_output, finish
 from edgec.native.lower_values import (
     DTYPES,
     FLOATS,
+    HALVES,
     Buf,
     Dims,
     Lowering,
@@ -61,11 +64,13 @@ _WINDOW = Row(nn.lower_pool, nn.check_window)
 _STANDARD: dict[str, Row] = {
     **dict.fromkeys((*maths.ACT, *maths.UNARY), _UNARY),
     **dict.fromkeys(maths.BINARY, _BINARY),
-    **{name: Row(maths.lower_reduce) for name in maths.REDUCE},
+    **{name: Row(whole.lower_reduce) for name in maths.REDUCE},
+    **{name: Row(whole.lower_bitwise) for name in whole.BITWISE},
     "ArgMax": Row(maths.lower_arg, maths.check_arg),
     "ArgMin": Row(maths.lower_arg, maths.check_arg),
     "Attention": Row(nn.lower_attention, nn.check_attention),
     "AveragePool": _WINDOW,
+    "Clip": Row(whole.lower_clip),
     "Cast": Row(maths.lower_cast, maths.check_cast),
     "Concat": Row(shapes.lower_concat),
     "Constant": Row(shapes.lower_constant),
@@ -86,13 +91,15 @@ _STANDARD: dict[str, Row] = {
     "LogSoftmax": Row(maths.lower_softmax),
     "MatMul": Row(nn.lower_matmul),
     "MaxPool": _WINDOW,
-    "Pad": Row(shapes.lower_pad, shapes.check_pad),
+    "Pad": Row(whole.lower_pad, whole.check_pad),
     "RNN": _RECURRENT,
     "RMSNormalization": Row(maths.lower_norm, maths.check_norm),
     "Range": Row(shapes.lower_range),
     "Reshape": Row(shapes.lower_reshape),
     "Resize": Row(resizing.lower_resize, resizing.check_resize),
     "RotaryEmbedding": Row(nn.lower_rotary),
+    "ScatterElements": Row(select.lower_scatter_elements, select.check_scatter),
+    "ScatterND": Row(select.lower_scatter_nd, select.check_scatter),
     "Shape": Row(shapes.lower_shape),
     "Size": Row(shapes.lower_size),
     "Slice": Row(shapes.lower_slice),
@@ -100,6 +107,7 @@ _STANDARD: dict[str, Row] = {
     "Split": Row(shapes.lower_split),
     "Squeeze": Row(shapes.lower_squeeze),
     "Tile": Row(shapes.lower_tile),
+    "TopK": Row(select.lower_top_k),
     "Transpose": Row(shapes.lower_transpose),
     "Unsqueeze": Row(shapes.lower_unsqueeze),
     "Where": Row(maths.lower_where),
@@ -262,20 +270,27 @@ def _generic(graph: ir.Graph, info: ModelInfo, store: Weights) -> Plan:
     inputs: list[Port] = []
     for value in graph.inputs:
         dims = _input_dims(value, info)
-        if value.dtype is None or value.dtype not in DTYPES:
+        kinds = {**DTYPES, **HALVES}
+        if value.dtype is None or value.dtype not in kinds:
             raise EdgecError("E0302", stage=_STAGE, where=f"input {value.name!r}", found=f"type {value.dtype}",
-                             wanted=", ".join(sorted(t.name for t in DTYPES)), hint="convert the model to float32")
-        port = Port(safe_name(value.name or f"input_{len(inputs)}"), DTYPES[value.dtype], dims)
+                             wanted=", ".join(sorted(t.name for t in kinds)), hint="convert the model to float32")
+        port = Port(safe_name(value.name or f"input_{len(inputs)}"), kinds[value.dtype], dims)
         size = product(dims) * port.dtype.size
         from_caller = Value(dims, port.dtype, identity(len(dims)), buf=Buf(Space.INPUT, size, len(inputs)))
-        ctx.values[value] = from_caller
+        ctx.layer = f"input.{value.name}"
+        ctx.values[value] = ctx.cast(from_caller, Dtype.F32) if value.dtype in HALVES else from_caller
         inputs.append(port)
     _lower_nodes(ctx, graph)
     outputs = []
     for i, value in enumerate(graph.outputs):
-        result = ctx.values[value]
         ctx.layer = f"output.{value.name}"
-        bind_output(ctx, result, i)
+        try:
+            result = ctx.values[value]
+            result = ctx.cast(result, HALVES[value.dtype]) if value.dtype in HALVES else result
+            bind_output(ctx, result, i)
+        except UnsupportedError as e:
+            raise EdgecError("E0302", stage=_STAGE, where=f"output {value.name!r}", found=str(e),
+                             wanted="a tensor that the runtime can write") from e
         outputs.append(Port(safe_name(value.name or f"output_{i}"), result.dtype, result.dims))
     entry = finish("main", tuple(inputs), tuple(outputs), ctx.drafts)
     return Plan(0, 0, 0, 0, tuple(store.items), (), (entry,))

@@ -13,6 +13,7 @@ from edgec.ir.model import float_attr, input_of, int_attr, str_attr
 from edgec.native.dims import Dim, dim, dim_max, dim_min, product
 from edgec.native.lower_values import (
     DTYPES,
+    HALVES,
     Dims,
     Lowering,
     UnsupportedError,
@@ -122,6 +123,10 @@ def lower_unary(ctx: Lowering, node: ir.Node) -> Value:
         if x.dtype is not Dtype.BOOL:
             raise UnsupportedError("Not takes a boolean")
         return unary(ctx, x, UNARY[name])
+    if name in ("Neg", "Abs") and x.dtype in (Dtype.I8, Dtype.U8):
+        wide = ctx.cast(x, Dtype.I32)
+        minus = binary(ctx, "Sub", ctx.cast(of_data(np.zeros((), np.int64)), Dtype.I32), wide)
+        return ctx.cast(minus if name == "Neg" else binary(ctx, "Max", wide, minus), x.dtype)
     if name in ("Neg", "Abs") and x.dtype in (Dtype.I64, Dtype.I32):
         # The kernel has no integers; the binary one has.
         zero = ctx.cast(of_data(np.zeros((), np.int64)), x.dtype)
@@ -223,7 +228,16 @@ def binary(ctx: Lowering, op: str, a: Value, b: Value) -> Value:
         if power in (0.5, 2.0) and broadcast([a.dims, b.dims]) == a.dims:
             return unary(ctx, a, UNARY["Sqrt"] if power == 0.5 else SQUARE)
         b = ctx.cast(b, Dtype.F32)
-    if a.dtype is not b.dtype or (code not in _LOGIC and a.dtype not in (Dtype.F32, Dtype.I64, Dtype.I32)):
+    elif op == "Pow" and b.dtype is not a.dtype:
+        # The result has the type of the base.
+        wide = binary(ctx, op, ctx.cast(a, Dtype.F32), b) if b.dtype is Dtype.F32 else None
+        return ctx.cast(wide, a.dtype) if wide is not None else binary(ctx, op, a, ctx.cast(b, a.dtype))
+    if a.dtype is b.dtype and a.dtype in (Dtype.I8, Dtype.U8):
+        # In INT32 nothing is lost before it is cut to 8 bits again.
+        wide = binary(ctx, op, ctx.cast(a, Dtype.I32), ctx.cast(b, Dtype.I32))
+        return wide if code in _COMPARES else ctx.cast(wide, a.dtype)
+    allowed = (Dtype.F32, Dtype.I64, Dtype.I32, *((Dtype.BOOL,) if op == "Equal" else ()))
+    if a.dtype is not b.dtype or (code not in _LOGIC and a.dtype not in allowed):
         raise UnsupportedError(f"{op} of {a.dtype.name.lower()} and {b.dtype.name.lower()} has no kernel")
     views, order, dims = together(ctx, [a, b])
     out, value = _output(ctx, dims, order, Dtype.BOOL if code in (*_COMPARES, *_LOGIC) else a.dtype)
@@ -270,12 +284,19 @@ def lower_where(ctx: Lowering, node: ir.Node) -> Value:
 
 
 def lower_cast(ctx: Lowering, node: ir.Node) -> Value:
-    return ctx.cast(ctx.need(node, 0), DTYPES[ir.DataType(int_attr(node, "to", 1))])
+    wanted = ir.DataType(int_attr(node, "to", 1))
+    x = ctx.need(node, 0)
+    if wanted in HALVES:
+        # A value of 16 bits is one that 16 bits hold, kept in float32.
+        source = input_of(node, 0)
+        rounded = source is not None and source.dtype is wanted
+        return x if rounded else ctx.cast(ctx.cast(ctx.cast(x, Dtype.F32), HALVES[wanted]), Dtype.F32)
+    return ctx.cast(x, DTYPES[wanted])
 
 
 def check_cast(node: ir.Node) -> str | None:
     wanted = ir.DataType(int_attr(node, "to", 1))
-    return None if wanted in DTYPES else f"to = {wanted.name}; activations are float32"
+    return None if wanted in DTYPES or wanted in HALVES else f"to = {wanted.name}; activations are float32"
 
 
 # -- reductions ------------------------------------------------------------------------------------------------------

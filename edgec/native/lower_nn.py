@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import onnx_ir as ir
 
 from edgec.compress.formats import Dtype, Format
@@ -12,7 +13,7 @@ from edgec.ir.model import dims_of, float_attr, input_of, int_attr, ints_attr, r
 from edgec.native.dims import Dim, dim, dim_max, product
 from edgec.native.lower_math import axis_last, binary, broadcast, lift, need_f32, reorder
 from edgec.native.lower_shape import expand, gather, reshape
-from edgec.native.lower_values import Const, Dims, Lowering, UnsupportedError, Value, View, identity
+from edgec.native.lower_values import Const, Dims, Lowering, UnsupportedError, Value, View, identity, of_const
 from edgec.native.lower_weights import is_constant
 
 _HEADS = (0, 2, 1, 3)  # [B, H, T, D] as the kernels want it: [B, T, H, D]
@@ -218,10 +219,12 @@ def lower_gemm(ctx: Lowering, node: ir.Node) -> Value:
     a = reorder(a, (1, 0)) if int_attr(node, "transA", 0) else a
     b = reorder(b, (1, 0)) if int_attr(node, "transB", 0) else b
     if c is not None and beta != 1.0:
-        if c.const is None:
-            raise UnsupportedError(f"beta = {beta:g} with a computed bias")
         factor = beta
-        c = Value(c.dims, c.dtype, c.order, const=c.const.derive(f"x{beta!r}", c.const.dims, lambda v: v * factor))
+        if c.const is None:
+            scale = Const(f"gemm.beta.{beta!r}", lambda: np.array(factor, np.float32), (), Dtype.F32, ())
+            c = binary(ctx, "Mul", c, of_const(scale))
+        else:
+            c = of_const(c.const.derive(f"x{beta!r}", c.const.dims, lambda v: v * factor))
     if b.const is None:
         result = matmul(ctx, a, b, alpha)
     else:

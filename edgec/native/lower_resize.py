@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -12,9 +12,10 @@ import onnx_ir as ir
 from edgec.compress.formats import Array, Dtype
 from edgec.ir.model import float_attr, int_attr, ints_attr, str_attr
 from edgec.native.dims import dim
-from edgec.native.lower_math import need_f32
+from edgec.native.lower_math import binary, need_f32
 from edgec.native.lower_nn import as_image, channels_last
 from edgec.native.lower_values import Const, Lowering, UnsupportedError, Value, View
+from edgec.native.lower_whole import constant
 
 _LARGEST = 1 << 24  # entries of one table
 _NEAREST: dict[str, Callable[[Array], Array]] = {
@@ -23,12 +24,17 @@ _NEAREST: dict[str, Callable[[Array], Array]] = {
     "floor": np.floor,
     "ceil": np.ceil,
 }
-_COORDINATES = ("half_pixel", "half_pixel_symmetric", "pytorch_half_pixel", "align_corners", "asymmetric")
+_CROP = "tf_crop_and_resize"
+_COORDINATES = ("half_pixel", "half_pixel_symmetric", "pytorch_half_pixel", "align_corners", "asymmetric", _CROP)
+_POLICIES = ("stretch", "not_larger", "not_smaller")
 
 
 @dataclass(frozen=True)
 class _Filter:
-    """The attributes that decide the weights. support: how far the unscaled filter reaches."""
+    """The attributes that decide the weights. support: how far the unscaled filter reaches.
+
+    crop: the part of an axis that _CROP resizes, from 0 to 1.
+    """
 
     mode: str
     coordinates: str
@@ -36,6 +42,7 @@ class _Filter:
     cubic: float
     exclude_outside: bool
     antialias: bool
+    crop: tuple[float, float] = (0.0, 1.0)
 
     @property
     def support(self) -> int:
@@ -61,7 +68,7 @@ def check_resize(node: ir.Node) -> str | None:
     if str_attr(node, "nearest_mode", "round_prefer_floor") not in _NEAREST:
         return f"nearest_mode = {str_attr(node, 'nearest_mode', '')!r}"
     policy = str_attr(node, "keep_aspect_ratio_policy", "stretch")
-    return None if policy == "stretch" else f"keep_aspect_ratio_policy = {policy!r}"
+    return None if policy in _POLICIES else f"keep_aspect_ratio_policy = {policy!r}"
 
 
 def lower_resize(ctx: Lowering, node: ir.Node) -> Value:
@@ -76,6 +83,8 @@ def lower_resize(ctx: Lowering, node: ir.Node) -> Value:
     )
     tables: list[View] = []
     sizes = [1, 1]
+    crops = _crops(ctx, node, x.rank) if how.coordinates == _CROP else {}
+    outside: list[Array] = []
     for axis, (out, scale) in enumerate(_sizes(ctx, node, x)):
         size = x.dims[axis].const
         if axis < 2:
@@ -85,7 +94,10 @@ def lower_resize(ctx: Lowering, node: ir.Node) -> Value:
         if size is None:
             raise UnsupportedError(f"the size {x.dims[axis]} of axis {axis} is not known at compile time")
         sizes.append(out)
+        how = replace(how, crop=crops.get(axis, (0.0, 1.0)))
         tables += _tables(ctx, how, size, out, scale)
+        at = _positions(how, size, out, scale)
+        outside.append((at < 0) | (at > size - 1) if how.coordinates == _CROP else np.zeros(out, bool))
     if x.rank == 3:
         tables = [*_tables(ctx, _Filter("nearest", "asymmetric", "floor", 0.0, False, False), 1, 1, 1.0), *tables]
     order = channels_last(x.rank)
@@ -93,7 +105,23 @@ def lower_resize(ctx: Lowering, node: ir.Node) -> Value:
     dims = (*x.dims[:2], *map(dim, sizes[2:]))
     out_view = ctx.fresh([dims[a] for a in order])
     ctx.emit("resize2d", [as_image(out_view)], [source, *tables])
-    return Value(dims, Dtype.F32, order, buf=out_view.buf)
+    result = Value(dims, Dtype.F32, order, buf=out_view.buf)
+    beyond = float_attr(node, "extrapolation_value", 0.0) if any(o.any() for o in outside) else 0.0
+    if beyond == 0.0:
+        return result
+    # The tables give 0 there.
+    where = outside[0] if x.rank == 3 else outside[0][:, None] | outside[1]
+    return binary(ctx, "Add", result, constant(where * np.float32(beyond), Dtype.F32))
+
+
+def _crops(ctx: Lowering, node: ir.Node, rank: int) -> dict[int, tuple[float, float]]:
+    """Axis -> (start, end) of a region that is known at compile time."""
+    axes = [a % rank for a in ints_attr(node, "axes") or range(rank)]
+    region = ctx.get(node, 1)
+    if region is None or region.const is None or region.count != 2 * len(axes):
+        raise UnsupportedError("the region that it crops is not known at compile time")
+    ends = region.const.load().reshape(2, -1).tolist()
+    return dict(zip(axes, zip(*ends, strict=True), strict=True))
 
 
 def _sizes(ctx: Lowering, node: ir.Node, x: Value) -> list[tuple[int, float]]:
@@ -112,6 +140,16 @@ def _sizes(ctx: Lowering, node: ir.Node, x: Value) -> list[tuple[int, float]]:
     known = None if sizes is None else ctx.known(sizes)
     if known is None:
         raise UnsupportedError("the size of the result is not known at compile time")
+    policy = str_attr(node, "keep_aspect_ratio_policy", "stretch")
+    if policy != "stretch":
+        pairs = [(a, x.dims[a].const, dim(w).const) for a, w in zip(axes, known.reshape(-1), strict=True)]
+        if not all(size and given for _, size, given in pairs):
+            raise UnsupportedError("sizes that keep the aspect ratio are not known at compile time")
+        factors = [(given or 1) / (size or 1) for _, size, given in pairs]
+        factor = min(factors) if policy == "not_larger" else max(factors)
+        for a, size, _ in pairs:
+            result[a] = (int(factor * (size or 1) + 0.5), factor)
+        return result
     for axis, wanted in zip(axes, known.reshape(-1), strict=True):
         if dim(wanted) != x.dims[axis]:
             size, given = x.dims[axis].const, dim(wanted).const
@@ -143,10 +181,12 @@ def resize_table(how: _Filter, size: int, out: int, scale: float) -> tuple[Array
 
     Source: the ONNX operator Resize, version 19; positions in float32 as ONNX Runtime and PyTorch compute them.
     """
-    at = _positions(how.coordinates, size, out, scale)
+    at = _positions(how, size, out, scale)
+    # Beyond the image there is nothing to read for a crop; others repeat the border.
+    inside = ((at >= 0) & (at <= size - 1) if how.coordinates == _CROP else np.ones(out, bool))[:, None]
     if how.mode == "nearest":
         index = np.clip(_NEAREST[how.nearest](at), 0, size - 1)[:, None]
-        return index.astype(np.int32), np.ones((out, 1), np.float32)
+        return index.astype(np.int32), inside.astype(np.float32)
     smooth = how.antialias and scale < 1.0
     reach = how.support / scale if smooth else float(how.support)
     first = np.floor(at.astype(np.float64) - reach) + 1
@@ -157,11 +197,16 @@ def resize_table(how: _Filter, size: int, out: int, scale: float) -> tuple[Array
     if how.exclude_outside and (how.antialias or how.mode == "cubic"):
         weight = np.where((places >= 0) & (places < size), weight, 0.0)
     weight = weight / weight.sum(axis=1, keepdims=True)
-    return np.clip(places, 0, size - 1).astype(np.int32), weight.astype(np.float32)
+    return np.clip(places, 0, size - 1).astype(np.int32), (weight * inside).astype(np.float32)
 
 
-def _positions(coordinates: str, size: int, out: int, scale: float) -> Array:
+def _positions(how: _Filter, size: int, out: int, scale: float) -> Array:
     """Where each output pixel lies among the input pixels, float32 [out]."""
+    coordinates = how.coordinates
+    if coordinates == _CROP:
+        first, last = (np.float32(c * (size - 1)) for c in how.crop)
+        middle = np.full(out, 0.5 * (first + last), np.float32)
+        return first + np.arange(out, dtype=np.float32) * (last - first) / np.float32(out - 1) if out > 1 else middle
     i, factor = np.arange(out, dtype=np.float32), np.float32(scale)
     half = np.float32(0.5)
     if coordinates == "align_corners":

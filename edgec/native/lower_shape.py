@@ -491,7 +491,3 @@ def lower_pad(ctx: Lowering, node: ir.Node) -> Value:
 
 PAD_MODES = {"constant": 0, "edge": 1, "reflect": 2}
 
-
-def check_pad(node: ir.Node) -> str | None:
-    mode = str_attr(node, "mode", "constant")
-    return None if mode in PAD_MODES else f"mode = {mode!r}"

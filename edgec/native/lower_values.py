@@ -36,6 +36,8 @@ DTYPES: dict[ir.DataType, Dtype] = {
     ir.DataType.FLOAT: Dtype.F32, ir.DataType.INT8: Dtype.I8, ir.DataType.UINT8: Dtype.U8,
     ir.DataType.INT32: Dtype.I32, ir.DataType.INT64: Dtype.I64, ir.DataType.BOOL: Dtype.BOOL,
 }
+# Values of these types come and go as they are, and are float32 in between.
+HALVES: dict[ir.DataType, Dtype] = {ir.DataType.FLOAT16: Dtype.F16, ir.DataType.BFLOAT16: Dtype.BF16}
 
 
 class Buf:
@@ -387,6 +389,8 @@ class Lowering:
         """Memory that holds `value` with its axes in `order` (default: as it lies); dims in that order."""
         wanted = tuple(value.order if order is None else order)
         dims = tuple(value.dims[a] for a in wanted)
+        if value.const is not None and value.count == 0:
+            value = self._nothing(value)
         if value.const is not None:
             return self.weight(value.const.transpose(wanted))
         if value.buf is None:
@@ -433,9 +437,16 @@ class Lowering:
             self._shared[key] = make()
         return self._shared[key]
 
+    def _nothing(self, value: Value) -> Value:
+        """A value without elements in memory: files hold no empty tensors."""
+        empty = self._iota(dim(0), 0, dim(0))
+        return self.cast(Value(value.dims, Dtype.I64, identity(value.rank), buf=empty.buf), value.dtype)
+
     def _materialize(self, value: Value) -> Value:
         """Puts data or a run into memory."""
         known = value.data
+        if known is not None and known.size == 0:
+            return self._nothing(value)
         if known is not None and all(dim(i).const is not None for i in known.reshape(-1)):
             items = np.array([int(dim(i).const or 0) for i in known.reshape(-1)]).reshape(known.shape)
             array = items.astype(value.dtype.numpy)
@@ -463,7 +474,7 @@ class Lowering:
         """`value` as `dtype`; free when it is that already."""
         if value.dtype is dtype:
             return value
-        if value.const is not None:
+        if value.const is not None and dtype not in HALVES.values():
             const = value.const
             changed = const.derive(dtype.name.lower(), const.dims, lambda a: convert(a, dtype))
             return of_const(replace(changed, dtype=dtype))

@@ -48,7 +48,8 @@ KERNELS: dict[str, KernelRow] = {
     "rmsnorm": KernelRow(2, _NORM), "layernorm": KernelRow(2, _NORM), "rope": KernelRow(1, ((0, 1),)),
     "unary": KernelRow(1, ((0, 1),)), "binary": KernelRow(1, ((0, 1), (0, 2))), "glu": KernelRow(1, ((0, 1), (0, 2))),
     "where": KernelRow(), "softmax": KernelRow(1, ((0, 1),)), "reduce": KernelRow(), "argmax": KernelRow(),
-    "gather": KernelRow(), "transpose": KernelRow(), "slice": KernelRow(), "concat": KernelRow(), "pad": KernelRow(),
+    "gather": KernelRow(), "scatter": KernelRow(), "topk": KernelRow(2), "bitwise": KernelRow(),
+    "transpose": KernelRow(), "slice": KernelRow(), "concat": KernelRow(), "pad": KernelRow(),
     "expand": KernelRow(), "cast": KernelRow(), "copy": KernelRow(), "iota": KernelRow(),
 }
 

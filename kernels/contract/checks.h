@@ -17,7 +17,7 @@ EDGEC_INLINE bool arity(const Args &a, int ops, int ints, int floats) {
     return a.n_op == ops && a.n_i == ints && a.n_f == floats;
 }
 
-EDGEC_INLINE bool sized(const View &v) {
+EDGEC_NOINLINE bool sized(const View &v) {
     if (!v.data || v.rank > kMaxRank || dtype_size(v.dtype) == 0) return false;
     int64_t n = 1;
     for (int d = 0; d < v.rank; ++d) {
@@ -29,7 +29,7 @@ EDGEC_INLINE bool sized(const View &v) {
 EDGEC_INLINE bool plain(const View &v) { return sized(v) && v.format == PLAIN; }
 EDGEC_INLINE bool plain(const View &v, uint8_t dtype) { return plain(v) && v.dtype == dtype; }
 
-EDGEC_INLINE bool same_dims(const View &a, const View &b) {
+EDGEC_NOINLINE bool same_dims(const View &a, const View &b) {
     if (a.rank != b.rank) return false;
     for (int d = 0; d < a.rank; ++d)
         if (a.dim[d] != b.dim[d]) return false;
@@ -56,7 +56,7 @@ const char *epilogue_check(const View &y, const View &bias, const View &residual
 int64_t product_cost(double m, double n, double k, double weight_bytes);
 
 // y is exactly what numpy makes of the inputs' shapes.
-EDGEC_INLINE bool broadcasts(const View &y, const View *x, int inputs) {
+EDGEC_NOINLINE bool broadcasts(const View &y, const View *x, int inputs) {
     for (int k = 0; k < inputs; ++k)
         if (x[k].rank > y.rank) return false;
     for (int d = 0; d < y.rank; ++d) {

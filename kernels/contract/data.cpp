@@ -172,6 +172,17 @@ int64_t argmax_tiles(const Args &a) { return ceil_div(elements(a.op[0]), tile_ro
 int64_t argmax_cost(const Args &a) { return price(elements(a.op[1]), a.op[1].dim[2] == 1 ? 3 : 15); }
 EDGEC_SCRATCHLESS(argmax)
 
+// bitwise: flat.
+const char *bitwise_check(const Args &a) {
+    if (!arity(a, 3, 1, 0)) return kArity;
+    const View &y = a.op[0], &p = a.op[1], &q = a.op[2];
+    if (!plain(y, I64) || !plain(p, I64) || !plain(q, I64)) return kMissing;
+    if (!between(a.i[0], 0, 4)) return kParam;
+    return broadcasts(y, &p, 2) ? nullptr : kShape;
+}
+int64_t bitwise_cost(const Args &a) { return price(elements(a.op[0]), 5); }
+EDGEC_FLAT(bitwise)
+
 // gather: a tile is a group of output rows.
 const char *gather_check(const Args &a) {
     if (!arity(a, 3, 0, 0)) return kArity;
@@ -191,6 +202,37 @@ int64_t gather_tiles(const Args &a) {
 }
 int64_t gather_cost(const Args &a) { return price(elements(a.op[0]), a.op[1].format == PANEL16 ? 10 : 2); }
 EDGEC_SCRATCHLESS(gather)
+
+// scatter: one tile, for later rows may meet the same place again.
+const char *scatter_check(const Args &a) {
+    if (!arity(a, 4, 1, 0)) return kArity;
+    const View &y = a.op[0], &x = a.op[1], &idx = a.op[2], &u = a.op[3];
+    if (!plain(y) || !plain(x) || !plain(idx) || !plain(u)) return kMissing;
+    if (idx.dtype != I32 && idx.dtype != I64) return "indices must be i32 or i64";
+    if (!between(a.i[0], 0, 4)) return kParam;
+    if (y.dtype != x.dtype || y.dtype != u.dtype || (a.i[0] != 0 && y.dtype != F32)) return kType;
+    if (y.rank != 2 || !same_dims(y, x) || u.rank != 2 || u.dim[1] != y.dim[1] || !is_vector(idx, u.dim[0])) return kShape;
+    return y.dim[0] < 1 ? "there is no row" : nullptr;
+}
+int64_t scatter_tiles(const Args &a) { return elements(a.op[0]) == 0 ? 0 : 1; }
+int64_t scatter_cost(const Args &a) { return price(elements(a.op[0]), 2) + price(elements(a.op[3]), 10); }
+EDGEC_SCRATCHLESS(scatter)
+
+// topk: a tile is a group of rows, or of columns.
+const char *topk_check(const Args &a) {
+    if (!arity(a, 3, 1, 0)) return kArity;
+    const View &y = a.op[0], &at = a.op[1], &x = a.op[2];
+    if (!plain(y, F32) || !plain(at, I64) || !plain(x, F32)) return kMissing;
+    if (y.rank != 3 || !same_dims(y, at) || x.rank != 3 || y.dim[0] != x.dim[0] || y.dim[2] != x.dim[2]) return kShape;
+    if (!flag(a.i[0])) return kParam;
+    return y.dim[1] > x.dim[1] ? "there are not so many values" : nullptr;
+}
+int64_t topk_tiles(const Args &a) {
+    const View &x = a.op[2];
+    return elements(a.op[0]) == 0 ? 0 : ceil_div(x.dim[0] * x.dim[2], tile_rows(x.dim[1]));
+}
+int64_t topk_cost(const Args &a) { return price(elements(a.op[2]), 10 + 2 * imin(a.op[0].dim[1], 100)); }
+EDGEC_SCRATCHLESS(topk)
 
 // transpose: tiles are blocks of planes, or flat where rows stay rows.
 const char *transpose_check(const Args &a) {

@@ -1,4 +1,5 @@
-// Kernels that only move elements: one body in plain C serves every instruction set, for memory is their limit.
+// Kernels that move, choose or count elements: one body in plain C serves every instruction set, for memory is their
+// limit or they are a small part of any model.
 #include "../contract/bits.h"
 #include "../strided.h"
 
@@ -7,5 +8,8 @@ namespace portable {
 #include "../generic/movement.h"
 #include "../generic/where.h"
 #include "../generic/gather_bits.h"
+#include "../generic/scatter.h"
+#include "../generic/topk.h"
+#include "../generic/bitwise.h"
 }  // namespace portable
 }  // namespace edgec

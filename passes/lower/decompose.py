@@ -15,23 +15,28 @@ from typing import Any
 import onnx_ir as ir
 
 from edgec.ir.model import Builder, dims_of, int_attr, op_of, walk
-from edgec.ir.ops import DOMAIN, attach_bodies, strip_bodies
+from edgec.ir.ops import DOMAIN, OPSET, attach_bodies, strip_bodies
 from edgec.ir.passes import Context, Pass
 from edgec.ir.rules import Bindings, Rule, apply_rules
 from edgec.ir.shapes import infer_shapes
+from edgec.ir.standard_body import standard_body
 from edgec.passes.lower import (
+    decompose_control,
     decompose_conv,
+    decompose_image,
     decompose_index,
     decompose_math,
     decompose_nn,
     decompose_quantized,
     decompose_shape,
+    decompose_signal,
 )
 from edgec.passes.lower.decompose_math import Decomposed, Entry
 
 TABLE: Mapping[str, Entry] = MappingProxyType({
     **decompose_math.TABLE, **decompose_nn.TABLE, **decompose_shape.TABLE, **decompose_conv.TABLE,
-    **decompose_index.TABLE, **decompose_quantized.TABLE,
+    **decompose_index.TABLE, **decompose_quantized.TABLE, **decompose_image.TABLE, **decompose_signal.TABLE,
+    **decompose_control.TABLE,
 })
 
 
@@ -61,13 +66,23 @@ class _Decomposition(Rule):
 
     def match(self, node: ir.Node) -> Bindings | None:
         entry = TABLE.get(node.op_type)
-        if op_of(node) in self._ctx.capabilities:
-            entry = _special_form(node) or (entry if self._ctx.refuses(node) else None)
-        if entry is None:
-            return None
+        refused = op_of(node) not in self._ctx.capabilities or bool(self._ctx.refuses(node))
+        if not refused:
+            entry = _special_form(node)
+            if entry is None:
+                return None
         # Built here, used by rewrite: an entry finds out only while building whether it can.
         op = Builder(node)
-        return {"built": (op, entry(op, node))}
+        result: Decomposed = "there is no rule for it" if entry is None else entry(op, node)
+        if refused and isinstance(result, str):
+            # Last, what the standard itself says it means.
+            spelled = Builder(node)
+            body = standard_body(spelled, node, OPSET)
+            if not isinstance(body, str):
+                return {"built": (spelled, body)}
+            if entry is None:
+                return None
+        return {"built": (op, result)}
 
     def check(self, node: ir.Node, **parts: Any) -> str | None:
         result: Decomposed = parts["built"][1]

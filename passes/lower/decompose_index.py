@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from edgec.ir.model import Builder, const_of, dims_of, input_of, int_attr, rank_of, required, scalar_of
+from edgec.ir.model import Builder, const_of, dims_of, input_of, int_attr, rank_of, required, scalar_of, str_attr
 from edgec.passes.lower.decompose_math import Decomposed, Entry
 
 _STEPS = 1 << 20  # the longest axis of a running sum
@@ -90,7 +90,15 @@ def one_hot(op: Builder, node: ir.Node) -> Decomposed:
 
 
 def cum_sum(op: Builder, node: ir.Node) -> Decomposed:
-    """Sums over windows of 1, 2, 4, ... (Hillis, Steele 1986): exact for integers, and for floats of few roundings."""
+    return _running(op, node, "Add", 0)
+
+
+def cum_prod(op: Builder, node: ir.Node) -> Decomposed:
+    return _running(op, node, "Mul", 1)
+
+
+def _running(op: Builder, node: ir.Node, join: str, neutral: int) -> Decomposed:
+    """Joins windows of 1, 2, 4, ... (Hillis, Steele 1986): exact for integers, and for floats of few roundings."""
     x, axis_value = required(node, 0), scalar_of(input_of(node, 1))
     dims = dims_of(x)
     if dims is None or axis_value is None:
@@ -98,7 +106,7 @@ def cum_sum(op: Builder, node: ir.Node) -> Decomposed:
     axis = int(axis_value) % len(dims)
     size = dims[axis]
     if not isinstance(size, int) or size > _STEPS:
-        return "the length of the axis it sums over is not known"
+        return "the length of the axis it runs along is not known"
     if size == 0:
         return op.Identity(x)
     at, reverse = op.ints([axis]), bool(int_attr(node, "reverse", 0))
@@ -106,21 +114,72 @@ def cum_sum(op: Builder, node: ir.Node) -> Decomposed:
     def shifted(value: ir.Value, by: int) -> ir.Value:
         start, end, rest = (by, size, size - by) if reverse else (0, size - by, 0)
         kept = op.Slice(value, op.ints([start]), op.ints([end]), at)
-        # Zeros of the right shape without knowing the other sizes: a part of x times 0 would keep its NaN.
+        # The right shape without knowing the other sizes: a part of x times 0 would keep its NaN.
         edge = op.Slice(value, op.ints([rest]), op.ints([rest + by]), at)
-        zeros = op.Expand(op.like(0, x), op.Shape(edge))
-        return op.Concat(*((kept, zeros) if reverse else (zeros, kept)), axis=axis)
+        filled = op.Expand(op.like(neutral, x), op.Shape(edge))
+        return op.Concat(*((kept, filled) if reverse else (filled, kept)), axis=axis)
 
     total = x
     if int_attr(node, "exclusive", 0):
         total = shifted(total, 1)
     width = 1
     while width < size:
-        total = op.Add(total, shifted(total, width))
+        total = op.node(join, [total, shifted(total, width)], {}).outputs[0]
         width *= 2
     return op.Identity(total) if total is x else total
 
 
+def reverse_sequence(op: Builder, node: ir.Node) -> Decomposed:
+    """The first lens[b] steps of each sequence in reverse: one lookup of whole steps."""
+    x, lens, over, along = required(node, 0), required(node, 1), int_attr(node, "batch_axis", 1), int_attr(
+        node, "time_axis", 0)
+    dims = dims_of(x)
+    if dims is None or not isinstance(dims[0], int) or not isinstance(dims[1], int) or {over, along} != {0, 1}:
+        return "the sizes of its first two axes are not known"
+    steps, batch = dims[along], dims[over]
+    form = [-1, 1] if along == 0 else [1, -1]
+    time = op.const(np.arange(int(steps or 0)).reshape(form))
+    length = op.Unsqueeze(op.Cast(lens, to=int(ir.DataType.INT64)), op.ints([along]))
+    turned = op.Where(op.Less(time, length), op.Sub(op.Sub(length, op.const(np.int64(1))), time), time)
+    each = op.const(np.arange(int(batch or 0)).reshape(form[::-1]))
+    if along == 0:
+        flat = op.Add(op.Mul(turned, op.const(np.int64(batch or 0))), each)
+    else:
+        flat = op.Add(turned, op.Mul(each, op.const(np.int64(steps or 0))))
+    tail = [op.Shape(x, start=2)] if len(dims) > 2 else []
+    joined = op.Concat(op.ints([dims[0] * dims[1]]), *tail, axis=0) if tail else op.ints([-1])
+    return op.Reshape(op.Gather(op.Reshape(x, joined), op.Reshape(flat, op.ints([-1])), axis=0), op.Shape(x))
+
+
+def tensor_scatter(op: Builder, node: ir.Node) -> Decomposed:
+    """Writes new keys or values into a cache from a place that each sequence has of its own."""
+    cache, update, starts = required(node, 0), required(node, 1), input_of(node, 2)
+    sizes, wanted = dims_of(cache), dims_of(update)
+    if sizes is None or wanted is None:
+        return "the rank of its cache is not known"
+    axis = int_attr(node, "axis", -2) % len(sizes)
+    room, count = sizes[axis], wanted[axis]
+    if not isinstance(room, int) or not isinstance(count, int):
+        return "the lengths of its cache and of its update are not known"
+    at: ir.Value = _ramp(op, count, 1, axis, len(sizes))
+    if starts is not None:
+        place = op.Cast(starts, to=int(ir.DataType.INT64))
+        at = op.Add(at, op.Unsqueeze(place, op.ints(range(1, len(sizes)))))
+    if str_attr(node, "mode", "linear") == "circular":
+        at = op.Mod(at, op.const(np.int64(room)))
+    return op.ScatterElements(cache, op.Expand(at, op.Shape(update)), update, axis=axis)
+
+
+def compress(op: Builder, node: ir.Node) -> Decomposed:
+    keep, axis = const_of(input_of(node, 1), _STEPS), node.attributes.get("axis")
+    if keep is None:
+        return "which parts it keeps is known only at run time, and so is the size of its result"
+    x, places = required(node, 0), op.ints(np.flatnonzero(keep))
+    return op.Gather(op.Reshape(x, op.ints([-1])), places, axis=0) if axis is None else op.Gather(
+        x, places, axis=axis.as_int())
+
+
 TABLE: Mapping[str, Entry] = {
     "GatherND": gather_nd, "GatherElements": gather_elements, "OneHot": one_hot, "CumSum": cum_sum,
+    "ReverseSequence": reverse_sequence, "TensorScatter": tensor_scatter, "Compress": compress,
 }

@@ -22,11 +22,15 @@ from edgec.ir.model import (
     ints_of,
     rank_of,
     required,
+    scalar_of,
     str_attr,
 )
 
 Decomposed = ir.Value | Sequence[ir.Value] | str
 Entry = Callable[[Builder, ir.Node], Decomposed]
+FLOAT = int(ir.DataType.FLOAT)
+# Types of which every value is one of FLOAT.
+EXACT = (ir.DataType.BOOL, ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 
 def gelu(op: Builder, node: ir.Node) -> Decomposed:
@@ -264,13 +268,24 @@ def power(op: Builder, node: ir.Node) -> Decomposed:
 
 
 def arg_max(op: Builder, node: ir.Node) -> Decomposed:
-    """Of INT32, in FLOAT, which has 24 bits: the largest upper 20 bits first, then the largest lower 12 among those."""
-    x = required(node, 0)
-    if x.dtype == ir.DataType.BOOL:
-        return op.ArgMax(op.Cast(x, to=int(ir.DataType.FLOAT)), axis=int_attr(node, "axis", 0),
-                         keepdims=int_attr(node, "keepdims", 1))
-    if x.dtype != ir.DataType.INT32 or int_attr(node, "select_last_index", 0):
-        return f"its input is {x.dtype}, or it takes the last of equals"
+    """Of INT32, in FLOAT, which has 24 bits: the largest upper 20 bits first, then the largest lower 12 among those.
+
+    The last of equals is the first of the reversed axis.
+    """
+    x, axis, keepdims = required(node, 0), int_attr(node, "axis", 0), int_attr(node, "keepdims", 1)
+    dims = dims_of(x)
+    if int_attr(node, "select_last_index", 0):
+        size = None if dims is None else dims[axis]
+        if not isinstance(size, int):
+            return "it takes the last of equals along an axis of unknown length"
+        turned = op.Slice(x, op.ints([-1]), op.ints([-(1 << 62)]), op.ints([axis]), op.ints([-1]))
+        found = op.node(node.op_type, [turned], {"axis": axis, "keepdims": keepdims}).outputs[0]
+        return op.Sub(op.const(np.array(size - 1, np.int64)), found)
+    if x.dtype in EXACT:
+        return op.node(node.op_type, [op.Cast(x, to=int(ir.DataType.FLOAT))], {"axis": axis, "keepdims": keepdims}
+                       ).outputs[0]
+    if node.op_type == "ArgMin" or x.dtype != ir.DataType.INT32:
+        return f"its input is {x.dtype}"
     low = op.Mod(x, op.like(1 << 12, x))
     high = op.Cast(op.Div(op.Sub(x, low), op.like(1 << 12, x)), to=int(ir.DataType.FLOAT))
     top = op.ReduceMax(high, op.ints([int_attr(node, "axis", 0)]), keepdims=1)
@@ -384,7 +399,154 @@ def mean_variance_normalization(op: Builder, node: ir.Node) -> Decomposed:
     return op.Div(center, op.Add(deviation, op.like(1e-9, x)))
 
 
+def _series(op: Builder, x: ir.Value, factors: Sequence[float]) -> ir.Value:
+    """x (f0 + f1 x^2 + f2 x^4 + ...): an odd function near 0, where its usual formula cancels."""
+    square = op.Mul(x, x)
+    total = op.like(factors[-1], x)
+    for factor in reversed(factors[:-1]):
+        total = op.Add(op.Mul(total, square), op.like(factor, x))
+    return op.Mul(x, total)
+
+
+def _near_zero(op: Builder, x: ir.Value, edge: float, factors: Sequence[float], far: ir.Value) -> ir.Value:
+    return op.Where(op.Less(op.Abs(x), op.like(edge, x)), _series(op, x, factors), far)
+
+
+def sinh(op: Builder, node: ir.Node) -> Decomposed:
+    x = required(node, 0)
+    # Half of e^x as (e^(x/2))^2 / 2 reaches as far as the result does.
+    up, down = op.Exp(op.Mul(x, op.like(0.5, x))), op.Exp(op.Mul(x, op.like(-0.5, x)))
+    half = op.like(0.5, x)
+    far = op.Sub(op.Mul(op.Mul(up, half), up), op.Mul(op.Mul(down, half), down))
+    return _near_zero(op, x, 0.5, (1, 1 / 6, 1 / 120, 1 / 5040), far)
+
+
+def cosh(op: Builder, node: ir.Node) -> Decomposed:
+    x = required(node, 0)
+    up, down = op.Exp(op.Mul(x, op.like(0.5, x))), op.Exp(op.Mul(x, op.like(-0.5, x)))
+    half = op.like(0.5, x)
+    return op.Add(op.Mul(op.Mul(up, half), up), op.Mul(op.Mul(down, half), down))
+
+
+def asinh(op: Builder, node: ir.Node) -> Decomposed:
+    x = required(node, 0)
+    size, one = op.Abs(x), op.like(1.0, x)
+    # |x| sqrt(1 + 1 / x^2) does not overflow where x^2 would.
+    part = op.Reciprocal(size)
+    root = op.Mul(size, op.Sqrt(op.Add(op.Mul(part, part), one)))
+    far = op.Mul(op.Sign(x), op.Add(op.Log(op.Mul(op.Add(size, root), op.like(0.5, x))), op.like(math.log(2), x)))
+    return _near_zero(op, x, 0.35, (1, -1 / 6, 3 / 40, -15 / 336, 105 / 3456, -945 / 42240), far)
+
+
+def acosh(op: Builder, node: ir.Node) -> Decomposed:
+    # log(1 + t + sqrt(t (t + 2))) for t = x - 1, of which nothing cancels.
+    x = required(node, 0)
+    one = op.like(1.0, x)
+    t = op.Sub(x, one)
+    root = op.Mul(op.Sqrt(t), op.Sqrt(op.Add(t, op.like(2.0, x))))
+    return _log1p(op, op.Add(t, root))
+
+
+def _log1p(op: Builder, t: ir.Value) -> ir.Value:
+    """log(1 + t) for t >= 0: what 1 + t rounded away is put back by the ratio (Kahan)."""
+    one = op.like(1.0, t)
+    whole = op.Add(t, one)
+    kept = op.Sub(whole, one)
+    safe = op.Where(op.Equal(kept, op.like(0.0, t)), one, kept)
+    large = op.Greater(whole, op.like(1e6, t))
+    found = op.Where(large, op.Log(whole), op.Mul(op.Log(whole), op.Div(t, safe)))
+    return op.Where(op.Equal(kept, op.like(0.0, t)), t, found)
+
+
+def atanh(op: Builder, node: ir.Node) -> Decomposed:
+    x = required(node, 0)
+    one = op.like(1.0, x)
+    far = op.Mul(op.Log(op.Div(op.Add(one, x), op.Sub(one, x))), op.like(0.5, x))
+    return _near_zero(op, x, 0.3, (1, 1 / 3, 1 / 5, 1 / 7, 1 / 9, 1 / 11), far)
+
+
+def _arc_tangent(op: Builder, x: ir.Value) -> ir.Value:
+    """Two halvings of the angle, atan x = 2 atan(x / (1 + sqrt(1 + x^2))), bring every x below 0.42."""
+    one = op.like(1.0, x)
+    size = op.Abs(x)
+    far = op.Greater(size, one)
+    # Beyond 1 the angle is a right one less that of 1 / x.
+    t = op.Where(far, op.Reciprocal(size), size)
+    t = op.Div(t, op.Add(one, op.Sqrt(op.Add(op.Mul(t, t), one))))
+    angle = op.Mul(op.like(2.0, x), _series(op, t, tuple((-1) ** k / (2 * k + 1) for k in range(9))))
+    angle = op.Where(far, op.Sub(op.like(math.pi / 2, x), angle), angle)
+    return op.Where(op.Less(x, op.like(0.0, x)), op.Neg(angle), angle)
+
+
+def atan(op: Builder, node: ir.Node) -> Decomposed:
+    return _arc_tangent(op, required(node, 0))
+
+
+def _arc_sine(op: Builder, x: ir.Value) -> ir.Value:
+    one = op.like(1.0, x)
+    return _arc_tangent(op, op.Div(x, op.Sqrt(op.Mul(op.Sub(one, x), op.Add(one, x)))))
+
+
+def asin(op: Builder, node: ir.Node) -> Decomposed:
+    return _arc_sine(op, required(node, 0))
+
+
+def acos(op: Builder, node: ir.Node) -> Decomposed:
+    # 2 atan(sqrt((1 - x) / (1 + x))) keeps the digits near 1.
+    x = required(node, 0)
+    one = op.like(1.0, x)
+    return op.Mul(op.like(2.0, x), _arc_tangent(op, op.Sqrt(op.Div(op.Sub(one, x), op.Add(one, x)))))
+
+
+def is_nan(op: Builder, node: ir.Node) -> Decomposed:
+    x = required(node, 0)
+    return op.Not(op.Equal(x, x))
+
+
+def is_inf(op: Builder, node: ir.Node) -> Decomposed:
+    x = required(node, 0)
+    up, down = int_attr(node, "detect_positive", 1), int_attr(node, "detect_negative", 1)
+    if up and down:
+        return op.Equal(op.Abs(x), op.like(math.inf, x))
+    if up or down:
+        return op.Equal(x, op.like(math.inf if up else -math.inf, x))
+    return op.Not(op.Equal(op.Equal(x, x), op.Equal(x, x)))
+
+
+def hardmax(op: Builder, node: ir.Node) -> Decomposed:
+    """1 at the first of the largest along the axis, 0 elsewhere."""
+    x, axis = required(node, 0), int_attr(node, "axis", -1)
+    dims = dims_of(x)
+    size = None if dims is None else dims[axis]
+    if dims is None or not isinstance(size, int):
+        return "the length of its axis is not known"
+    form = [1] * len(dims)
+    form[axis] = size
+    at = op.ArgMax(x, axis=axis, keepdims=1)
+    return op.Cast(op.Equal(op.const(np.arange(size).reshape(form)), at), to=int(x.dtype or FLOAT))
+
+
+def mod_as_in_c(op: Builder, node: ir.Node) -> Decomposed:
+    """fmod = 1: the sign of the dividend; x mod y of sizes, which the divisor's sign does not touch."""
+    a, b = required(node, 0), required(node, 1)
+    if not int_attr(node, "fmod", 0):
+        return "it is a kernel's"
+    rest = op.Mod(op.Abs(a), op.Abs(b))
+    return op.Where(op.Less(a, op.like(0, a)), op.Neg(rest), rest)
+
+
+def dropout(op: Builder, node: ir.Node) -> Decomposed:
+    """Outside training: the input, and a mask that keeps all of it."""
+    x, training = required(node, 0), input_of(node, 2)
+    if training is not None and scalar_of(training) != 0:
+        return "it is in training mode"
+    return [op.Identity(x), op.Expand(op.const(np.array(True)), op.Shape(x))]
+
+
 TABLE: Mapping[str, Entry] = {
+    "Sinh": sinh, "Cosh": cosh, "Asinh": asinh, "Acosh": acosh, "Atanh": atanh, "Atan": atan, "Asin": asin,
+    "Acos": acos, "IsNaN": is_nan, "IsInf": is_inf, "Hardmax": hardmax, "Mod": mod_as_in_c,
+    "Dropout": dropout, "ArgMin": arg_max,
     "Gelu": gelu, "Swish": swish, "HardSwish": hard_swish, "HardSigmoid": hard_sigmoid, "Mish": mish,
     "Softplus": softplus, "Softsign": softsign, "Sigmoid": sigmoid, "Relu": relu, "Elu": elu, "Celu": celu,
     "Selu": selu, "LeakyRelu": leaky_relu, "PRelu": prelu, "ThresholdedRelu": thresholded_relu, "Shrink": shrink,

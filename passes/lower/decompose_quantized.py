@@ -19,9 +19,19 @@ _RANGES = {ir.DataType.UINT8: (0, 255), ir.DataType.INT8: (-128, 127)}
 
 
 def _spread(op: Builder, node: ir.Node, factor: ir.Value) -> ir.Value | str:
-    """A scale or zero point so that it broadcasts against input 0: as it is, or along `axis`."""
-    if int_attr(node, "block_size", 0):
-        return "it has a scale per block"
+    """A scale or zero point so that it broadcasts against input 0: as it is, along `axis`, or block by block."""
+    block = int_attr(node, "block_size", 0)
+    if block:
+        dims, sizes = dims_of(factor), dims_of(node.inputs[0])
+        if dims is None or sizes is None or not all(isinstance(d, int) for d in (*dims, *sizes)):
+            return "it has a scale per block, and its sizes are not known"
+        whole = [d for d in dims if isinstance(d, int)]
+        at = int_attr(node, "axis", 1) % len(whole)
+        apart = op.Expand(op.Unsqueeze(factor, op.ints([at + 1])), op.ints([*whole[: at + 1], block, *whole[at + 1 :]]))
+        wide = op.Reshape(apart, op.ints([*whole[:at], whole[at] * block, *whole[at + 1 :]]))
+        size = sizes[at]
+        assert isinstance(size, int)  # all are
+        return op.Slice(wide, op.ints([0]), op.ints([size]), op.ints([at]))
     if rank_of(factor) == 0 or dims_of(factor) == (1,):
         return factor
     rank = rank_of(node.inputs[0])
@@ -39,6 +49,10 @@ def quantize_linear(op: Builder, node: ir.Node) -> Decomposed:
         return f"it rounds to {kind.name if kind else 'an unknown type'}; UINT8 and INT8 are known"
     if isinstance(scale, str):
         return scale
+    if x.dtype != ir.DataType.FLOAT:
+        x = op.Cast(x, to=_FLOAT)
+    if scale.dtype != ir.DataType.FLOAT:
+        scale = op.Cast(scale, to=_FLOAT)
     codes = op.Round(op.Div(x, scale))
     if zero is not None:
         shift = _spread(op, node, zero)
@@ -65,15 +79,18 @@ def dequantize_linear(op: Builder, node: ir.Node) -> Decomposed:
     x, scale, zero = required(node, 0), _spread(op, node, required(node, 1)), input_of(node, 2)
     if isinstance(scale, str):
         return scale
-    if node.outputs[0].dtype not in (ir.DataType.FLOAT, None):
-        return "its result is not FLOAT"
+    kind = node.outputs[0].dtype or ir.DataType.FLOAT
+    if kind not in (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16):
+        return f"its result is {kind.name}"
     codes = _float_codes(x) or op.Cast(x, to=_FLOAT)
     if zero is not None:
         shift = _spread(op, node, zero)
         if isinstance(shift, str):
             return shift
         codes = op.Sub(codes, op.Cast(shift, to=_FLOAT))
-    return op.Mul(codes, scale)
+    if kind == ir.DataType.FLOAT:
+        return op.Mul(codes, scale)
+    return op.Cast(op.Mul(codes, op.Cast(scale, to=_FLOAT)), to=int(kind))
 
 
 def dynamic_quantize_linear(op: Builder, node: ir.Node) -> Decomposed:

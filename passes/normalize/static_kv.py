@@ -74,6 +74,8 @@ class StaticKV(Pass):
         return work, True
 
     def ensures(self, model: ir.Model) -> Sequence[str]:
+        if info_of(model).task != "causal-lm":
+            return []  # an encoder may well have a mask among its inputs
         left = [v.name for v in model.graph.inputs if v.name in ("attention_mask", "position_ids")]
         return [f"input {name} is left" for name in left]
 

@@ -17,9 +17,10 @@ import pytest
 from edgec.errors import EdgecError
 from edgec.importers.onnx_opset import OLDEST, STEPS, extends, lift, schema
 from edgec.importers.onnx_original import Original
+from edgec.ir.info import ModelInfo, attach_info
 from edgec.ir.model import walk
 from edgec.ir.shapes import infer_shapes
-from tests.passes.harness import Array, close, ops
+from tests.passes.harness import Array, close, evaluate, ops
 
 RNG = np.random.default_rng(0)
 # Changed operators without an entry: a model that holds one is refused.
@@ -141,18 +142,44 @@ def test_what_cannot_be_spelled_is_listed() -> None:
 @pytest.mark.parametrize("opset", [6, 1])
 def test_too_old(opset: int) -> None:
     with pytest.raises(EdgecError) as caught:
-        lifted("g (float[2] a) => (float[2] y) { y = Relu(a) }", opset)
+        lifted("g (float[2] a) => (float[2] y) { y = Add(a, a) }", opset)
     assert caught.value.code == "E0101"
 
 
+NEWEST = onnx.defs.onnx_opset_version()
+
+
 def test_newer_than_known_by_operator() -> None:
-    """An opset above 24 is fine as long as its operators are those of 24."""
-    newest = onnx.defs.onnx_opset_version()
-    assert ops(lifted("g (float[2] a) => (float[2] y) { y = Mul(a, a) }", newest)) == {"Mul": 1}
-    later = sorted({row.name for row in onnx.defs.get_all_schemas() if row.domain == "" and row.since_version > 24})
-    if later:
-        graph = ir.from_proto(old("g (float[2] a) => (float[2] y) { y = Mul(a, a) }", newest))
-        next(walk(graph)).op_type = later[0]
-        with pytest.raises(EdgecError) as caught:
-            lift(graph)
-        assert later[0] in caught.value.found
+    """An opset above 24 is fine as long as its operators can be spelled in those of 24."""
+    assert ops(lifted("g (float[2] a) => (float[2] y) { y = Mul(a, a) }", NEWEST)) == {"Mul": 1}
+    attention = "g (float[1,2,4,8] a) => (float[1,2,4,8] y) {{ y = Attention<left_window_size = {}>(a, a, a) }}"
+    # More types and attributes: the node stays, without what only repeats a new default.
+    node = next(walk(lifted(attention.format(-1), NEWEST)))
+    assert (node.op_type, set(node.attributes), node.version) == ("Attention", set(), 24)
+    # What the standard spells out in operators of 24.
+    depth = 'g (float[1,4,4,4] a) => (float[1,16,2,2] y) { y = SpaceToDepth<blocksize = 2, mode = "CRD">(a) }'
+    for text, name in ((attention.format(2), "Attention"), (depth, "SpaceToDepth"),
+                       ("g (float[2,8] a) => (float[2,4] y) { y = SwiGLU(a) }", "SwiGLU")):
+        graph = lifted(text, NEWEST)
+        assert name not in ops(graph)
+        assert all(schema(n.op_type, 24) is not None for n in walk(graph))
+
+
+def test_newer_than_can_be_spelled() -> None:
+    with pytest.raises(EdgecError) as caught:
+        lifted("g (float[2] a) => (int32[2] y) { y = BitCast<to = 6>(a) }", NEWEST)
+    assert caught.value.code == "E0102"
+    assert "BitCast" in caught.value.found
+
+
+@pytest.mark.parametrize("exclusive", [0, 1])
+@pytest.mark.parametrize("reverse", [0, 1])
+def test_cumulative_product(exclusive: int, reverse: int) -> None:
+    attributes = f"exclusive = {exclusive}, reverse = {reverse}"
+    graph = lifted(f"g (float[7,2] a, int64 k) => (float[7,2] y) {{ y = CumProd<{attributes}>(a, k) }}".replace(
+        ", int64 k)", ")").replace("{ y", "{ k = Constant<value = int64 {0}>() y"), NEWEST)
+    attach_info(graph, ModelInfo())
+    a = x(7, 2)
+    turned = a[::-1] if reverse else a
+    wanted = np.cumprod(np.vstack([np.ones((1, 2)), turned[:-1]]) if exclusive else turned, axis=0)
+    close(evaluate(graph, {"a": a}), {"y": (wanted[::-1] if reverse else wanted).astype(np.float32)})

@@ -255,6 +255,23 @@ def k_gather(y, o, i, f):  # type: ignore[no-untyped-def]
     return np.take(table, o[1], axis=1)
 
 
+def k_scatter(y, o, i, f):  # type: ignore[no-untyped-def]
+    result = o[0].copy()
+    for row, update in zip(o[1], o[2], strict=True):
+        step = (lambda a, b: b, np.add, np.multiply, np.minimum, np.maximum)[i[0]]
+        result[row] = step(result[row], update)
+    return result
+
+
+def k_topk(y, o, i, f):  # type: ignore[no-untyped-def]
+    at = np.argsort(o[0] if i[0] else -o[0], axis=1, kind="stable")[:, : y[0].shape[1]]
+    return np.take_along_axis(o[0], at, axis=1), at
+
+
+def k_bitwise(y, o, i, f):  # type: ignore[no-untyped-def]
+    return (np.bitwise_and, np.bitwise_or, np.bitwise_xor, np.left_shift, np.right_shift)[i[0]](*o)
+
+
 def k_slice(y, o, i, f):  # type: ignore[no-untyped-def]
     rank = o[0].ndim
     picks = [s + t * np.arange(n) for s, t, n in zip(i[:rank], i[rank:], y[0].shape, strict=True)]
@@ -285,6 +302,7 @@ RUN: dict[str, Callable[..., Any]] = {
     "glu": lambda y, o, i, f: activate(i[0], o[0], *f) * o[1], "where": lambda y, o, i, f: np.where(*o),
     "softmax": k_softmax, "reduce": k_reduce,
     "argmax": lambda y, o, i, f: (np.argmin if i[0] else np.argmax)(o[0], axis=1), "gather": k_gather,
+    "scatter": k_scatter, "topk": k_topk, "bitwise": k_bitwise,
     "transpose": lambda y, o, i, f: o[0].transpose(i), "slice": k_slice,
     "concat": lambda y, o, i, f: np.concatenate(o, axis=i[0]), "pad": k_pad,
     "expand": lambda y, o, i, f: np.broadcast_to(o[0], y[0].shape), "cast": k_cast,
@@ -317,7 +335,7 @@ class Interpreter:
         bound = {"context": self.context, **symbols}
         feeds = []
         for port in entry.inputs:
-            array = np.ascontiguousarray(inputs[port.name], dtype=port.dtype.numpy)
+            array = np.array(inputs[port.name], dtype=port.dtype.numpy, order="C")
             for d, n in zip(port.dims, array.shape, strict=True):
                 for s in d.symbols:
                     if str(d) == s.name:

@@ -63,8 +63,8 @@ def test_reasons_found_while_lowering_are_collected() -> None:
     ("Swish", {"alpha": 2.0}, "alpha = 2"),
     ("Mod", {"fmod": 1}, "fmod"),
     ("ArgMax", {"select_last_index": 1}, "select_last_index"),
-    ("Cast", {"to": 10}, "FLOAT16"),
-    ("Pad", {"mode": "wrap"}, "wrap"),
+    ("Cast", {"to": 11}, "DOUBLE"),
+    ("Pad", {"mode": "odd"}, "odd"),
     ("AveragePool", {"kernel_shape": [2, 2], "ceil_mode": 1, "count_include_pad": 1}, "ceil_mode"),
     ("MaxPool", {"kernel_shape": [2, 2, 2]}, "3 spatial axes"),
 ])

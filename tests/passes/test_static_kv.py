@@ -24,6 +24,7 @@ from edgec.passes.normalize.inline_functions import InlineFunctions
 from edgec.passes.normalize.static_kv import StaticKV
 from edgec.pipeline import run_passes
 from tests.models import tiny_lm
+from tests.passes.harness import model
 
 PASSES = (InlineFunctions(), StaticKV(), EliminateDead())
 CONTEXT = 48
@@ -89,6 +90,12 @@ def test_interface(prose_lm: Path) -> None:
     assert dims_of(model.graph.outputs[1]) == (1, 4, "context", 32)
     symbols = {d for n in walk(model) for v in n.outputs for d in dims_of(v) or () if isinstance(d, str)}
     assert symbols <= {"seq", "context"}
+
+
+def test_an_encoder_may_have_a_mask() -> None:
+    graph = model("g (float[2,4] x, int64[2,4] attention_mask, int64[2,4] position_ids) => (float[2,4] y) {"
+                  " m = Cast<to = 1>(attention_mask) p = Cast<to = 1>(position_ids) a = Mul(x, m) y = Add(a, p) }")
+    assert not run_passes(graph, [StaticKV()], Context()).records[0].modified
 
 
 def test_second_time_and_generic_models_are_left_alone(prose_lm: Path) -> None:
