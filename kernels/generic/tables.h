@@ -84,8 +84,8 @@ template <class Code> EDGEC_NOINLINE void tables_of(const BitsShape &s, const fl
 // Codes come from memory once, in order. Each line is asked for four times, for a request that finds no free buffer is
 // dropped; the scales between, one line in five, are left to the hardware (both measured).
 EDGEC_INLINE void table_prefetch(const uint8_t *p) {
-    __builtin_prefetch(p + 4096);
-    __builtin_prefetch(p + 3072);
-    __builtin_prefetch(p + 2048);
-    __builtin_prefetch(p + 1024);
+    __builtin_prefetch(p + 4 * kPrefetchStep);
+    __builtin_prefetch(p + 3 * kPrefetchStep);
+    __builtin_prefetch(p + 2 * kPrefetchStep);
+    __builtin_prefetch(p + kPrefetchStep);
 }

@@ -113,7 +113,7 @@ EDGEC_INLINE vi vtop_bytes(const uint8_t *p, int v) {
 }
 EDGEC_INLINE vm vnegative(vi a) { return _mm256_castsi256_ps(a); }  // vsel looks at nothing but the sign
 
-constexpr int64_t kBytes = 32;
+constexpr int64_t kBytes = 32, kPrefetchStep = 4096;
 using vb = __m256i;
 EDGEC_INLINE vb vbload(const uint8_t *p) { return _mm256_loadu_si256((const __m256i *)p); }
 EDGEC_INLINE void vbstore(uint8_t *p, vb a) { _mm256_storeu_si256((__m256i *)p, a); }

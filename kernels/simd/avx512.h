@@ -110,8 +110,8 @@ EDGEC_INLINE vi vtop_bytes(const uint8_t *p, int v) {
 }
 EDGEC_INLINE vm vnegative(vi a) { return _mm512_movepi32_mask(a); }  // lanes with the sign bit
 
-// Tables (generic/tables.h, lut.h): vb is a vector of bytes.
-constexpr int64_t kBytes = 64;
+// Tables (generic/tables.h, lut.h): vb is a vector of bytes; kPrefetchStep as table_prefetch() wants it.
+constexpr int64_t kBytes = 64, kPrefetchStep = 1024;
 using vb = __m512i;
 EDGEC_INLINE vb vbload(const uint8_t *p) { return _mm512_loadu_si512(p); }
 EDGEC_INLINE vb vbzero() { return _mm512_setzero_si512(); }

@@ -92,7 +92,7 @@ EDGEC_INLINE vi vtop_bytes(const uint8_t *p, int v) {
 }
 EDGEC_INLINE vm vnegative(vi a) { return vreinterpretq_u32_s32(vshrq_n_s32(a, 31)); }
 
-constexpr int64_t kBytes = 16;
+constexpr int64_t kBytes = 16, kPrefetchStep = 1024;
 using vb = uint8x16_t;
 EDGEC_INLINE vb vbload(const uint8_t *p) { return vld1q_u8(p); }
 EDGEC_INLINE void vbstore(uint8_t *p, vb a) { vst1q_u8(p, a); }
