@@ -2,7 +2,7 @@
 
 // 6 + 6 bits per entry: four lookups of each half fit into a byte before they are widened.
 struct Code12 {
-    static constexpr int kBias = 2048, kShift = 6, kLow = 0, kUpper = 16, kChunk = 256;
+    static constexpr int kBias = 2048, kShift = 6, kWeight = 64, kLow = 0, kUpper = 16, kChunk = 256;
     static constexpr float kLimit = 2047;
     static constexpr bool kPairs = false;
     static constexpr int64_t at(int64_t nibble) { return nibble * 32; }
@@ -10,7 +10,7 @@ struct Code12 {
 // The fast mode, about 1 % off: one byte per entry, for half of the lookups. Two that are 8 columns apart stay within a
 // byte, rounded up, and each half of a group has a scale of its own.
 struct Code8 {
-    static constexpr int kBias = 64, kShift = 8, kLow = 0, kUpper = 0, kChunk = 128;
+    static constexpr int kBias = 64, kShift = 8, kWeight = 1, kLow = 0, kUpper = 0, kChunk = 128;
     static constexpr float kLimit = 126;
     static constexpr bool kPairs = true;
     static constexpr int64_t at(int64_t nibble) { return nibble * 16; }
@@ -34,8 +34,8 @@ EDGEC_NOINLINE void lut_index(const uint8_t *p, int64_t columns, uint8_t *to) {
     }
 }
 
-// to[bits][2][kLutParts][2] = the lookups of a group's planes in the tables t. kReady: p is what lut_index() made of the
-// codes, else the codes themselves.
+// to[bits][2][kLutParts][2] = the lookups of a group's planes in the tables t. kReady: p is what lut_index() made of
+// the codes, else the codes themselves.
 template <class Code, bool kReady>
 EDGEC_NOINLINE void lut_planes(const uint8_t *p, int64_t bits, int64_t chunks, const uint8_t *t, vb *to) {
     constexpr int64_t kColumn = kReady ? 2 * kBitsRows : kBitsRows;
@@ -75,7 +75,7 @@ EDGEC_NOINLINE void lut_planes(const uint8_t *p, int64_t bits, int64_t chunks, c
                 }
             }
 #pragma GCC unroll 4
-            for (int r = 0; r < kLutParts; ++r) vbwiden<Code::kPairs ? 1 : 1 << Code::kShift % 8>(low[r], high[r], sum[r]);
+            for (int r = 0; r < kLutParts; ++r) vbwiden<Code::kWeight>(low[r], high[r], sum[r]);
         }
 #pragma GCC unroll 4
         for (int r = 0; r < kLutParts; ++r) to[2 * r] = sum[r][0], to[2 * r + 1] = sum[r][1];
@@ -118,7 +118,8 @@ EDGEC_NOINLINE void lut_sums(const BitsShape &s, const uint8_t *p, const float *
             const float *scale = (const float *)(t + s.chunks() * 256), *sum = scale + s.groups();
             if (s.m > 1) lut_planes<Code, true>(index, s.bits, chunks, from, planes);
             else lut_planes<Code, false>(p, s.bits, chunks, from, planes);
-            lut_add(s, planes, h, Code::kPairs ? half_weights(s, t)[g] : 0x10001, scale[g], sum[g], out + m * kBitsRows);
+            const int32_t weights = Code::kPairs ? half_weights(s, t)[g] : 0x10001;
+            lut_add(s, planes, h, weights, scale[g], sum[g], out + m * kBitsRows);
         }
         p += s.code_bytes(chunks) + s.scale_bytes();
     }

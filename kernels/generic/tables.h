@@ -22,17 +22,17 @@ template <class Code> EDGEC_INLINE void table_of_four(const float *x, float scal
     if (Code::kUpper > 0) vstore_bytes(to + Code::kUpper, high);
 }
 
-// Halves of groups of 128 columns may have tables of their own scales: whole multiples, up to this, of one kHalfMost-th of
-// the group's. Two such weights of 16 bits per group lie behind tables that are less than 256 bytes per chunk.
+// Halves of groups of 128 columns may have tables of their own scales: whole multiples, up to this, of one kHalfMost-th
+// of the group's. Two such weights of 16 bits per group lie behind tables that are less than 256 bytes per chunk.
 constexpr int kHalfMost = 127;
 EDGEC_INLINE int32_t *half_weights(const BitsShape &s, const uint8_t *tables) {
     return (int32_t *)(tables + s.chunks() * 128);
 }
 
-// The tables of every row of x[m][k] (BitsShape::table_bytes are kept for each); columns beyond k count as zero. Entries are at least
-// 2^-127 apart, so that the factor to them is finite: smaller activations lose bits. A NaN is in the group's sum, which
-// makes every output of the row NaN. Infinities, and four activations that add up to more than f32 holds, give outputs
-// that are not finite.
+// The tables of every row of x[m][k] (each has room for BitsShape::table_bytes); columns beyond k count as zero.
+// Entries are at least 2^-127 apart, so that the factor to them is finite: smaller activations lose bits. A NaN is in
+// the group's sum, which makes every output of the row NaN. Infinities, and four activations that add up to more than
+// f32 holds, give outputs that are not finite.
 template <class Code> EDGEC_NOINLINE void tables_of(const BitsShape &s, const float *x, uint8_t *to) {
     for (int64_t m = 0; m < s.m; ++m, x += s.k, to += s.table_bytes()) {
         float *scale = (float *)(to + s.chunks() * 256), *sum = scale + s.groups();

@@ -123,13 +123,14 @@ EDGEC_INLINE vb vblookup(vb table, vb at) { return _mm512_shuffle_epi8(table, at
 EDGEC_INLINE vb vblow(vb a) { return _mm512_and_si512(a, _mm512_set1_epi8(15)); }                          // a & 15
 EDGEC_INLINE vb vbhigh(vb a) { return _mm512_and_si512(_mm512_srli_epi16(a, 4), _mm512_set1_epi8(15)); }  // a >> 4
 EDGEC_INLINE vb vbadd(vb a, vb b) { return _mm512_add_epi8(a, b); }
-// Of each 128-bit part, sum[0] += the first eight bytes of a + W b, sum[1] += the others, as 16 bits; W b is below 2^15.
+// Of each 128-bit part, sum[0] += the first eight bytes of a + W b, sum[1] += the others, as 16 bits; a + W b < 2^15.
 template <int W> EDGEC_INLINE void vbwiden(vb a, vb b, vb *sum) {
     const __m512i weights = _mm512_set1_epi16(W << 8 | 1);
     sum[0] = _mm512_add_epi16(sum[0], _mm512_maddubs_epi16(_mm512_unpacklo_epi8(a, b), weights));
     sum[1] = _mm512_add_epi16(sum[1], _mm512_maddubs_epi16(_mm512_unpackhi_epi8(a, b), weights));
 }
-// Such sums, signed, of a times the lower half of weights and b times the upper one, as rows: to[v] lane 4 l + e is of byte 16 l + 4 v + e.
+// Such sums, signed, of a times the lower half of weights and b times the upper one, as rows: to[v] lane 4 l + e is of
+// byte 16 l + 4 v + e.
 EDGEC_INLINE void vbrows(const vb *a, const vb *b, int32_t weights, vi *to) {
     const __m512i two = _mm512_set1_epi32(weights);
     for (int i = 0; i < 2; ++i) {

@@ -137,7 +137,8 @@ void bounds(Case &c, const Product &p) {
     };
 }
 
-// features: 1 bias, 2 residual, 4 residual first, 8 outlier activations, 16 rows of zeros, 32 the parameter `fast`, 64 on.
+// features: 1 bias, 2 residual, 4 residual first, 8 outlier activations, 16 rows of zeros, 32 the parameter `fast`, 64
+// that it is on.
 void add_linear(Suite &s, int64_t m, const Bits &b, int64_t act, int features) {
     Case &c = s.add(text("m %lld n %lld k %lld bits %lld group %lld uniform %d act %lld features %d", (long long)m,
                          (long long)b.n, (long long)b.k, (long long)b.bits, (long long)b.group, b.uniform,
@@ -202,9 +203,11 @@ CASES(linear_bits) {
     for (int64_t bits = 1; bits <= 8; ++bits)
         for (const int64_t group : {32, 64, 128})
             for (const bool uniform : {false, true})
-                for (const int64_t m : {1, 5}) add_linear(s, m, {s.rng.range(1, 300), s.rng.range(1, 300), bits, group, uniform}, 0, 96);
+                for (const int64_t m : {1, 5})
+                    add_linear(s, m, {s.rng.range(1, 300), s.rng.range(1, 300), bits, group, uniform}, 0, 96);
     for (int64_t m = 1; m <= 20; ++m)
-        add_linear(s, m, any_bits(s.rng, s.rng.range(1, 300), s.rng.range(1, 300)), m % 14, 96 | (int)s.rng.range(0, 31));
+        add_linear(s, m, any_bits(s.rng, s.rng.range(1, 300), s.rng.range(1, 300)), m % 14,
+                   96 | (int)s.rng.range(0, 31));
     for (const int64_t k : {1, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129, 160, 255, 256, 257})
         add_linear(s, k % 3 + 1, any_bits(s.rng, 70, k), 0, 96);
     for (const int64_t bits : {2, 3, 4})
