@@ -49,7 +49,8 @@ class Compiled:
 
 def compile(
     source: str | object, output: Path | str = "out", *, target: str = "host", ctx: int | None = None,
-    dynamic: Dynamic | None = None, weights: str = "auto", kv: str = "f32", memory_budget: int | None = None,
+    dynamic: Dynamic | None = None, weights: str = "auto", kv: str = "f32", arithmetic: str = "exact",
+    memory_budget: int | None = None,
     dump_dir: Path | None = None, stop_after: str | None = None, print_after: str | None = None,
     dry_run: bool = False, tokenizer: bool = True, example_inputs: Sequence[Any] | None = None,
     allow_pickle: bool = False, custom_ops: Mapping[Any, Any] | None = None, quant: QuantizeOptions | None = None,
@@ -57,7 +58,8 @@ def compile(
 ) -> Compiled:
     """Compiles `source` (a Hugging Face folder or hub id, an .onnx file, FILE.py:FACTORY, a torch module) for `target`.
 
-    weights: auto, f32, f16, bf16. kv: f32, f16. ctx: most tokens of a session. dynamic: {input: {axis: (min, max)}}.
+    weights: auto, f32, f16, bf16. kv: f32, f16. arithmetic: exact, or fast products with weights of few bits. ctx: most
+    tokens of a session. dynamic: {input: {axis: (min, max)}}.
     example_inputs: what a torch module's forward takes. custom_ops: what operators of torch.library are in ONNX.
     memory_budget: bytes. tokenizer: False leaves it out of the bundle. allow_pickle: also pickled weights, read by
     torch's restricted unpickler in a process of its own. quant: quantize on the way, in a folder beside `output` that
@@ -83,12 +85,13 @@ def compile(
     elif quant_from is not None:
         step = QuantStep(Path(quant_from))
     # Without paths: the same model compiled anywhere gives the same bytes.
-    config = {"target": target, "ctx": ctx, "weights": weights, "kv": kv, "memory_budget": memory_budget,
+    config = {"target": target, "ctx": ctx, "weights": weights, "kv": kv, "arithmetic": arithmetic,
+              "memory_budget": memory_budget,
               "tokenizer": tokenizer,
               "dynamic": {name: {str(axis): list(pair) for axis, pair in axes.items()}
                           for name, axes in (dynamic or {}).items()}}
-    emitter: dict[str, Any] = {"weights": weights, "kv": kv, "max_context": ctx, "memory_budget": memory_budget,
-                               "tokenizer": tokenizer, "config": config}
+    emitter: dict[str, Any] = {"weights": weights, "kv": kv, "arithmetic": arithmetic, "max_context": ctx,
+                               "memory_budget": memory_budget, "tokenizer": tokenizer, "config": config}
     options = CompileOptions(
         target=target, outdir=output, emitter=emitter,
         importer=_importer_options(source, ctx, dynamic, example_inputs, allow_pickle)
@@ -197,6 +200,7 @@ def _port(value: ir.Value) -> dict[str, Any]:
 
 def _inspect_bundle(path: Path) -> dict[str, Any]:
     from edgec.native.bundle import read_bundle
+    from edgec.native.plan import kernel_text
 
     bundle = read_bundle(path)
     plan = bundle.plan
@@ -213,7 +217,7 @@ def _inspect_bundle(path: Path) -> dict[str, Any]:
                    for p in entry.inputs],
         "outputs": [{"name": p.name, "dtype": p.dtype.name.lower(), "shape": [str(d) for d in p.dims]}
                     for p in entry.outputs],
-        "kernels": dict(Counter(call.kernel for e in plan.entries for call in e.calls)),
+        "kernels": dict(Counter(kernel_text(call) for e in plan.entries for call in e.calls)),
         "storage": [{"name": w.name, "shape": list(w.shape), "form": w.form, "bytes": w.bytes,
                      "bits_per_weight": round(w.bits, 4), "kernels": list(w.kernels)} for w in stored],
         "memory": plan.memory_table().to_json(),

@@ -52,6 +52,7 @@ AllowPickle = Annotated[
 _WEIGHTS = {"auto": "auto", "fp32": "f32", "fp16": "f16", "bf16": "bf16"}
 _LAYER_NUMBER = re.compile(r"\.\d+\.")
 _KV = {"fp32": "f32", "fp16": "f16"}
+_ARITHMETIC = {"exact": "exact", "fast": "fast"}
 
 
 def register(app: typer.Typer) -> None:
@@ -167,6 +168,9 @@ def compile_(
         str, typer.Option(help="Storage: auto (smallest lossless one per tensor), fp32, fp16, bf16.")
     ] = "auto",
     kv: Annotated[str, typer.Option(help="Storage of the key/value cache: fp32, fp16.")] = "fp32",
+    arithmetic: Annotated[
+        str, typer.Option(help="Few rows times weights of few bits: exact (off by 0.1 %), fast (by up to 1.5 %).")
+    ] = "exact",
     memory_budget: Annotated[
         str | None, typer.Option(help="Fail when the planned peak memory is above, as 900M or 1.5G.")
     ] = None,
@@ -213,6 +217,7 @@ def compile_(
         result = api.compile(
             model, output, target=target, ctx=ctx, dynamic=parse_dynamic("--dynamic", dynamic or []),
             weights=choice("--weights", weights, _WEIGHTS), kv=choice("--kv", kv, _KV),
+            arithmetic=choice("--arithmetic", arithmetic, _ARITHMETIC),
             memory_budget=parse_bytes("--memory-budget", memory_budget) if memory_budget is not None else None,
             dump_dir=dump_dir, stop_after=stop_after, print_after=print_after, dry_run=dry_run,
             tokenizer=tokenizer, allow_pickle=allow_pickle, quant=options, quant_from=quant_from, progress=update,

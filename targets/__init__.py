@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 Weights = Literal["auto", "f32", "f16", "bf16"]
 Cache = Literal["f32", "f16"]
+Arithmetic = Literal["exact", "fast"]
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,8 @@ class EmitOptions:
     """What the user decided about the output; the same for every backend.
 
     weights: storage of linear, convolution and embedding weights; auto keeps the smallest lossless one.
-    kv: storage of the key/value cache. max_context: tokens (None: the model's own maximum).
+    kv: storage of the key/value cache. arithmetic: fast lets few rows be multiplied with weights of few bits through
+    tables of 8 bits (docs/kernels.md). max_context: tokens (None: the model's own maximum).
     prefill_chunk: tokens of one prefill or score call. memory_budget: bytes of planned peak memory, None: no limit.
     golden, tokenizer: store the reference's answers, and the tokenizer, in the bundle.
     config: the resolved command, written beside the bundle. reports: more files for reports/, each made of the plan.
@@ -29,6 +31,7 @@ class EmitOptions:
 
     weights: Weights = "auto"
     kv: Cache = "f32"
+    arithmetic: Arithmetic = "exact"
     max_context: int | None = None
     prefill_chunk: int = 256
     memory_budget: int | None = None
@@ -39,7 +42,8 @@ class EmitOptions:
 
     def __post_init__(self) -> None:
         """Raises EdgecError EDGEC-E0002 for a value out of range."""
-        for name, value, choices in (("weights", self.weights, get_args(Weights)), ("kv", self.kv, get_args(Cache))):
+        for name, value, choices in (("weights", self.weights, get_args(Weights)), ("kv", self.kv, get_args(Cache)),
+                                     ("arithmetic", self.arithmetic, get_args(Arithmetic))):
             if value not in choices:
                 raise EdgecError("E0002", stage="options", where=name, found=repr(value), wanted="one of the choices",
                                  hint=did_you_mean(str(value), choices))

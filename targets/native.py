@@ -31,7 +31,7 @@ def plan_model(model: ir.Model, options: EmitOptions) -> tuple[Plan, dict[str, A
     from edgec.native.lower import build_plan
 
     plan = build_plan(model, weights=options.weights, kv=options.kv, max_context=options.max_context,
-                      prefill_chunk=options.prefill_chunk)
+                      prefill_chunk=options.prefill_chunk, arithmetic=options.arithmetic)
     memory = plan.memory_table(_contexts(plan.max_context)).to_json()
     peak = max(memory["peak"].values())
     if options.memory_budget is not None and peak > options.memory_budget:

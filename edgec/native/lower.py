@@ -7,7 +7,7 @@ compile ends with EDGEC-E0301 and the list of all such nodes.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import onnx_ir as ir
@@ -43,7 +43,7 @@ from edgec.native.lower_values import (
     safe_name,
 )
 from edgec.native.lower_weights import check_dense, check_dequantize, fold_unpacked, lower_dense, lower_dequantize
-from edgec.native.plan import Entry, Plan, Port, Space, State
+from edgec.native.plan import TABLES, Entry, Plan, Port, Space, State
 
 _STAGE = "plan"
 _CACHED = ("edgec", "CachedAttention")
@@ -146,11 +146,13 @@ def layer_of(node: ir.Node) -> str:
 def build_plan(
     model: ir.Model, *, weights: Storage = "auto", kv: Literal["f32", "f16"] | None = None,
     max_context: int | None = None, prefill_chunk: int = 256, low_bit: bool = True,
+    arithmetic: Literal["exact", "fast"] = "exact",
 ) -> Plan:
     """The plan of a graph in the lowered(native) stage (docs/ir.md); the graph is not changed.
 
     weights: storage of linear, convolution and embedding weights; "auto" keeps the smallest lossless type per tensor.
     low_bit: keep weights of few bits as they are where a kernel reads them; False: every weight dense.
+    arithmetic: fast lets products of few rows with such weights use tables of 8 bits.
     kv: storage of the cache; None: what each edgec::CachedAttention says. max_context: tokens, None: the model's.
     Raises EdgecError: E0301 with every node that cannot be lowered, E0302 for shapes that cannot be planned, E0002 for
     settings the model cannot have.
@@ -162,14 +164,22 @@ def build_plan(
                          wanted="a language model", hint="leave the context out: this model has none")
     try:
         if info.task == "causal-lm":
-            return _language_model(model.graph, info, store, kv, max_context, prefill_chunk)
-        return _generic(model.graph, info, store)
+            plan = _language_model(model.graph, info, store, kv, max_context, prefill_chunk)
+        else:
+            plan = _generic(model.graph, info, store)
     except EdgecError as e:
         # A size that is not known may be the fault of an operator that is: that one is said first.
         problems = [(node, reason) for node in model.graph if (reason := unsupported(node)) is not None]
         if isinstance(e, UnsupportedNodesError) or not problems:
             raise
         raise UnsupportedNodesError(problems) from e
+    return _fast(plan) if arithmetic == "fast" else plan
+
+
+def _fast(plan: Plan) -> Plan:
+    entries = (replace(e, calls=tuple(replace(c, ints=(*c.ints, 1)) if c.kernel in TABLES else c for c in e.calls))
+               for e in plan.entries)
+    return replace(plan, entries=tuple(entries))
 
 
 class UnsupportedNodesError(EdgecError):

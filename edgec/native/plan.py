@@ -180,6 +180,20 @@ def low_bit_matrices(call: Call) -> list[tuple[int, BitsSpec, int, int]]:
     return []
 
 
+# Products that look few rows up in tables, and how many ints they have without the last, optional one: fast.
+TABLES = {"linear_bits": 6, "linear_bits_split": 2 + 2 * KERNELS["linear_bits_split"].n_out}
+
+
+def is_fast(call: Call) -> bool:
+    """Whether the call may use tables of 8 bits."""
+    return len(call.ints) > TABLES.get(call.kernel, len(call.ints)) and bool(call.ints[-1])
+
+
+def kernel_text(call: Call) -> str:
+    """The kernel as reports name it."""
+    return f"{call.kernel} fast" if is_fast(call) else call.kernel
+
+
 def _number(value: int | Dim) -> int:
     return value.hi if isinstance(value, Dim) else value
 
@@ -297,7 +311,7 @@ class Plan:
             low.update((index, matrix) for index, *matrix in low_bit_matrices(call))
             for operand in call.inputs:
                 if operand.space is Space.WEIGHT:
-                    kernels.setdefault(operand.index, {})[call.kernel] = None
+                    kernels.setdefault(operand.index, {})[kernel_text(call)] = None
         found = []
         for i, w in enumerate(self.weights):
             form, shape = _form(w.dtype, w.format), w.dims

@@ -18,6 +18,9 @@ static const char *bits_check(const View &w, const int64_t *i, int64_t k) {
 }
 
 static const char *product_check(const Args &a, int outputs) {
+    const int ints = bits_ints(outputs);
+    if (a.n_op != 3 * outputs + (outputs == 1 ? 2 : 1) || a.n_i < ints || a.n_i > ints + 1 || a.n_f != 2) return kArity;
+    if (a.n_i > ints && !flag(a.i[ints])) return kParam;
     const View &x = a.op[outputs];
     if (!a.op[0].data || !activation(x)) return kMissing;
     if (x.rank < 1 || leading(x) > kMaxDim) return kShape;
@@ -60,14 +63,12 @@ static int64_t product_cost_of(const Args &a, int outputs) {
     return ns;
 }
 
-const char *linear_bits_check(const Args &a) { return arity(a, 5, 6, 2) ? product_check(a, 1) : kArity; }
+const char *linear_bits_check(const Args &a) { return product_check(a, 1); }
 int64_t linear_bits_tiles(const Args &a) { return product_tiles(a, 1); }
 int64_t linear_bits_cost(const Args &a) { return product_cost_of(a, 1); }
 int64_t linear_bits_scratch(const Args &a) { return bits_scratch(bits_part(a, 1, 0).s); }
 
-const char *linear_bits_split_check(const Args &a) {
-    return arity(a, 3 * kBitsOutputs + 1, 2 + 2 * kBitsOutputs, 2) ? product_check(a, kBitsOutputs) : kArity;
-}
+const char *linear_bits_split_check(const Args &a) { return product_check(a, kBitsOutputs); }
 int64_t linear_bits_split_tiles(const Args &a) { return product_tiles(a, kBitsOutputs); }
 int64_t linear_bits_split_cost(const Args &a) { return product_cost_of(a, kBitsOutputs); }
 int64_t linear_bits_split_scratch(const Args &a) { return bits_scratch(bits_part(a, kBitsOutputs, 0).s); }

@@ -50,6 +50,12 @@ EDGEC_INLINE BitsPart bits_part(const Args &a, int outputs, int p) {
     return part;
 }
 
+// Ints of a product before the last, optional one: whether few rows may be looked up in tables of 8 bits.
+EDGEC_INLINE int bits_ints(int outputs) { return outputs == 1 ? 6 : 2 + 2 * kBitsOutputs; }
+EDGEC_INLINE bool bits_fast(const Args &a, int outputs) {
+    return a.n_i > bits_ints(outputs) && a.i[bits_ints(outputs)];
+}
+
 // What an instruction set brings to a product. `tables` is what prepare() made of x[m][k], once per thread and call;
 // sums() adds the product with one tile to out[m][64].
 struct BitsMethod {

@@ -87,8 +87,8 @@ void bits_run(const Args &a, int outputs, int64_t t0, int64_t t1, void *scratch,
 }
 
 void linear_bits(const Args &a, int64_t t0, int64_t t1, void *scratch) {
-    bits_run(a, 1, t0, t1, scratch, kLookups, BitsMethod());
+    bits_run(a, 1, t0, t1, scratch, bits_fast(a, 1) ? kFastLookups : kLookups, BitsMethod());
 }
 void linear_bits_split(const Args &a, int64_t t0, int64_t t1, void *scratch) {
-    bits_run(a, kBitsOutputs, t0, t1, scratch, kLookups, BitsMethod());
+    bits_run(a, kBitsOutputs, t0, t1, scratch, bits_fast(a, kBitsOutputs) ? kFastLookups : kLookups, BitsMethod());
 }

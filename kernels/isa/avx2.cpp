@@ -21,6 +21,7 @@ namespace avx2 {
 #include "../generic/bits_scales.h"
 #include "../generic/tables.h"
 #include "../generic/lut.h"
+constexpr BitsMethod kFastLookups = {tables_of<Code8>, lut_sums<Code8>};
 #include "../generic/all.h"
 #include "../generic/narrow.h"
 }  // namespace avx2

@@ -25,6 +25,7 @@ namespace avx512 {
 #include "../generic/bits_scales.h"
 #include "../generic/tables.h"
 #include "../generic/lut.h"
+constexpr BitsMethod kFastLookups = kLookups;  // memory is the limit here
 #include "../generic/all.h"
 }  // namespace avx512
 }  // namespace edgec

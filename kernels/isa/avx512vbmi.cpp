@@ -27,8 +27,9 @@ namespace vbmi {
 // value = 128 upper + lower, both signed. A chunk: the tables of nibbles 0, 2, 4, 6 (lower bytes, then upper), then of
 // the odd nibbles.
 struct Code15 {
-    static constexpr int kBias = 64, kShift = 7, kLow = 64, kUpper = 64;
+    static constexpr int kBias = 64, kShift = 7, kLow = 64, kUpper = 64, kChunk = 256;
     static constexpr float kLimit = 16319;
+    static constexpr bool kPairs = false;
     static constexpr int64_t at(int64_t nibble) { return nibble % 2 * 128 + nibble / 2 * 16; }
 };
 

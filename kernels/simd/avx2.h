@@ -113,30 +113,32 @@ EDGEC_INLINE vi vtop_bytes(const uint8_t *p, int v) {
 }
 EDGEC_INLINE vm vnegative(vi a) { return _mm256_castsi256_ps(a); }  // vsel looks at nothing but the sign
 
-constexpr int64_t kBytes = 32;
+constexpr int64_t kBytes = 32, kPrefetchStep = 4096;
 using vb = __m256i;
 EDGEC_INLINE vb vbload(const uint8_t *p) { return _mm256_loadu_si256((const __m256i *)p); }
-EDGEC_INLINE vb vbzero() { return _mm256_setzero_si256(); }
+EDGEC_INLINE void vbstore(uint8_t *p, vb a) { _mm256_storeu_si256((__m256i *)p, a); }
+EDGEC_INLINE vb vbset16(int32_t x) { return _mm256_set1_epi16((int16_t)x); }
 EDGEC_INLINE vb vbtable(const uint8_t *p) { return _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)p)); }
 EDGEC_INLINE vb vblookup(vb table, vb at) { return _mm256_shuffle_epi8(table, at); }
 EDGEC_INLINE vb vblow(vb a) { return _mm256_and_si256(a, _mm256_set1_epi8(15)); }
-EDGEC_INLINE vb vbhigh(vb a) { return _mm256_and_si256(_mm256_srli_epi16(a, 4), _mm256_set1_epi8(15)); }
-EDGEC_INLINE vb vbadd(vb a, vb b) { return _mm256_add_epi8(a, b); }
-EDGEC_INLINE vb vbadd16(vb a, vb b) { return _mm256_add_epi16(a, b); }
-EDGEC_INLINE vb vbsub16(vb a, vb b) { return _mm256_sub_epi16(a, b); }
-EDGEC_INLINE vb vbodd(vb a) { return _mm256_srli_epi16(a, 8); }
-EDGEC_INLINE vb vbshl8(vb a) { return _mm256_slli_epi16(a, 8); }
-EDGEC_INLINE void vbsums(vb low, vb low_odd, vb high, vb high_odd, vi *to) {
-    const __m256i weights = _mm256_set1_epi32(64 << 16 | 1);
-    const __m256i e0 = _mm256_madd_epi16(_mm256_unpacklo_epi16(low, high), weights);
-    const __m256i e1 = _mm256_madd_epi16(_mm256_unpackhi_epi16(low, high), weights);
-    const __m256i o0 = _mm256_madd_epi16(_mm256_unpacklo_epi16(low_odd, high_odd), weights);
-    const __m256i o1 = _mm256_madd_epi16(_mm256_unpackhi_epi16(low_odd, high_odd), weights);
-    to[0] = _mm256_unpacklo_epi32(e0, o0);
-    to[1] = _mm256_unpackhi_epi32(e0, o0);
-    to[2] = _mm256_unpacklo_epi32(e1, o1);
-    to[3] = _mm256_unpackhi_epi32(e1, o1);
+// A product, for shifts compete with shuffles.
+EDGEC_INLINE vb vbhigh(vb a) {
+    return _mm256_and_si256(_mm256_mulhi_epu16(a, _mm256_set1_epi16(4096)), _mm256_set1_epi8(15));
 }
+EDGEC_INLINE vb vbadd(vb a, vb b) { return _mm256_add_epi8(a, b); }
+template <int W> EDGEC_INLINE void vbwiden(vb a, vb b, vb *sum) {
+    const __m256i weights = _mm256_set1_epi16(W << 8 | 1);
+    sum[0] = _mm256_add_epi16(sum[0], _mm256_maddubs_epi16(_mm256_unpacklo_epi8(a, b), weights));
+    sum[1] = _mm256_add_epi16(sum[1], _mm256_maddubs_epi16(_mm256_unpackhi_epi8(a, b), weights));
+}
+EDGEC_INLINE void vbrows(const vb *a, const vb *b, int32_t weights, vi *to) {
+    const __m256i two = _mm256_set1_epi32(weights);
+    for (int i = 0; i < 2; ++i) {
+        to[2 * i] = _mm256_madd_epi16(_mm256_unpacklo_epi16(a[i], b[i]), two);
+        to[2 * i + 1] = _mm256_madd_epi16(_mm256_unpackhi_epi16(a[i], b[i]), two);
+    }
+}
+EDGEC_INLINE void vbpin(vb *a) { __asm__("" : "+x"(*a)); }
 EDGEC_INLINE void vstore_bytes(uint8_t *p, const vi *a) {
     const __m256i half = _mm256_permute4x64_epi64(_mm256_packus_epi32(a[0], a[1]), 0xd8);
     _mm_storeu_si128((__m128i *)p, _mm_packus_epi16(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1)));

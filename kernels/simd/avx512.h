@@ -110,34 +110,36 @@ EDGEC_INLINE vi vtop_bytes(const uint8_t *p, int v) {
 }
 EDGEC_INLINE vm vnegative(vi a) { return _mm512_movepi32_mask(a); }  // lanes with the sign bit
 
-// Tables (generic/tables.h, lut.h): vb is a vector of bytes.
-constexpr int64_t kBytes = 64;
+// Tables (generic/tables.h, lut.h): vb is a vector of bytes; kPrefetchStep as table_prefetch() wants it.
+constexpr int64_t kBytes = 64, kPrefetchStep = 1024;
 using vb = __m512i;
 EDGEC_INLINE vb vbload(const uint8_t *p) { return _mm512_loadu_si512(p); }
 EDGEC_INLINE vb vbzero() { return _mm512_setzero_si512(); }
+EDGEC_INLINE void vbstore(uint8_t *p, vb a) { _mm512_storeu_si512(p, a); }
+EDGEC_INLINE vb vbset16(int32_t x) { return _mm512_set1_epi16((int16_t)x); }
 // Sixteen bytes for every 128-bit part, and where bytes 0..15 of `at` look up.
 EDGEC_INLINE vb vbtable(const uint8_t *p) { return _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)p)); }
 EDGEC_INLINE vb vblookup(vb table, vb at) { return _mm512_shuffle_epi8(table, at); }
 EDGEC_INLINE vb vblow(vb a) { return _mm512_and_si512(a, _mm512_set1_epi8(15)); }                          // a & 15
 EDGEC_INLINE vb vbhigh(vb a) { return _mm512_and_si512(_mm512_srli_epi16(a, 4), _mm512_set1_epi8(15)); }  // a >> 4
 EDGEC_INLINE vb vbadd(vb a, vb b) { return _mm512_add_epi8(a, b); }
-EDGEC_INLINE vb vbadd16(vb a, vb b) { return _mm512_add_epi16(a, b); }
-EDGEC_INLINE vb vbsub16(vb a, vb b) { return _mm512_sub_epi16(a, b); }
-EDGEC_INLINE vb vbodd(vb a) { return _mm512_srli_epi16(a, 8); }
-EDGEC_INLINE vb vbshl8(vb a) { return _mm512_slli_epi16(a, 8); }
-// Sums low + 64 high of the even and the odd bytes of pairs (16 bits each, below 2^15), as rows: to[v] lane 4 l + e is
-// byte 16 l + 4 v + e.
-EDGEC_INLINE void vbsums(vb low, vb low_odd, vb high, vb high_odd, vi *to) {
-    const __m512i weights = _mm512_set1_epi32(64 << 16 | 1);
-    const __m512i e0 = _mm512_madd_epi16(_mm512_unpacklo_epi16(low, high), weights);
-    const __m512i e1 = _mm512_madd_epi16(_mm512_unpackhi_epi16(low, high), weights);
-    const __m512i o0 = _mm512_madd_epi16(_mm512_unpacklo_epi16(low_odd, high_odd), weights);
-    const __m512i o1 = _mm512_madd_epi16(_mm512_unpackhi_epi16(low_odd, high_odd), weights);
-    to[0] = _mm512_unpacklo_epi32(e0, o0);
-    to[1] = _mm512_unpackhi_epi32(e0, o0);
-    to[2] = _mm512_unpacklo_epi32(e1, o1);
-    to[3] = _mm512_unpackhi_epi32(e1, o1);
+// Of each 128-bit part, sum[0] += the first eight bytes of a + W b, sum[1] += the others, as 16 bits; a + W b < 2^15.
+template <int W> EDGEC_INLINE void vbwiden(vb a, vb b, vb *sum) {
+    const __m512i weights = _mm512_set1_epi16(W << 8 | 1);
+    sum[0] = _mm512_add_epi16(sum[0], _mm512_maddubs_epi16(_mm512_unpacklo_epi8(a, b), weights));
+    sum[1] = _mm512_add_epi16(sum[1], _mm512_maddubs_epi16(_mm512_unpackhi_epi8(a, b), weights));
 }
+// Such sums, signed, of a times the lower half of weights and b times the upper one, as rows: to[v] lane 4 l + e is of
+// byte 16 l + 4 v + e.
+EDGEC_INLINE void vbrows(const vb *a, const vb *b, int32_t weights, vi *to) {
+    const __m512i two = _mm512_set1_epi32(weights);
+    for (int i = 0; i < 2; ++i) {
+        to[2 * i] = _mm512_madd_epi16(_mm512_unpacklo_epi16(a[i], b[i]), two);
+        to[2 * i + 1] = _mm512_madd_epi16(_mm512_unpackhi_epi16(a[i], b[i]), two);
+    }
+}
+// No code, but an order: sums that contain *a are formed as they are written.
+EDGEC_INLINE void vbpin(vb *a) { __asm__("" : "+v"(*a)); }
 // The low bytes of sixteen lanes (which are 0..255 where an instruction set saturates).
 EDGEC_INLINE void vstore_bytes(uint8_t *p, const vi *a) { _mm_storeu_si128((__m128i *)p, _mm512_cvtepi32_epi8(a[0])); }
 // Every lane: the sum of its four.

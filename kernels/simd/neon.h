@@ -92,33 +92,33 @@ EDGEC_INLINE vi vtop_bytes(const uint8_t *p, int v) {
 }
 EDGEC_INLINE vm vnegative(vi a) { return vreinterpretq_u32_s32(vshrq_n_s32(a, 31)); }
 
-constexpr int64_t kBytes = 16;
+constexpr int64_t kBytes = 16, kPrefetchStep = 1024;
 using vb = uint8x16_t;
-EDGEC_INLINE uint16x8_t vb16_(vb a) { return vreinterpretq_u16_u8(a); }
 EDGEC_INLINE vb vbload(const uint8_t *p) { return vld1q_u8(p); }
-EDGEC_INLINE vb vbzero() { return vdupq_n_u8(0); }
+EDGEC_INLINE void vbstore(uint8_t *p, vb a) { vst1q_u8(p, a); }
+EDGEC_INLINE vb vbset16(int32_t x) { return vreinterpretq_u8_u16(vdupq_n_u16((uint16_t)x)); }
 EDGEC_INLINE vb vbtable(const uint8_t *p) { return vld1q_u8(p); }
 EDGEC_INLINE vb vblookup(vb table, vb at) { return vqtbl1q_u8(table, at); }
 EDGEC_INLINE vb vblow(vb a) { return vandq_u8(a, vdupq_n_u8(15)); }
 EDGEC_INLINE vb vbhigh(vb a) { return vshrq_n_u8(a, 4); }
 EDGEC_INLINE vb vbadd(vb a, vb b) { return vaddq_u8(a, b); }
-EDGEC_INLINE vb vbadd16(vb a, vb b) { return vreinterpretq_u8_u16(vaddq_u16(vb16_(a), vb16_(b))); }
-EDGEC_INLINE vb vbsub16(vb a, vb b) { return vreinterpretq_u8_u16(vsubq_u16(vb16_(a), vb16_(b))); }
-EDGEC_INLINE vb vbodd(vb a) { return vreinterpretq_u8_u16(vshrq_n_u16(vb16_(a), 8)); }
-EDGEC_INLINE vb vbshl8(vb a) { return vreinterpretq_u8_u16(vshlq_n_u16(vb16_(a), 8)); }
-EDGEC_INLINE void vbsums_(vb low, vb high, uint32x4_t *to) {
-    to[0] = vmlal_n_u16(vmovl_u16(vget_low_u16(vb16_(low))), vget_low_u16(vb16_(high)), 64);
-    to[1] = vmlal_n_u16(vmovl_u16(vget_high_u16(vb16_(low))), vget_high_u16(vb16_(high)), 64);
+template <int W> EDGEC_INLINE void vbwiden(vb a, vb b, vb *sum) {
+    uint16x8_t low = vaddw_u8(vreinterpretq_u16_u8(sum[0]), vget_low_u8(a));
+    uint16x8_t high = vaddw_high_u8(vreinterpretq_u16_u8(sum[1]), a);
+    low = W == 1 ? vaddw_u8(low, vget_low_u8(b)) : vmlal_u8(low, vget_low_u8(b), vdup_n_u8(W));
+    high = W == 1 ? vaddw_high_u8(high, b) : vmlal_high_u8(high, b, vdupq_n_u8(W));
+    sum[0] = vreinterpretq_u8_u16(low);
+    sum[1] = vreinterpretq_u8_u16(high);
 }
-EDGEC_INLINE void vbsums(vb low, vb low_odd, vb high, vb high_odd, vi *to) {
-    uint32x4_t e[2], o[2];
-    vbsums_(low, high, e);
-    vbsums_(low_odd, high_odd, o);
+EDGEC_INLINE void vbrows(const vb *a, const vb *b, int32_t weights, vi *to) {
+    const int16_t u = (int16_t)weights, v = (int16_t)(weights >> 16);
     for (int i = 0; i < 2; ++i) {
-        to[2 * i] = vreinterpretq_s32_u32(vzip1q_u32(e[i], o[i]));
-        to[2 * i + 1] = vreinterpretq_s32_u32(vzip2q_u32(e[i], o[i]));
+        const int16x8_t p = vreinterpretq_s16_u8(a[i]), q = vreinterpretq_s16_u8(b[i]);
+        to[2 * i] = vmlal_n_s16(vmull_n_s16(vget_low_s16(p), u), vget_low_s16(q), v);
+        to[2 * i + 1] = vmlal_high_n_s16(vmull_high_n_s16(p, u), q, v);
     }
 }
+EDGEC_INLINE void vbpin(vb *a) { __asm__("" : "+w"(*a)); }
 EDGEC_INLINE void vstore_bytes(uint8_t *p, const vi *a) {
     const int16x8_t x = vcombine_s16(vmovn_s32(a[0]), vmovn_s32(a[1])), y = vcombine_s16(vmovn_s32(a[2]), vmovn_s32(a[3]));
     vst1q_u8(p, vreinterpretq_u8_s8(vcombine_s8(vmovn_s16(x), vmovn_s16(y))));

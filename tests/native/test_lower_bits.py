@@ -196,6 +196,33 @@ def test_golden_vectors_of_joined_products_allow_for_tables() -> None:
     assert np.float32(5e-2).tobytes() in section
 
 
+def test_fast_products_say_so_and_travel_with_the_plan(tmp_path: Any) -> None:
+    """The last parameter of both kernels; nothing else of the plan changes, and without the option nothing does."""
+    body = "y = MatMul(x, t0) z = MatMul(x, t1) v = MatMul(x, t2)"
+    parts = [(64, HLQ2), (64, HLQ2), (70, BitsSpec(3, 64))]
+    made = siblings(parts, body, "float[3,64] y, float[3,64] z, float[3,70] v")
+    exact, fast = build_plan(made), build_plan(made, arithmetic="fast")
+    assert [c.kernel for c in fast.entries[0].calls] == ["linear_bits_split", "linear_bits"]
+    for old, new in zip(exact.entries[0].calls, fast.entries[0].calls, strict=True):
+        assert new.ints == (*old.ints, 1)
+        assert new.operands == old.operands
+    assert not plan_problems(fast)
+    assert [w.kernels for w in fast.stored()] == [("linear_bits_split fast",)] * 2 + [("linear_bits fast",)]
+    assert [w.kernels for w in exact.stored()] == [("linear_bits_split",)] * 2 + [("linear_bits",)]
+    section = golden_section(made, fast)
+    assert section is not None
+    assert np.float32(1.5e-1).tobytes() in section
+    write_bundle(tmp_path / "m.edgec", fast, tokenizer=None, golden=None, manifest={})
+    assert read_bundle(tmp_path / "m.edgec").plan == fast
+    feeds = {"x": f(3, K)}
+    assert np.array_equal(Interpreter(fast).run("main", feeds)["v"], Interpreter(exact).run("main", feeds)["v"])
+
+
+def test_fast_changes_no_other_plan() -> None:
+    made = graph("y = Gather(w, i)", "int64[5] i", f"float[5,{K}]")
+    assert build_plan(made, arithmetic="fast") == build_plan(made)
+
+
 def test_a_joined_palette_says_that_it_is_dense() -> None:
     p = random_palette(RNG, PaletteSpec(3), 32, K)
     body = "".join(f"w{i} = edgec.PaletteToDense<bits = 3, columns = {K}>(p{i}, l{i}) " for i in range(2))
