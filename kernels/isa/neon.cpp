@@ -14,6 +14,8 @@ namespace neon {
 #include "../generic/bits_scales.h"
 #include "../generic/tables.h"
 #include "../generic/lut.h"
+// Products of 16-bit integers are as many per instruction as of floats: the weights are decoded.
+constexpr BitsMethod kMany = kDecoded;
 #include "../generic/all.h"
 #include "../generic/narrow.h"
 }  // namespace neon
