@@ -13,7 +13,8 @@ from edgec.native.dims import Dim, product
 from edgec.native.plan import ALIGN, Call
 
 _WIDEN_ROWS = 13  # from here on 16-bit weights are widened once per panel
-_TABLE_ROWS, _DECODED = 16, 16384  # rows whose products are looked up; bytes of a decoded block of few-bit weights
+# Few-bit weights: most rows that are looked up, fewest that are not, bytes of a decoded block.
+_TABLE_ROWS, _MANY_ROWS, _DECODED = 16, 5, 16384
 _SEQUENCES = 8  # that a recurrent layer works on together
 _QUERY_ROWS, _SPAN = 48, 64  # rows and positions that attention works on together
 
@@ -51,11 +52,11 @@ def _call(call: Call) -> int:
 
 
 def _bits(rows: int, k: int, group: int) -> int:
-    """Sums of 64 columns, and tables of each row's activations or, from 17 rows on, the activations in bfloat16; never
-    less than fewer rows need."""
-    padded, chunks = -(-rows // 16) * 16, -(-k // 32)
-    tables = -(-(chunks * 256 + -(-k // group) * 8) // ALIGN) * ALIGN
-    decoded = padded * chunks * 64 + _DECODED if rows > _TABLE_ROWS else 0
+    """Sums of 64 columns, and tables of each row's activations or, of more rows, activations in 16 bits with scales;
+    never less than fewer rows need."""
+    padded, chunks, groups = -(-rows // 16) * 16, -(-k // 32), -(-k // group)
+    tables = -(-(chunks * 256 + groups * 8) // ALIGN) * ALIGN
+    decoded = padded * (chunks * 64 + groups * 4) + _DECODED if rows >= _MANY_ROWS else 0
     return padded * 64 * 4 + max(min(rows, _TABLE_ROWS) * tables, decoded)
 
 

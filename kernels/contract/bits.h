@@ -9,10 +9,12 @@
 namespace edgec {
 
 constexpr int kBitsRows = 64, kBitsMostGroup = 128, kBitsMost = 8;
-// Up to this many rows of activations are looked up in tables of their sums; for more the weights are decoded.
+// At most this many rows of activations are looked up in tables of their sums, on any instruction set.
 constexpr int64_t kTableRows = 16;
+// At least so many are prepared in another way (BitsMethod::least).
+constexpr int64_t kManyRows = 5;
 constexpr int kBitsOutputs = 4;  // linear_bits_split: absent ones included
-constexpr int64_t kBitsBlock = 4 * 4 * 1024;  // bytes: a tile's part of a group as bf16
+constexpr int64_t kBitsBlock = 4 * 4 * 1024;  // bytes: a tile's part of a group as bf16, or in 16-bit integers
 
 struct BitsShape {
     int64_t n, k, bits, group;
@@ -27,6 +29,8 @@ struct BitsShape {
     int64_t tile_bytes() const { return code_bytes(chunks()) + groups() * scale_bytes(); }
     // The tables of one row of activations: 256 bytes per chunk, then per group the tables' scale and the sum of x.
     int64_t table_bytes() const { return ceil_div(chunks() * 256 + groups() * 8, 64) * 64; }
+    // The same for generic/dot16.h: 16 bits per column, and a scale per group, of padded() rows.
+    int64_t pair_bytes() const { return padded() * (chunks() * 64 + groups() * 4); }
     // Rows of sums that a tile is given room for: whole blocks of 16.
     int64_t padded() const { return ceil_div(m, 16) * 16; }
 };
@@ -57,22 +61,31 @@ EDGEC_INLINE bool bits_fast(const Args &a, int outputs) {
 }
 
 // What an instruction set brings to a product. `tables` is what prepare() made of x[m][k], once per thread and call;
-// sums() adds the product with one tile to out[m][64].
+// sums() adds the product with one tile to out[m][64]; without it the weights are decoded to f32. least: from how many
+// rows of activations on a method for many serves weights of 1, 2, .. bits (kManyRows to kTableRows + 1). The outputs of
+// one call are prepared alike: the first one's bits decide.
 struct BitsMethod {
     void (*prepare)(const BitsShape &s, const float *x, uint8_t *tables) = nullptr;
     void (*sums)(const BitsShape &s, const uint8_t *tile, const float *x, const uint8_t *tables, float *out) = nullptr;
+    uint8_t least[kBitsMost] = {};
+    constexpr bool decodes() const { return !sums; }
+    constexpr bool within_scratch() const {
+        for (const int64_t rows : least)
+            if (prepare && (rows < kManyRows || rows > kTableRows + 1)) return false;
+        return true;
+    }
 };
+constexpr BitsMethod kDecoded = {nullptr, nullptr, {17, 17, 17, 17, 17, 17, 17, 17}};
 
-// The tables and the decoded block follow the sums in scratch. Fewer rows never need more: a session has room for its
-// largest shapes, and 16 rows of tables take more than 17 decoded ones.
+// The tables, or the prepared rows and a decoded block, follow the sums in scratch. Which it is depends on the
+// instruction set, so there is room for both. Fewer rows never need more: a session has room for its largest shapes.
 EDGEC_INLINE int64_t bits_scratch(const BitsShape &s) {
     const int64_t tables = imin(s.m, kTableRows) * s.table_bytes();
-    const int64_t decoded = s.m <= kTableRows ? 0 : s.padded() * s.chunks() * 64 + kBitsBlock;
+    const int64_t decoded = s.m < kManyRows ? 0 : s.pair_bytes() + kBitsBlock;
     return s.padded() * kBitsRows * (int64_t)sizeof(float) + imax(tables, decoded);
 }
 
-// Defined for every instruction set by generic/bits.h. The levels above AVX-512 bring methods of their own for few rows
-// (up to kTableRows) or for more; one without sums() decodes.
+// Defined for every instruction set by generic/bits.h. The levels above AVX-512 bring methods of their own.
 namespace avx512 {
 void bits_run(const Args &a, int outputs, int64_t t0, int64_t t1, void *scratch, BitsMethod few, BitsMethod many);
 namespace vbmi {

@@ -1,6 +1,7 @@
-// Every algorithm that gains from vectors, written once over the vocabulary of simd/, but for those of narrow.h. Included once per
-// instruction set, inside its namespace and target region: these headers have no include guards and include nothing.
-// lanes.h comes before, and what looks tables up (lut.h) where there is a shuffle of bytes.
+// Every algorithm that gains from vectors, written once over the vocabulary of simd/, but for those of narrow.h.
+// Included once per instruction set, inside its namespace and target region: these headers have no include guards and
+// include nothing. Before them come lanes.h, what looks tables up (lut.h) where there is a shuffle of bytes, and the
+// product in 16-bit integers (dot16.h) where that is faster than floats.
 #include "gemm.h"
 #include "linear.h"
 #include "conv2d.h"

@@ -1,5 +1,6 @@
 // Products with weights of few bits (contract/bits.h). Few rows of activations are looked up in tables (lut.h, and
-// isa/avx512vbmi.cpp); for more, or where nothing shuffles bytes, the weights are decoded a group at a time.
+// isa/avx512vbmi.cpp); for more, or where nothing shuffles bytes, the weights are decoded a group at a time: here to
+// f32, in dot16.h to 16-bit integers.
 
 // to[k][16] = rows 16 v .. 16 v + 15 of a group whose codes are `codes`; `columns` of its columns.
 EDGEC_NOINLINE void bits_decode(const BitsShape &s, const uint8_t *codes, int64_t chunks, int64_t columns, int v,
@@ -61,11 +62,14 @@ EDGEC_NOINLINE void bits_tiles(const BitsShape &s, const uint8_t *w, const Gemm 
     }
 }
 
+static_assert(kMany.within_scratch(), "bits_scratch() has no room for this");
+
 // linear_bits (one output, and a residual) and linear_bits_split. No tiles at all mean that the tables are wanted.
 void bits_run(const Args &a, int outputs, int64_t t0, int64_t t1, void *scratch, BitsMethod few, BitsMethod many) {
     const BitsPart first = bits_part(a, outputs, 0);
-    BitsMethod method = first.s.m <= kTableRows ? few : many;
-    if (!method.sums) method.sums = bits_decoded;
+    BitsMethod method = first.s.m < many.least[first.s.bits - 1] ? few : many;
+    if constexpr (kMany.decodes())
+        if (method.decodes()) method.sums = bits_decoded;
     const float *x = (const float *)a.op[outputs].data;
     float *out = (float *)scratch;
     if (t0 == t1) {
@@ -87,8 +91,8 @@ void bits_run(const Args &a, int outputs, int64_t t0, int64_t t1, void *scratch,
 }
 
 void linear_bits(const Args &a, int64_t t0, int64_t t1, void *scratch) {
-    bits_run(a, 1, t0, t1, scratch, bits_fast(a, 1) ? kFastLookups : kLookups, BitsMethod());
+    bits_run(a, 1, t0, t1, scratch, bits_fast(a, 1) ? kFastLookups : kLookups, kMany);
 }
 void linear_bits_split(const Args &a, int64_t t0, int64_t t1, void *scratch) {
-    bits_run(a, kBitsOutputs, t0, t1, scratch, bits_fast(a, kBitsOutputs) ? kFastLookups : kLookups, BitsMethod());
+    bits_run(a, kBitsOutputs, t0, t1, scratch, bits_fast(a, kBitsOutputs) ? kFastLookups : kLookups, kMany);
 }

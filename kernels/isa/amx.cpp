@@ -136,11 +136,14 @@ EDGEC_NOINLINE void sums(const BitsShape &s, const uint8_t *codes, const float *
     _tile_release();
 }
 
+constexpr BitsMethod kTiles = {prepare, sums, {17, 17, 17, 17, 17, 17, 17, 17}};
+static_assert(kTiles.within_scratch(), "bits_scratch() has no room for this");
+
 void linear_bits(const Args &a, int64_t t0, int64_t t1, void *scratch) {
-    bits_run(a, 1, t0, t1, scratch, {vbmi::prepare, vbmi::sums}, {prepare, sums});
+    bits_run(a, 1, t0, t1, scratch, {vbmi::prepare, vbmi::sums}, kTiles);
 }
 void linear_bits_split(const Args &a, int64_t t0, int64_t t1, void *scratch) {
-    bits_run(a, kBitsOutputs, t0, t1, scratch, {vbmi::prepare, vbmi::sums}, {prepare, sums});
+    bits_run(a, kBitsOutputs, t0, t1, scratch, {vbmi::prepare, vbmi::sums}, kTiles);
 }
 }  // namespace amx
 }  // namespace avx512

@@ -117,6 +117,13 @@ EDGEC_NOINLINE void many_sums(const BitsShape &s, const uint8_t *p, int64_t chun
     }
 }
 
+EDGEC_INLINE void vdot16(vi *sum, vi a, vi b) {
+    __asm__ volatile("vpdpwssd %2, %1, %0" : "+v"(*sum) : "v"(a), "v"(b));
+}
+#include "../generic/dot16.h"
+constexpr BitsMethod kMany = {dot_prepare, dot_sums, {17, 17, 17, 17, 17, 17, 17, 17}};
+static_assert(kMany.within_scratch(), "bits_scratch() has no room for this");
+
 void prepare(const BitsShape &s, const float *x, uint8_t *tables) { tables_of<Code15>(s, x, tables); }
 
 void sums(const BitsShape &s, const uint8_t *p, const float *, const uint8_t *tables, float *out) {
@@ -144,10 +151,10 @@ void sums(const BitsShape &s, const uint8_t *p, const float *, const uint8_t *ta
 }
 
 void linear_bits(const Args &a, int64_t t0, int64_t t1, void *scratch) {
-    bits_run(a, 1, t0, t1, scratch, {prepare, sums}, {});
+    bits_run(a, 1, t0, t1, scratch, {prepare, sums}, kMany);
 }
 void linear_bits_split(const Args &a, int64_t t0, int64_t t1, void *scratch) {
-    bits_run(a, kBitsOutputs, t0, t1, scratch, {prepare, sums}, {});
+    bits_run(a, kBitsOutputs, t0, t1, scratch, {prepare, sums}, kMany);
 }
 }  // namespace vbmi
 }  // namespace avx512

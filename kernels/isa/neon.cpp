@@ -15,6 +15,8 @@ namespace neon {
 #include "../generic/tables.h"
 #include "../generic/lut.h"
 constexpr BitsMethod kFastLookups = {tables_of<Code8>, lut_sums<Code8>};
+// Products of 16-bit integers are as many per instruction as of floats: the weights are decoded.
+constexpr BitsMethod kMany = kDecoded;
 #include "../generic/all.h"
 #include "../generic/narrow.h"
 }  // namespace neon

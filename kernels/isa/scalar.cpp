@@ -10,7 +10,7 @@ namespace scalar {
 #include "../generic/lanes.h"
 #include "../generic/bits_scales.h"
 // There is no shuffle of bytes: weights of few bits are decoded whatever the number of rows.
-constexpr BitsMethod kLookups = {}, kFastLookups = {};
+constexpr BitsMethod kLookups = {}, kFastLookups = {}, kMany = {};
 #include "../generic/all.h"
 #include "../generic/narrow.h"
 }  // namespace scalar

@@ -148,5 +148,26 @@ EDGEC_INLINE vf vfours(vf a) {
     return _mm256_add_ps(a, _mm256_permute_ps(a, 0x4e));
 }
 
+// Pairs of 16-bit integers (generic/dot16.h): meanings as in avx512.h.
+EDGEC_INLINE vi viload(const int32_t *p) { return _mm256_loadu_si256((const __m256i *)p); }
+EDGEC_INLINE void vistore(int32_t *p, vi a) { _mm256_storeu_si256((__m256i *)p, a); }
+EDGEC_INLINE vi vpair(vi low, vi high) { return _mm256_blend_epi16(low, _mm256_slli_epi32(high, 16), 0xaa); }
+EDGEC_INLINE vi vpair_bytes(const uint8_t *p, const uint8_t *q, int v) {
+    const vi at = _mm256_setr_epi32(0, 1, 2, 3, 0, 1, 2, 3);
+    const vi low = viadd(at, viset((int32_t)(0x80808000u + 4u * (uint32_t)v)));
+    const vi high = _mm256_or_si256(_mm256_slli_epi32(low, 16), viset(0x8080));
+    return _mm256_or_si256(_mm256_shuffle_epi8(vbload(p), low), _mm256_shuffle_epi8(vbload(q), high));
+}
+EDGEC_INLINE vi vadd_where(vi a, vi bits, vi mask, vi step) {
+    return _mm256_add_epi16(a, _mm256_sign_epi16(step, _mm256_and_si256(bits, mask)));
+}
+EDGEC_INLINE vi veighth(vi a) { return _mm256_mulhrs_epi16(a, _mm256_set1_epi16(1 << 12)); }
+// As instructions: gcc 12 copies every other sum of the intrinsics.
+EDGEC_INLINE void vdot16(vi *sum, vi a, vi b) {
+    vi t;
+    __asm__ volatile("vpmaddwd %2, %3, %1\n\tvpaddd %1, %0, %0" : "+x"(*sum), "=&x"(t) : "x"(a), "x"(b));
+}
+
 // No code, but an order: *a is computed before this point, and memory is not read ahead of it.
 EDGEC_INLINE void vpin(vf *a) { __asm__ volatile("" : "+x"(*a) : : "memory"); }
+EDGEC_INLINE void vipin(vi *a) { __asm__("" : "+x"(*a)); }

@@ -148,5 +148,26 @@ EDGEC_INLINE vf vfours(vf a) {
     return _mm512_add_ps(a, _mm512_permute_ps(a, 0x4e));
 }
 
+// Pairs of 16-bit integers in the lanes of vi (generic/dot16.h), of which `low` and `high` are the lower halves;
+// vdot16(&sum, a, b) adds both products of each lane's pairs.
+EDGEC_INLINE vi viload(const int32_t *p) { return _mm512_loadu_si512(p); }
+EDGEC_INLINE void vistore(int32_t *p, vi a) { _mm512_storeu_si512(p, a); }
+EDGEC_INLINE vi vpair(vi low, vi high) {
+    return _mm512_mask_blend_epi16(0xaaaaaaaa, low, _mm512_slli_epi32(high, 16));
+}
+// Lane 4 l + e: the pair p[16 l + 4 v + e], q[16 l + 4 v + e]. Both have 4 L bytes.
+EDGEC_INLINE vi vpair_bytes(const uint8_t *p, const uint8_t *q, int v) {
+    const vi at = _mm512_broadcast_i32x4(_mm_setr_epi32(0, 1, 2, 3));
+    const vi low = viadd(at, viset((int32_t)(0x80808000u + 4u * (uint32_t)v)));
+    const vi high = _mm512_or_si512(_mm512_slli_epi32(low, 16), viset(0x8080));
+    return _mm512_or_si512(_mm512_shuffle_epi8(vbload(p), low), _mm512_shuffle_epi8(vbload(q), high));
+}
+// a + step where a bit of mask is set; masks leave out the sign. Sums wrap.
+EDGEC_INLINE vi vadd_where(vi a, vi bits, vi mask, vi step) {
+    return _mm512_mask_add_epi16(a, _mm512_test_epi16_mask(bits, mask), a, step);
+}
+EDGEC_INLINE vi veighth(vi a) { return _mm512_mulhrs_epi16(a, _mm512_set1_epi16(1 << 12)); }  // (a + 4) >> 3
+
 // No code, but an order: *a is computed before this point, and memory is not read ahead of it.
 EDGEC_INLINE void vpin(vf *a) { __asm__ volatile("" : "+v"(*a) : : "memory"); }
+EDGEC_INLINE void vipin(vi *a) { __asm__("" : "+v"(*a)); }  // a value that compilers keep instead of making it again

@@ -130,8 +130,8 @@ void bounds(Case &c, const Product &p) {
     c.scale = NORM;
     const double stray = 1 + 4 / sqrt((double)std::max<int64_t>(1, least));
     c.bound = [few = p.m <= 16, fast = p.fast, stray](Isa isa) {
-        if (isa == SCALAR || (!few && isa != AMX)) return 1e-5;
-        if (!few) return 5e-3 * stray;
+        if (isa == SCALAR || (!few && (isa == AVX512 || isa == NEON))) return 1e-5;
+        if (!few) return (isa == AMX ? 5e-3 : 1e-3) * stray;
         if (fast && (isa == AVX2 || isa == NEON)) return 1.5e-2 * stray;
         return (isa == AVX512VBMI || isa == AMX ? 2e-4 : 1e-3) * stray;
     };
@@ -175,6 +175,37 @@ void add_extreme(Suite &s, int64_t m, const Bits &b, double size, bool nan, bool
     else c.floors = {sqrt(squares / (double)(m * b.n))};
 }
 
+// The largest sums there are: every activation `x`, every weight the largest level, so that integer sums of a group are
+// as near to their limit as they can be. Nothing of it is rounded but the scales.
+void add_largest(Suite &s, int64_t m, const Bits &b, double x) {
+    add_linear(s, m, b, 0, 0);
+    Case &c = *s.cases.back();
+    c.label += text(" all %g", x);
+    for (double &v : c.op[1].real) v = x;
+    std::vector<int64_t> &bytes = c.op[2].whole;
+    walk(b, [&](int64_t at, int64_t bit, int64_t, int64_t n, int64_t k) {
+        if (n < b.n && k < b.k) bytes[(size_t)at] |= 1 << bit;
+    }, [&](int64_t at, int64_t which, int64_t, int64_t) {
+        if (b.uniform && which) bytes[(size_t)at] = bytes[(size_t)at + 1] = 0;  // zero point 0
+        else bytes[(size_t)at + 1] &= 127;                                      // centre above zero
+    });
+    c.scale = ROW;
+    c.bound = [](Isa isa) { return isa == AMX ? 1e-2 : 1e-3; };
+}
+
+// Uniform codes with whole zero points and activations that are whole multiples of a 4095th of their group's largest:
+// where 16-bit integers are multiplied, these are exact.
+void add_whole(Suite &s, int64_t m, const Bits &b) {
+    add_linear(s, m, b, 0, 0);
+    Case &c = *s.cases.back();
+    c.label += " whole";
+    for (size_t e = 0; e < c.op[1].real.size(); ++e)
+        c.op[1].real[e] = (int64_t)e % b.k % b.group ? (double)s.rng.range(-4095, 4095) : 4095;
+    c.floors.clear();
+    bounds(c, {{b}, m});
+    c.bound = [](Isa isa) { return isa == AMX ? 1e-2 : 1e-5; };
+}
+
 Bits any_bits(Rng &r, int64_t n, int64_t k) {
     return {n, k, r.range(1, 8), (int64_t)32 << r.range(0, 2), r.range(0, 1) != 0};
 }
@@ -198,7 +229,7 @@ CASES(linear_bits) {
     for (const int64_t m : {2, 5, 16, 19})
         for (int turn = 0; turn < 4; ++turn) add_extreme(s, m, any_bits(s.rng, 70, s.rng.range(1, 300)), 1, true);
     for (const double size : {1e-30, 1e-34, 1e-35, 1.4e-36})
-        for (const int64_t m : {1, 3}) add_extreme(s, m, {70, 300, 2, 128, false}, size, false);
+        for (const int64_t m : {1, 3, 18}) add_extreme(s, m, {70, 300, 2, 128, false}, size, false);
     // The fast mode.
     for (int64_t bits = 1; bits <= 8; ++bits)
         for (const int64_t group : {32, 64, 128})
@@ -215,6 +246,10 @@ CASES(linear_bits) {
     for (const int64_t m : {1, 3, 20}) add_linear(s, m, any_bits(s.rng, 70, 200), 0, 32);
     for (const int64_t m : {2, 16}) add_extreme(s, m, any_bits(s.rng, 70, s.rng.range(1, 300)), 1, true, true);
     for (const double size : {1e-30, 1e-34, 1.4e-35}) add_extreme(s, 2, {70, 300, 2, 128, false}, size, false, true);
+    for (int64_t bits = 1; bits <= 8; ++bits)
+        for (const int64_t group : {32, 64, 128})
+            for (const double x : {-1.0, 1.0}) add_largest(s, bits % 2 ? 18 : 16, {70, 300, bits, group, x > 0}, x);
+    for (const int64_t bits : {1, 2, 4, 8}) add_whole(s, 16 + bits, {70, 333, bits, 128, true});
     add_linear(s, 0, {70, 40, 2, 32, false}, 0, 0);
     add_linear(s, 3, {0, 40, 2, 32, false}, 0, 0);
 }
