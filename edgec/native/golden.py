@@ -14,18 +14,18 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from edgec.compress.formats import Array, Dtype, from_storage, to_storage
+from edgec.compress.formats import Array, BitsSpec, Dtype, from_storage, to_storage
 from edgec.ir.execute import Runner
 from edgec.ir.info import info_of
 from edgec.ir.model import dims_of, op_of, walk
 from edgec.ir.weights import total_bytes
 from edgec.native.lower_weights import DECOMPRESS
-from edgec.native.plan import Plan, Weight
+from edgec.native.plan import Plan, Weight, low_bit_matrices
 
 _STAGE = "golden"
 _TOKENS, _PAIRS, _SAMPLES, _SEED = 16, 32, 64, 0x5EED
 # Relative to the largest magnitude. Exact weights leave rounding only; 16-bit storage of 32-bit weights and a 16-bit
-# cache change the answer itself, and so do the tables that weights of few bits are multiplied with.
+# cache change the answer itself, and so do the tables that weights of few bits are multiplied with (palettes are not).
 _EXACT, _ROUNDED = 1e-3, 5e-2
 _TABLES = ("linear_bits", "linear_bits_split")
 _MASK = (1 << 64) - 1
@@ -88,7 +88,8 @@ def golden_section(model: ir.Model, plan: Plan) -> bytes | None:
     None where the format cannot describe it: a generic model with inputs or outputs that are not float32, or whose
     answer to such inputs is empty or not a number. Raises EdgecError (E0202) when ONNX Runtime cannot run the graph.
     """
-    low_bit = any(call.kernel in _TABLES for entry in plan.entries for call in entry.calls)
+    low_bit = any(isinstance(m.spec, BitsSpec) for entry in plan.entries for call in entry.calls
+                  if call.kernel in _TABLES for _, m in low_bit_matrices(call))
     exact = not low_bit and all(s.dtype is Dtype.F32 for s in plan.states) and all(map(_lossless, plan.weights))
     tolerance = _EXACT if exact else _ROUNDED
     if plan.model_kind == 1:

@@ -54,6 +54,8 @@ EDGEC_INLINE float vhmax(vf a) { return _mm512_reduce_max_ps(a); }
 EDGEC_INLINE vi viset(int32_t x) { return _mm512_set1_epi32(x); }
 EDGEC_INLINE vi viadd(vi a, vi b) { return _mm512_add_epi32(a, b); }
 EDGEC_INLINE vi visub(vi a, vi b) { return _mm512_sub_epi32(a, b); }
+EDGEC_INLINE vi viand(vi a, vi b) { return _mm512_and_si512(a, b); }
+EDGEC_INLINE vi vixor(vi a, vi b) { return _mm512_xor_si512(a, b); }
 template <int S> EDGEC_INLINE vi vishl(vi a) { return _mm512_slli_epi32(a, S); }
 template <int S> EDGEC_INLINE vi vishr(vi a) { return _mm512_srai_epi32(a, S); }
 EDGEC_INLINE vi vtoi(vf a) { return _mm512_cvtps_epi32(a); }
@@ -109,6 +111,24 @@ EDGEC_INLINE vi vtop_bytes(const uint8_t *p, int v) {
     return _mm512_shuffle_epi8(_mm512_loadu_si512(p), _mm512_add_epi32(at, _mm512_set1_epi32(v << 26)));
 }
 EDGEC_INLINE vm vnegative(vi a) { return _mm512_movepi32_mask(a); }  // lanes with the sign bit
+
+// Palettes (generic/palette.h). Four byte columns, 64 bytes apart, as rows: byte b of to[v] lane 4 l + e is p[64 b + 16 l +
+// 4 v + e].
+EDGEC_INLINE void vrows(const uint8_t *p, vi *to) {
+    const __m512i a = _mm512_loadu_si512(p), b = _mm512_loadu_si512(p + 64);
+    const __m512i c = _mm512_loadu_si512(p + 128), d = _mm512_loadu_si512(p + 192);
+    const __m512i u = _mm512_unpacklo_epi8(a, b), v = _mm512_unpackhi_epi8(a, b);
+    const __m512i x = _mm512_unpacklo_epi8(c, d), y = _mm512_unpackhi_epi8(c, d);
+    to[0] = _mm512_unpacklo_epi16(u, x);
+    to[1] = _mm512_unpackhi_epi16(u, x);
+    to[2] = _mm512_unpacklo_epi16(v, y);
+    to[3] = _mm512_unpackhi_epi16(v, y);
+}
+// Sixteen values, and those at the lower four bits of each lane; values of a table in memory.
+using vtable = vf;
+EDGEC_INLINE vtable vtable16(const float *p) { return vload(p); }
+EDGEC_INLINE vf vpick(const vtable &t, vi at) { return _mm512_permutexvar_ps(at, t); }
+EDGEC_INLINE vf vgather(const float *p, vi at) { return _mm512_i32gather_ps(at, p, 4); }
 
 // Tables (generic/tables.h, lut.h): vb is a vector of bytes.
 constexpr int64_t kBytes = 64;
