@@ -124,8 +124,9 @@ def _conv_matrix(weight: Const) -> Const:
     """[Co, Ci / G, k...] as [Co, k * Ci / G] with the channel innermost."""
     out_channels, per_group, *window = weight.dims
     taps = math.prod(window)
-    # With one tap nothing moves, and a matrix of few bits stays recognizable.
-    moved = weight if taps == 1 else weight.transpose(channels_last(len(weight.dims)))
+    # With one tap nothing moves: a matrix of few bits stays recognizable in either order.
+    as_it_is = taps == 1 and weight.perm == identity(len(weight.perm))
+    moved = weight if as_it_is else weight.transpose(channels_last(len(weight.dims)))
     return moved.reshape([out_channels, taps * per_group])
 
 
