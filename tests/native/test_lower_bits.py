@@ -221,7 +221,8 @@ def test_convolutions_of_any_kernel_keep_their_weight_in_few_bits(attributes: st
                  b=("float", f(N)))
     plan = check(made, {"x": f(1, channels, 7, 6)}, ["conv2d_bits"])
     assert [w.kernels for w in plan.stored() if w.form == "hlq2g32"] == [("conv2d_bits",)]
-    assert plan.entries[0].calls[-1].ints[8:] == (1, 0, N, 2, 32, 0)
+    (call,) = [c for c in plan.entries[0].calls if c.kernel == "conv2d_bits"]
+    assert call.ints[8:] == (1, 0, N, 2, 32, 0)
 
 
 def test_depthwise_of_few_bits() -> None:
