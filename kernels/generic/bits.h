@@ -50,7 +50,7 @@ EDGEC_NOINLINE void bits_tiles(const BitsShape &s, const uint8_t *w, const Gemm 
         zero_floats(out, s.padded() * kBitsRows);
         if (g.e.bias)
             for (int64_t m = 0; m < s.m; ++m) memcpy(out + m * kBitsRows, g.e.bias + n, (size_t)columns * sizeof(float));
-        if (s.vector) palette_sums(s, w, t, g.a, out + s.padded() * kBitsRows, out);
+        if (s.vector) palette_sums(s, w, t, g.a, out + s.padded() * kBitsRows, out, kPaletteBytes);
         else method.sums(s, w + t * s.tile_bytes(), g.a, tables, out);
         gemm_finish(g, out, kBitsRows, 0, (int)s.m, n, columns);
     }

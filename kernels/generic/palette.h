@@ -1,20 +1,7 @@
 // Products with palettes (contract/bits.h): weights are decoded a block of columns at a time, for one row of activations
-// as for many. A row's codes are turned from planes into nibbles, which pick from sixteen values in registers; more bits,
-// and neighbouring rows with different tables, are gathered from memory.
-
-// Bits at `mask` of *b change places with those S above in *a.
-template <int S> EDGEC_INLINE void palette_swap(vi *a, vi *b, int32_t mask) {
-    const vi t = viand(vixor(vishr<S>(*a), *b), viset(mask));
-    *b = vixor(*b, t);
-    *a = vixor(*a, vishl<S>(t));
-}
-// Four planes of 32 columns, a column per bit, become nibbles: word r has columns r, r + 4, ...
-EDGEC_INLINE void palette_turn(vi *w) {
-    palette_swap<1>(w, w + 1, 0x55555555);
-    palette_swap<1>(w + 2, w + 3, 0x55555555);
-    palette_swap<2>(w, w + 2, 0x33333333);
-    palette_swap<2>(w + 1, w + 3, 0x33333333);
-}
+// as for many. A row's codes are turned from planes into nibbles, which pick from sixteen values in registers, byte by byte
+// (palette_bytes.h) where a whole tile has one table; more bits, and neighbouring rows with different tables, are gathered
+// from memory.
 
 // to[column][16] = L rows of a chunk whose planes are w[8]. t: tables [vector][2^bits]; each row's begins at `offset`.
 EDGEC_NOINLINE void palette_rows(const BitsShape &s, vi *w, const float *t, vi offset, bool pick, float *to) {
@@ -59,15 +46,31 @@ EDGEC_NOINLINE void bits_multiply(const BitsShape &s, const float *x, const floa
 
 // out[m][64] += the product with tile `tile` of all weights `w`. room: bits_scratch() behind the sums.
 EDGEC_NOINLINE void palette_sums(const BitsShape &s, const uint8_t *w, int64_t tile, const float *x, float *room,
-                                 float *out) {
+                                 float *out, PaletteBytes shuffle) {
     const int64_t block = s.block_columns(), panel = block * 16;
     float *tables = room, *decoded = room + s.tile_tables() * s.table_values();
     alignas(64) int32_t offset[kBitsRows];
     palette_tables(s, w, tile, tables, offset);
+    const bool bytes = shuffle && s.bits <= 4 && s.vector == 1 && offset[kBitsRows - 1] == 0;
+    const float *one = bytes && s.m == 1 ? x : nullptr;  // a single row is multiplied at once
+    float tail[32];
+    uint8_t byte[64] = {};  // [byte of a value][value]
+    for (int64_t i = 0; bytes && i < 4 << s.bits; ++i) byte[i % 4 * 16 + i / 4] = ((const uint8_t *)tables)[i];
     const uint8_t *codes = w + tile * s.tile_bytes();
     for (int64_t k = 0, chunk = 0; k < s.k; k += block) {
         for (float *to = decoded; chunk < s.chunks() && to < decoded + panel; ++chunk, to += 32 * s.vector * 16) {
+            const int64_t first = 32 * s.vector * chunk, left = s.k - first;
+            if (one && left < 32) {
+                memset(tail, 0, sizeof tail);
+                memcpy(tail, x + first, (size_t)left * sizeof(float));
+            }
+            if (one) one = left < 32 ? tail : x + first;
+            for (int64_t at = 0; at < s.code_bytes(1); at += 64) __builtin_prefetch(codes + 4096 + at);
             for (int64_t part = 0; part < kBitsRows; part += 4 * L) {
+                if (bytes) {
+                    shuffle(s, codes + part, byte, one, panel, (one ? out : to) + part / 4);
+                    continue;
+                }
                 vi planes[kBitsMost][4];
                 for (int64_t j = 0; j < s.bits; ++j) vrows(codes + j * 256 + part, planes[j]);
                 for (int64_t v = 0; v < 4; ++v) {
@@ -82,6 +85,7 @@ EDGEC_NOINLINE void palette_sums(const BitsShape &s, const uint8_t *w, int64_t t
             codes += s.code_bytes(1);
         }
         const int64_t columns = imin(block, s.k - k);
+        if (one) continue;
         for (int64_t v = 0; v < 4; v += kTilePanels)
             bits_multiply(s, x + k, decoded + v * panel, panel, columns, out + 16 * v);
     }

@@ -21,6 +21,8 @@ namespace avx2 {
 #include "../generic/bits_scales.h"
 #include "../generic/tables.h"
 #include "../generic/lut.h"
+#include "../generic/palette_turn.h"
+#include "../generic/palette_bytes.h"
 #include "../generic/all.h"
 #include "../generic/narrow.h"
 }  // namespace avx2

@@ -25,6 +25,8 @@ namespace avx512 {
 #include "../generic/bits_scales.h"
 #include "../generic/tables.h"
 #include "../generic/lut.h"
+#include "../generic/palette_turn.h"
+#include "../generic/palette_bytes.h"
 #include "../generic/all.h"
 }  // namespace avx512
 }  // namespace edgec

@@ -14,6 +14,8 @@ namespace neon {
 #include "../generic/bits_scales.h"
 #include "../generic/tables.h"
 #include "../generic/lut.h"
+#include "../generic/palette_turn.h"
+#include "../generic/palette_bytes.h"
 #include "../generic/all.h"
 #include "../generic/narrow.h"
 }  // namespace neon

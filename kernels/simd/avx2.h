@@ -115,15 +115,17 @@ EDGEC_INLINE vi vtop_bytes(const uint8_t *p, int v) {
 }
 EDGEC_INLINE vm vnegative(vi a) { return _mm256_castsi256_ps(a); }  // vsel looks at nothing but the sign
 
-EDGEC_INLINE void vrows(const uint8_t *p, vi *to) {
-    const __m256i a = _mm256_loadu_si256((const __m256i *)p), b = _mm256_loadu_si256((const __m256i *)(p + 64));
-    const __m256i c = _mm256_loadu_si256((const __m256i *)(p + 128)), d = _mm256_loadu_si256((const __m256i *)(p + 192));
+EDGEC_INLINE void vquads(__m256i a, __m256i b, __m256i c, __m256i d, vi *to) {
     const __m256i u = _mm256_unpacklo_epi8(a, b), v = _mm256_unpackhi_epi8(a, b);
     const __m256i x = _mm256_unpacklo_epi8(c, d), y = _mm256_unpackhi_epi8(c, d);
     to[0] = _mm256_unpacklo_epi16(u, x);
     to[1] = _mm256_unpackhi_epi16(u, x);
     to[2] = _mm256_unpacklo_epi16(v, y);
     to[3] = _mm256_unpackhi_epi16(v, y);
+}
+EDGEC_INLINE void vrows(const uint8_t *p, vi *to) {
+    const __m256i *q = (const __m256i *)p;
+    vquads(_mm256_loadu_si256(q), _mm256_loadu_si256(q + 2), _mm256_loadu_si256(q + 4), _mm256_loadu_si256(q + 6), to);
 }
 struct vtable {
     vf low, high;
@@ -139,6 +141,8 @@ constexpr int64_t kBytes = 32;
 using vb = __m256i;
 EDGEC_INLINE vb vbload(const uint8_t *p) { return _mm256_loadu_si256((const __m256i *)p); }
 EDGEC_INLINE vb vbzero() { return _mm256_setzero_si256(); }
+EDGEC_INLINE vi vbwords(vb a) { return a; }
+EDGEC_INLINE vb vbytes(vi a) { return a; }
 EDGEC_INLINE vb vbtable(const uint8_t *p) { return _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)p)); }
 EDGEC_INLINE vb vblookup(vb table, vb at) { return _mm256_shuffle_epi8(table, at); }
 EDGEC_INLINE vb vblow(vb a) { return _mm256_and_si256(a, _mm256_set1_epi8(15)); }

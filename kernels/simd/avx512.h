@@ -112,17 +112,18 @@ EDGEC_INLINE vi vtop_bytes(const uint8_t *p, int v) {
 }
 EDGEC_INLINE vm vnegative(vi a) { return _mm512_movepi32_mask(a); }  // lanes with the sign bit
 
-// Palettes (generic/palette.h). Four byte columns, 64 bytes apart, as rows: byte b of to[v] lane 4 l + e is p[64 b + 16 l +
-// 4 v + e].
-EDGEC_INLINE void vrows(const uint8_t *p, vi *to) {
-    const __m512i a = _mm512_loadu_si512(p), b = _mm512_loadu_si512(p + 64);
-    const __m512i c = _mm512_loadu_si512(p + 128), d = _mm512_loadu_si512(p + 192);
+// Palettes (generic/palette.h). Byte j of to[v] lane 4 l + e is byte 16 l + 4 v + e of vector j.
+EDGEC_INLINE void vquads(__m512i a, __m512i b, __m512i c, __m512i d, vi *to) {
     const __m512i u = _mm512_unpacklo_epi8(a, b), v = _mm512_unpackhi_epi8(a, b);
     const __m512i x = _mm512_unpacklo_epi8(c, d), y = _mm512_unpackhi_epi8(c, d);
     to[0] = _mm512_unpacklo_epi16(u, x);
     to[1] = _mm512_unpackhi_epi16(u, x);
     to[2] = _mm512_unpacklo_epi16(v, y);
     to[3] = _mm512_unpackhi_epi16(v, y);
+}
+// The same of the vectors at p, p + 64, p + 128 and p + 192.
+EDGEC_INLINE void vrows(const uint8_t *p, vi *to) {
+    vquads(_mm512_loadu_si512(p), _mm512_loadu_si512(p + 64), _mm512_loadu_si512(p + 128), _mm512_loadu_si512(p + 192), to);
 }
 // Sixteen values, and those at the lower four bits of each lane; values of a table in memory.
 using vtable = vf;
@@ -135,6 +136,8 @@ constexpr int64_t kBytes = 64;
 using vb = __m512i;
 EDGEC_INLINE vb vbload(const uint8_t *p) { return _mm512_loadu_si512(p); }
 EDGEC_INLINE vb vbzero() { return _mm512_setzero_si512(); }
+EDGEC_INLINE vi vbwords(vb a) { return a; }
+EDGEC_INLINE vb vbytes(vi a) { return a; }
 // Sixteen bytes for every 128-bit part, and where bytes 0..15 of `at` look up.
 EDGEC_INLINE vb vbtable(const uint8_t *p) { return _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)p)); }
 EDGEC_INLINE vb vblookup(vb table, vb at) { return _mm512_shuffle_epi8(table, at); }

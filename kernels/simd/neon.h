@@ -94,14 +94,16 @@ EDGEC_INLINE vi vtop_bytes(const uint8_t *p, int v) {
 }
 EDGEC_INLINE vm vnegative(vi a) { return vreinterpretq_u32_s32(vshrq_n_s32(a, 31)); }
 
-EDGEC_INLINE void vrows(const uint8_t *p, vi *to) {
-    const uint8x16_t a = vld1q_u8(p), b = vld1q_u8(p + 64), c = vld1q_u8(p + 128), d = vld1q_u8(p + 192);
+EDGEC_INLINE void vquads(uint8x16_t a, uint8x16_t b, uint8x16_t c, uint8x16_t d, vi *to) {
     const uint16x8_t u = vreinterpretq_u16_u8(vzip1q_u8(a, b)), v = vreinterpretq_u16_u8(vzip2q_u8(a, b));
     const uint16x8_t x = vreinterpretq_u16_u8(vzip1q_u8(c, d)), y = vreinterpretq_u16_u8(vzip2q_u8(c, d));
     to[0] = vreinterpretq_s32_u16(vzip1q_u16(u, x));
     to[1] = vreinterpretq_s32_u16(vzip2q_u16(u, x));
     to[2] = vreinterpretq_s32_u16(vzip1q_u16(v, y));
     to[3] = vreinterpretq_s32_u16(vzip2q_u16(v, y));
+}
+EDGEC_INLINE void vrows(const uint8_t *p, vi *to) {
+    vquads(vld1q_u8(p), vld1q_u8(p + 64), vld1q_u8(p + 128), vld1q_u8(p + 192), to);
 }
 using vtable = uint8x16x4_t;
 EDGEC_INLINE vtable vtable16(const float *p) {
@@ -124,6 +126,8 @@ using vb = uint8x16_t;
 EDGEC_INLINE uint16x8_t vb16_(vb a) { return vreinterpretq_u16_u8(a); }
 EDGEC_INLINE vb vbload(const uint8_t *p) { return vld1q_u8(p); }
 EDGEC_INLINE vb vbzero() { return vdupq_n_u8(0); }
+EDGEC_INLINE vi vbwords(vb a) { return vreinterpretq_s32_u8(a); }
+EDGEC_INLINE vb vbytes(vi a) { return vreinterpretq_u8_s32(a); }
 EDGEC_INLINE vb vbtable(const uint8_t *p) { return vld1q_u8(p); }
 EDGEC_INLINE vb vblookup(vb table, vb at) { return vqtbl1q_u8(table, at); }
 EDGEC_INLINE vb vblow(vb a) { return vandq_u8(a, vdupq_n_u8(15)); }
