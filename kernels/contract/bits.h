@@ -52,7 +52,8 @@ EDGEC_INLINE float palette_value(const BitsShape &s, const uint8_t *p, int64_t i
     if (s.wide) return memcpy(&wide, p + 4 * i, 4), wide;
     return memcpy(&half, p + 2 * i, 2), f16_to_f32(half);
 }
-// How an instruction set with a shuffle of bytes decodes a part of a chunk (generic/palette_bytes.h).
+// How an instruction set with a shuffle of bytes decodes a part of a chunk, or multiplies it with one row x
+// (generic/palette_bytes.h).
 using PaletteBytes = void (*)(const BitsShape &s, const uint8_t *codes, const uint8_t *t, const float *x, int64_t panel, float *to);
 // The tables of a tile's rows as f32 [table][vector][2^bits], and where each row's begins.
 void palette_tables(const BitsShape &s, const uint8_t *w, int64_t tile, float *to, int32_t *offset);

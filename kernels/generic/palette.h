@@ -1,7 +1,6 @@
-// Products with palettes (contract/bits.h): weights are decoded a block of columns at a time, for one row of activations
-// as for many. A row's codes are turned from planes into nibbles, which pick from sixteen values in registers, byte by byte
-// (palette_bytes.h) where a whole tile has one table; more bits, and neighbouring rows with different tables, are gathered
-// from memory.
+// Products with palettes (contract/bits.h): weights are decoded a block of columns at a time. A row's codes are turned
+// from planes into nibbles, which pick from sixteen values in registers, byte by byte (palette_bytes.h) where a whole tile
+// has one table; more bits, and neighbouring rows with different tables, are gathered from memory.
 
 // to[column][16] = L rows of a chunk whose planes are w[8]. t: tables [vector][2^bits]; each row's begins at `offset`.
 EDGEC_NOINLINE void palette_rows(const BitsShape &s, vi *w, const float *t, vi offset, bool pick, float *to) {
@@ -27,8 +26,8 @@ EDGEC_NOINLINE void palette_rows(const BitsShape &s, vi *w, const float *t, vi o
     }
 }
 
-// out[m][..] += kTilePanels decoded panels of `columns` columns, `panel` values apart, times every row of x, from its first
-// of these columns on.
+// out[m][..] += kTilePanels decoded panels of `columns` columns, `panel` values apart, times every row of x, which points
+// at the first of these columns.
 EDGEC_NOINLINE void bits_multiply(const BitsShape &s, const float *x, const float *w, int64_t panel, int64_t columns,
                                   float *out) {
     if (s.m == 1) {

@@ -1,11 +1,11 @@
-// Palettes of up to 4 bits whose tile shares one table: byte shuffles look up the four bytes of a value for as many rows as
-// a vector has bytes. Where there is a shuffle of bytes.
+// Palettes of up to 4 bits whose tile shares one table: byte shuffles look up the four bytes of a value for as many rows
+// as a vector has bytes. Where there is a shuffle of bytes.
 
-// The rows of a part of a chunk (4 L of them); t: each byte of the 16 values. Without x: to[column][16] in each of four panels;
-// with the x of these columns: to[row] += the product.
+// The rows of a part of a chunk (4 L of them); t: each byte of the 16 values. kProduct: to[row] += the product with x,
+// which points at the first of the 32 columns; else to[column][16] in each of four panels.
 template <bool kProduct>
-EDGEC_NOINLINE void palette_part(const BitsShape &s, const uint8_t *codes, const uint8_t *t, const float *x, int64_t panel,
-                                 float *to) {
+EDGEC_NOINLINE void palette_part(const BitsShape &s, const uint8_t *codes, const uint8_t *t, const float *x,
+                                 int64_t panel, float *to) {
     vf sum[4];
     if (kProduct)
         for (int v = 0; v < 4; ++v) sum[v] = vload(to + 16 * v);
@@ -32,7 +32,7 @@ EDGEC_NOINLINE void palette_part(const BitsShape &s, const uint8_t *codes, const
         for (int v = 0; v < 4; ++v) vstore(to + 16 * v, sum[v]);
 }
 static void palette_bytes(const BitsShape &s, const uint8_t *codes, const uint8_t *t, const float *x, int64_t panel,
-                                float *to) {
+                          float *to) {
     if (x) palette_part<true>(s, codes, t, x, panel, to);
     else palette_part<false>(s, codes, t, nullptr, panel, to);
 }
