@@ -286,7 +286,9 @@ def test_a_residual_network(spec: BitsSpec | PaletteSpec, tmp_path: Path) -> Non
     source = importers.load(resnet(bottleneck=False, blocks=(1, 1), width=64).eval(), example_inputs=(x,), check=False)
     ctx = Context(capabilities(), unsupported)
     made = run_passes(source, NORMALIZE, ctx).model
-    dense = build_plan(run_passes(made.clone(), LOWER, ctx).model)
+    copy = made.clone()
+    copy.meta.update(made.meta)
+    dense = build_plan(run_passes(copy, LOWER, ctx).model)
     layers: dict[str, Any] = {}
     saved = 0
     for choice in choose(find_layers(made), spec)[0]:

@@ -115,7 +115,8 @@ def test_palettes_stay_apart(vector: int) -> None:
     """But for those of longer vectors than the kernels read."""
     parts, listed, weights = [], "", {}
     for i, n in enumerate((32, 16)):
-        width = -(-(-(-64 // vector)) // 8)
+        count = (63 + vector) // vector
+        width = (7 + count) // 8
         parts.append(f"d{i} = edgec.PaletteToDense<bits = 2, columns = 64, vector = {vector}>(p{i}, l{i}) "
                      f"t{i} = Transpose<perm = [1, 0]>(d{i}) y{i} = MatMul(x, t{i})")
         table = (1, 4, vector) if vector > 1 else (1, 4)
