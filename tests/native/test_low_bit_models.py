@@ -242,11 +242,10 @@ def test_a_model_of_palettes(spec: PaletteSpec, sources: dict[str, Path], tmp_pa
     """Every layer keeps its indices and answers as the dense weights do: no sums are looked up here."""
     from edgec.compress.formats import PaletteTensor
 
-    layers = {}
+    layers, rng = {}, np.random.default_rng(6)
     for layer in find_layers(made := imported(sources["llama"])):
         if not layer.refused:
             w = layer.read()
-            rng = np.random.default_rng(layer.rows)
             lut = (0.1 * rng.standard_normal((spec.tables(len(w)), 1 << spec.bits, spec.vector))).astype(np.float16)
             indices = rng.integers(0, 1 << spec.bits, (len(w), spec.indices(w.shape[1]))).astype(np.uint8)
             layers[layer.name] = PaletteTensor(spec, indices, lut if spec.vector > 1 else lut[..., 0], w.shape[1])
