@@ -501,7 +501,7 @@ class Results:
         return [c["metrics"][metric or self.subject.unit] for c in self.at(method, bits, group)]
 
     def file_bytes(self, cell: Mapping[str, Any]) -> int:
-        # The host has no kernels for palettes and stores them dense: their bytes are those of their layout.
+        # Palettes are solved and judged without a bundle: their bytes are those of their layout.
         family = METHODS[cell["method"]].family
         return rest_bytes(self.subject, "int" if family == "palette" else family) + int(cell["layer_bytes"])
 

@@ -12,7 +12,7 @@ struct TrialOperand {
     uint8_t dtype, format, rank, dim[4];
 };
 
-constexpr uint32_t kTrialOperands = 8, kTrialViews = 13;
+constexpr uint32_t kTrialOperands = 8, kTrialViews = 13, kTrialInts = 14;
 
 // One small call. Sizes lie just above a vector or a tile, so that main loops and remainders both run. Without pointers:
 // the table then needs no relocations and takes half the room. Operands beyond `op` are absent.
@@ -20,7 +20,7 @@ struct Trial {
     char kernel[20];
     uint8_t n_op, n_i, n_f;
     TrialOperand op[kTrialOperands];
-    int8_t i[11];
+    int8_t i[kTrialInts];
     float f[2];
 };
 
@@ -47,6 +47,10 @@ const Trial kTrials[] = {
     {"linear_bits", 5, 6, 2, {f32(19, 37), f32(19, 67), other(U8, 16, 168), f32(37), kAbsent}, {0, 0, 37, 2, 32, 0}, {}},
     {"linear_bits", 5, 7, 2, {f32(3, 37), f32(3, 67), other(U8, 16, 168), f32(37), kAbsent},
      {0, 0, 37, 2, 32, 0, 1}, {}},
+    {"linear_bits", 5, 6, 2, {f32(1, 37), f32(1, 67), other(U8, 16, 145), f32(37), kAbsent}, {0, 0, 37, 3, 0, 17}, {}},
+    {"linear_bits", 5, 6, 2, {f32(19, 37), f32(19, 67), other(U8, 16, 208), kAbsent, kAbsent}, {1, 0, 37, 5, 16, 34}, {}},
+    {"conv2d_bits", 5, 14, 2, {f32(1, 5, 6, 37), f32(1, 5, 6, 5), other(U8, 16, 112), f32(37), kAbsent},
+     {3, 3, 1, 1, 1, 1, 1, 1, 1, 0, 37, 2, 32, 0}, {}},
     {"linear_bits_split", 13, 10, 2,
      {f32(1, 37), kAbsent, f32(1, 21), kAbsent, f32(1, 67), other(U8, 16, 168), kAbsent, other(U8, 12, 192)},
      {0, 32, 2, 0, 0, 0, 2, 1, 0, 0}, {}},
@@ -168,7 +172,7 @@ float difference(const View &a, const View &b) {
 edgec_status run_trial(const Trial &trial, const Kernel &kernel, uint8_t isa, const Allocator &allocator,
                        Message &message) {
     View views[2][kTrialViews];
-    int64_t ints[11];
+    int64_t ints[kTrialInts];
     for (uint32_t k = 0; k < trial.n_i; k++) ints[k] = trial.i[k];
     uint64_t bytes = 0, offset[2][kTrialViews];
     for (int run = 0; run < 2; run++) {

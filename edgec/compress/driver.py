@@ -19,7 +19,7 @@ import onnx_ir as ir
 
 from edgec.compress.calibrate import Cut, Errors, Samples, Stream, cuts_of, groups_of, statistics
 from edgec.compress.formats import Array, PaletteSpec, PaletteTensor, Quantized, dequantize, dequantize_palette
-from edgec.compress.layers import Layer, find_layers
+from edgec.compress.layers import Layer, find_layers, weight_of
 from edgec.compress.policy import Choice, Kept, Override, Spec, choose
 from edgec.compress.solvers import LinearStats
 from edgec.compress.store import Packed, Store, read_layer
@@ -118,7 +118,7 @@ class _Run:
 
         def restored() -> ir.TensorProtocol:
             weights = _dense(read_layer(folder, record).load())
-            return ir.Tensor(weights.reshape(shape).astype(dtype.numpy()), name=layer.name)
+            return ir.Tensor(weight_of(weights, shape).astype(dtype.numpy()), name=layer.name)
 
         value.const_value = ir.LazyTensor(restored, dtype=dtype, shape=ir.Shape(shape), name=layer.name, cache=False)
 

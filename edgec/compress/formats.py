@@ -22,7 +22,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edgec.compress.formats_bits import CHUNK as CHUNK
 from edgec.compress.formats_bits import GROUPS as GROUPS
+from edgec.compress.formats_bits import TILE as TILE
 from edgec.compress.formats_bits import BitsSpec as BitsSpec
 from edgec.compress.formats_bits import Quantized as Quantized
 from edgec.compress.formats_bits import codes_of as codes_of
@@ -30,6 +32,7 @@ from edgec.compress.formats_bits import dequantize as dequantize
 from edgec.compress.formats_bits import pack_bits64 as pack_bits64
 from edgec.compress.formats_bits import planes_of as planes_of
 from edgec.compress.formats_bits import unpack_bits64 as unpack_bits64
+from edgec.compress.formats_palette import MOST_VECTOR as MOST_VECTOR
 from edgec.compress.formats_palette import PaletteSpec as PaletteSpec
 from edgec.compress.formats_palette import PaletteTensor as PaletteTensor
 from edgec.compress.formats_palette import dequantize_palette as dequantize_palette

@@ -131,6 +131,23 @@ def codes_of(planes: Array, k: int) -> Array:
     return codes
 
 
+def tiles_of(codes: Array, bits: int) -> Array:
+    """codes u8 [N, K] as u8 [ceil(N / 64), ceil(K / 32), bits, 4, 64]: the planes of each tile of rows, a chunk of
+    columns at a time. Row 16 b + 4 a + c of a tile lies at position 16 a + 4 b + c (docs/format.md)."""
+    (n, k), planes = codes.shape, planes_of(codes, bits)
+    tiles, chunks = -(-n // TILE), -(-k // CHUNK)
+    planes = np.pad(planes, ((0, 0), (0, tiles * TILE - n), (0, chunks * 4 - planes.shape[2])))
+    planes = planes.reshape(bits, tiles, 4, 4, 4, chunks, 4).transpose(1, 5, 0, 6, 3, 2, 4)
+    return planes.reshape(tiles, chunks, bits, 4, TILE)
+
+
+def codes_of_tiles(tiled: Array, n: int, k: int) -> Array:
+    """The inverse of `tiles_of`: u8 [n, k]."""
+    tiles, chunks, bits = tiled.shape[:3]
+    planes = tiled.reshape(tiles, chunks, bits, 4, 4, 4, 4).transpose(2, 0, 5, 4, 6, 1, 3)
+    return codes_of(planes.reshape(bits, tiles * TILE, chunks * 4)[:, :n], k)
+
+
 def dequantize(q: Quantized) -> Array:
     """The float32 weights [N, K]."""
     n, k = q.shape
@@ -192,20 +209,16 @@ def pack_bits64(q: Quantized) -> Array:
 
 def _pack_rows(q: Quantized, rows: slice, out: Array) -> None:
     """Whole tiles of rows (the last may be short) into `out` [tiles, bytes]."""
-    (_, k), spec, tiles = q.shape, q.spec, len(out)
+    spec, tiles, k = q.spec, len(out), q.shape[1]
     missing = tiles * TILE - (rows.stop - rows.start)
-    planes = planes_of(q.codes[rows], spec.bits)
-    planes = np.pad(planes, ((0, 0), (0, missing), (0, -(-k // CHUNK) * 4 - planes.shape[2])))
-    # Row 16 b + 4 a + c of a tile lies at position 16 a + 4 b + c (docs/format.md).
-    planes = planes.reshape(spec.bits, tiles, 4, 4, 4, -1, 4)
+    tiled = tiles_of(q.codes[rows], spec.bits)
     scale = q.scale[None, rows] if spec.uniform else q.scale[:, rows]
     parameters = np.pad(np.concatenate([scale, q.offset[None, rows]]), ((0, 0), (0, missing), (0, 0)))
     parameters = parameters.reshape(spec.planes + 1, tiles, TILE, -1).transpose(1, 3, 0, 2)
     group = 0
     for count, place, chunks in _layout(spec, k):
         codes, stored = _parts(out[:, place], spec, count)
-        bits = planes[..., chunks, :].reshape(*planes.shape[:5], count, -1, 4)
-        codes[...] = bits.transpose(1, 5, 0, 6, 7, 3, 2, 4).reshape(codes.shape)
+        codes[...] = tiled[:, chunks].reshape(tiles, count, -1, spec.bits, 4, TILE).swapaxes(2, 3)
         stored[...] = np.ascontiguousarray(parameters[:, group : group + count], "<f2").view(np.uint8).reshape(
             stored.shape)
         group += count
@@ -225,18 +238,15 @@ def unpack_bits64(data: bytes | memoryview | Array, spec: BitsSpec, n: int, k: i
         raise bad(f"{spec} of {n} x {k}", f"{flat.size} bytes", f"{spec.bytes(n, k)}")
     tiles = -(-n // TILE)
     packed = flat.reshape(tiles, -1)
-    codes = np.empty((tiles * TILE, -(-k // CHUNK) * CHUNK), np.uint8)
+    tiled = np.empty((tiles, -(-k // CHUNK), spec.bits, 4, TILE), np.uint8)
     parameters = np.empty((spec.planes + 1, tiles * TILE, spec.groups(k)), np.float16)
     group = 0
     for count, place, chunks in _layout(spec, k):
         stored, values = _parts(packed[:, place], spec, count)
-        bits = stored.reshape(*stored.shape[:5], 4, 4, 4).transpose(2, 0, 6, 5, 7, 1, 3, 4)
-        planes = bits.reshape(spec.bits, tiles * TILE, -1)
-        columns = slice(chunks.start * CHUNK, chunks.stop * CHUNK)
-        codes[:, columns] = codes_of(planes, columns.stop - columns.start)
+        tiled[:, chunks] = stored.swapaxes(2, 3).reshape(tiles, -1, spec.bits, 4, TILE)
         halves = np.ascontiguousarray(values).view("<f2").reshape(tiles, count, -1, TILE)
         parameters[..., group : group + count] = halves.transpose(2, 0, 3, 1).reshape(-1, tiles * TILE, count)
         group += count
     scale = parameters[0, :n] if spec.uniform else parameters[:-1, :n]
-    return Quantized(spec, np.ascontiguousarray(codes[:n, :k]), np.ascontiguousarray(scale),
+    return Quantized(spec, codes_of_tiles(tiled, n, k), np.ascontiguousarray(scale),
                      np.ascontiguousarray(parameters[-1, :n]))

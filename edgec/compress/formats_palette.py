@@ -1,7 +1,7 @@
 """Palettes: a weight as indices of 1 to 8 bits into tables of values or of short vectors along K.
 
-Layout `palette`: the index planes u8 [bits, N, ceil(M / 8)] of `planes_of` (M = ceil(K / vector) indices per row),
-zeros up to a multiple of 64 bytes, then the tables [tables, 2^bits, vector], float16 or float32, little-endian.
+Layout `palette64`: the indices [N, M], M = ceil(K / vector), in tiles of 64 rows as of `tiles_of`, then the tables
+[tables, 2^bits, vector], float16 or float32, little-endian. docs/format.md draws it.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edgec.compress.formats_bits import MAX_BITS, Array, bad, codes_of, planes_of
+from edgec.compress.formats_bits import CHUNK, MAX_BITS, TILE, Array, bad, codes_of_tiles, tiles_of
 
-_ALIGN = 64
+MOST_VECTOR = 8  # values of an index that the kernels know
 _TEXT = re.compile(r"palette([1-8])(?:r(\d+))?(?:v(\d+))?")
 
 
@@ -55,14 +55,14 @@ class PaletteSpec:
         return -(-k // self.vector)
 
     def bytes(self, n: int, k: int, value_bytes: int = 2) -> int:
-        """Bytes of a matrix [n, k] in `palette` with tables of 2 or 4 bytes per value."""
+        """Bytes of a matrix [n, k] in `palette64` with tables of 2 or 4 bytes per value."""
         return self._index_bytes(n, k) + (self.tables(n) << self.bits) * self.vector * value_bytes
 
     def bits_per_weight(self, n: int, k: int, value_bytes: int = 2) -> float:
         return 8 * self.bytes(n, k, value_bytes) / (n * k)
 
     def _index_bytes(self, n: int, k: int) -> int:
-        return -(-self.bits * n * -(-self.indices(k) // 8) // _ALIGN) * _ALIGN
+        return -(-n // TILE) * -(-self.indices(k) // CHUNK) * self.bits * CHUNK * TILE // 8
 
 
 @dataclass(frozen=True)
@@ -103,9 +103,8 @@ def dequantize_palette(p: PaletteTensor) -> Array:
 
 def pack_palette(p: PaletteTensor) -> Array:
     """The stored bytes u8 [spec.bytes(N, K, lut.itemsize)]."""
-    planes = planes_of(p.indices, p.spec.bits).reshape(-1)
     lut = np.ascontiguousarray(p.lut, p.lut.dtype.newbyteorder("<")).view(np.uint8).reshape(-1)
-    return np.concatenate([planes, np.zeros(-planes.size % _ALIGN, np.uint8), lut])
+    return np.concatenate([tiles_of(p.indices, p.spec.bits).reshape(-1), lut])
 
 
 def unpack_palette(
@@ -115,9 +114,8 @@ def unpack_palette(
     flat = np.frombuffer(data, np.uint8)
     if value_bytes not in (2, 4) or flat.size != spec.bytes(n, k, value_bytes):
         raise bad(f"{spec} of {n} x {k}", f"{flat.size} bytes", f"{spec.bytes(n, k, value_bytes)}")
-    width = -(-spec.indices(k) // 8)
-    planes = flat[: spec.bits * n * width].reshape(spec.bits, n, width)
     tables = spec.bytes(n, k, value_bytes) - (spec.tables(n) << spec.bits) * spec.vector * value_bytes
+    tiled = flat[:tables].reshape(-(-n // TILE), -1, spec.bits, 4, TILE)
     shape = (spec.tables(n), 1 << spec.bits, *((spec.vector,) if spec.vector > 1 else ()))
     lut = flat[tables:].view("<f2" if value_bytes == 2 else "<f4").reshape(shape)
-    return PaletteTensor(spec, codes_of(planes, spec.indices(k)), lut, k)
+    return PaletteTensor(spec, codes_of_tiles(tiled, n, spec.indices(k)), lut, k)

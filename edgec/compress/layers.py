@@ -2,13 +2,14 @@
 
 A layer is an initializer of float type that is read as `Gemm(x, W, b, transB=1)`, `MatMul(x, Transpose(W))`, as the
 weight of a Conv without groups, or as the table of a Gather. Its matrix is [N, K]: output channels by inputs, for a
-convolution [out, in * kernel] in im2col order; for an embedding [vocabulary, width].
+convolution [out, kernel * in] with the channel innermost, as the kernels multiply it (ONNX has it outermost: see
+`matrix_of` and `weight_of`); for an embedding [vocabulary, width].
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -47,10 +48,6 @@ class Window:
     pads: tuple[int, ...]
     dilations: tuple[int, ...]
 
-    @property
-    def pointwise(self) -> bool:
-        return all(k == 1 for k in self.kernel) and not any(self.pads)
-
 
 @dataclass(frozen=True)
 class Layer:
@@ -80,8 +77,8 @@ class Layer:
         with opened(self.weight) as values:
             # What a lazy tensor gives is ours; anything else may be the model's own memory, or a mapping about to go.
             own = isinstance(self.weight.const_value, ir.LazyTensor)
-            matrix = np.array(values, np.float32, copy=None if own else True, order="C")
-        matrix = matrix.reshape(self.rows, self.columns)
+            weight = np.array(values, np.float32, copy=None if own else True, order="C")
+        matrix = matrix_of(weight)
         # A sum is NaN or infinite when one value is; float64 cannot overflow on float32 values.
         if not np.isfinite(matrix.sum(dtype=np.float64)):
             raise EdgecError("E0101", stage="quantize", where=self.name, found="infinity or NaN among the weights",
@@ -95,8 +92,18 @@ class Layer:
         return _patches(np.asarray(x, np.float32), self.window)
 
 
+def matrix_of(weight: Array) -> Array:
+    """The matrix [N, K] of a weight: a linear's own; of a convolution's [out, in, *kernel] columns (*kernel, in)."""
+    return np.ascontiguousarray(np.moveaxis(weight, 1, -1)).reshape(len(weight), -1)
+
+
+def weight_of(matrix: Array, dims: Sequence[int]) -> Array:
+    """The inverse of `matrix_of` for a weight of these dims."""
+    return np.ascontiguousarray(np.moveaxis(matrix.reshape(dims[0], *dims[2:], dims[1]), -1, 1))
+
+
 def _patches(x: Array, window: Window) -> Array:
-    """im2col: [N, C, *spatial] to [N * positions, C * kernel]."""
+    """im2col: [N, C, *spatial] to [N * positions, kernel * C]."""
     axes = len(window.kernel)
     pads = tuple(zip(window.pads[:axes], window.pads[axes:], strict=True))
     padded = np.pad(x, ((0, 0), (0, 0), *pads))
@@ -105,7 +112,7 @@ def _patches(x: Array, window: Window) -> Array:
     views = np.lib.stride_tricks.sliding_window_view(padded, reach, spatial)
     cut = (slice(None), slice(None), *(slice(None, None, s) for s in window.strides),
            *(slice(None, None, d) for d in window.dilations))
-    order = (0, *spatial, 1, *range(2 + axes, 2 + 2 * axes))
+    order = (0, *spatial, *range(2 + axes, 2 + 2 * axes), 1)
     return np.ascontiguousarray(views[cut].transpose(order)).reshape(-1, x.shape[1] * math.prod(window.kernel))
 
 

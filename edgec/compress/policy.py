@@ -1,7 +1,7 @@
 """Which layer is stored how: the default format, what stays as it is and why, overrides by name.
 
 Defaults: embeddings and heads take at least 4 bits, tables that are only looked up take them in uniform codes; the
-first convolution, depthwise ones, kernels larger than 1 x 1 and small weights stay as they are. An override decides
+first convolution, depthwise ones and small weights stay as they are. An override decides
 about a layer in place of these rules; what no format can hold (groups, a weight that other operators read too) stays
 whatever it says.
 """
@@ -127,8 +127,6 @@ def _default_reason(layer: Layer, spec: Spec) -> str:
     """Why a layer stays as it is unless the user says otherwise; "" when it is quantized."""
     if layer.first:
         return "the first convolution"
-    if layer.window is not None and not layer.window.pointwise:
-        return f"a kernel of {' x '.join(map(str, layer.window.kernel))} is stored dense"
     if layer.columns < _LEAST_COLUMNS or layer.rows * layer.columns < _LEAST_WEIGHTS:
         return f"small: {layer.rows} x {layer.columns}"
     stored = spec.bits_per_weight(layer.rows, layer.columns)

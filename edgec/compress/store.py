@@ -29,7 +29,7 @@ from edgec.compress.stored import StoredLayer
 from edgec.errors import EdgecError
 
 STATE = "quant.json"
-FORMAT = 1
+FORMAT = 2  # 1 had the columns of a convolution's matrix in another order
 _STAGE = "quantize"
 _HALF, _SINGLE = np.dtype("<f2"), np.dtype("<f4")
 _PART_TYPES = {"planes": (np.dtype("u1"),), "scale": (_HALF,), "offset": (_HALF,), "lut": (_HALF, _SINGLE)}

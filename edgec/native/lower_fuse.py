@@ -13,10 +13,10 @@ from itertools import takewhile
 from edgec.compress.formats import PANEL
 from edgec.native.dims import Dim, dim, product
 from edgec.native.lower_values import Buf, Draft, View
-from edgec.native.plan import KERNELS, Space
+from edgec.native.plan import KERNELS, PALETTE_HALF, Space
 
 # Products, with the place of `act, residual_first` among their ints.
-_PRODUCTS = {"linear": 0, "linear_bits": 0, "conv2d": -2, "dwconv2d": -2}
+_PRODUCTS = {"linear": 0, "linear_bits": 0, "conv2d": -2, "conv2d_bits": 8, "dwconv2d": -2}
 _ACTIVATIONS = range(1, 32)
 _ADD, _MUL, _SILU = 0, 2, 4
 _BIAS, _RESIDUAL = 3, 4  # operand places of a product: y, x, w, bias, residual
@@ -209,7 +209,8 @@ def _split(calls: _Calls, at: int, draft: Draft) -> None:
 
 
 def _join_siblings(calls: _Calls) -> None:
-    """Linears of few bits that read one value, in groups of one size, become one call: x is prepared once for all."""
+    """Linears of few bits that read one value, in groups of one size (palettes: tables of as many rows), become one
+    call: x is prepared once for all."""
     alike: dict[tuple[object, ...], list[int]] = {}
     for at, draft in enumerate(calls.drafts):
         if draft is None or draft.kernel != "linear_bits" or draft.operands[_RESIDUAL] is not None:
@@ -217,8 +218,9 @@ def _join_siblings(calls: _Calls) -> None:
         x, bias = draft.operands[1], draft.operands[_BIAS]
         assert x is not None
         if bias is None or bias.buf.space is Space.WEIGHT:  # one that is computed may come later than the first sibling
-            act, _, _, _, group, _ = draft.ints
-            alike.setdefault((x.buf, x.dims, act, tuple(draft.floats), group), []).append(at)
+            act, _, _, _, group, form = draft.ints
+            palette = isinstance(form, int) and form >= PALETTE_HALF
+            alike.setdefault((x.buf, x.dims, act, tuple(draft.floats), group, palette), []).append(at)
     most = KERNELS["linear_bits_split"].n_out
     for members in alike.values():
         for some in (members[i : i + most] for i in range(0, len(members), most)):

@@ -109,17 +109,26 @@ def lower_conv(ctx: Lowering, node: ir.Node) -> Value:
         w = ctx.weight(weight.reshape([out_channels, cells]).transpose((1, 0)))
         ctx.emit("dwconv2d", [out], [source, w, bias, None], [*params, 0, 0], [0.0, 0.0])
     else:
-        w = ctx.weight(_conv_matrix(weight, groups), Format.PANEL16, wide=False)
-        ctx.emit("conv2d", [out], [source, w, bias, None], [*params, groups, 0, 0], [0.0, 0.0])
+        matrix = _conv_matrix(weight)
+        low = matrix.low_bit
+        if low is not None and groups == 1:
+            ctx.emit("conv2d_bits", [out], [source, ctx.packed(matrix, low), bias, None],
+                     [*params, 0, 0, low.matrix.n, *low.matrix.ints], [0.0, 0.0])
+        else:
+            w = ctx.weight(matrix.reshape([groups, out_channels // groups, matrix.dims[1]]), Format.PANEL16, wide=False)
+            ctx.emit("conv2d", [out], [source, w, bias, None], [*params, groups, 0, 0], [0.0, 0.0])
     dims = (x.dims[0], dim(out_channels), *out_size[-spatial:])
     return Value(dims, Dtype.F32, channels_last(x.rank), buf=out.buf)
 
 
-def _conv_matrix(weight: Const, groups: int) -> Const:
-    """[Co, Ci / G, k...] as [G, Co / G, k * Ci / G] with the channel innermost."""
+def _conv_matrix(weight: Const) -> Const:
+    """[Co, Ci / G, k...] as [Co, k * Ci / G] with the channel innermost."""
     out_channels, per_group, *window = weight.dims
-    moved = weight.transpose((0, *range(2, len(weight.dims)), 1))
-    return moved.reshape([groups, out_channels // groups, math.prod(window) * per_group])
+    taps = math.prod(window)
+    # With one tap nothing moves: a matrix of few bits stays recognizable in either order.
+    as_it_is = taps == 1 and weight.perm == identity(len(weight.perm))
+    moved = weight if as_it_is else weight.transpose(channels_last(len(weight.dims)))
+    return moved.reshape([out_channels, taps * per_group])
 
 
 def lower_pool(ctx: Lowering, node: ir.Node) -> Value:
@@ -178,7 +187,7 @@ def _emit_linear(ctx: Lowering, out: View, source: View, weight: Const, bias: Vi
         w = ctx.weight(weight, Format.PANEL16, wide=False)
         ctx.emit("linear", [out], [source, w, bias, None], [0, 0], [0.0, 0.0])
     else:
-        ints = [0, 0, low.dims[0], low.spec.bits, low.spec.group, int(low.spec.uniform)]
+        ints = [0, 0, low.matrix.n, *low.matrix.ints]
         ctx.emit("linear_bits", [out], [source, ctx.packed(weight, low), bias, None], ints, [0.0, 0.0])
 
 

@@ -435,8 +435,7 @@ def _gather_bits(ctx: Lowering, table: Const, low: LowBit, index: Value) -> Valu
     n, k = low.dims
     idx = ctx.rows(index if index.dtype in (Dtype.I32, Dtype.I64) else ctx.cast(index, Dtype.I64))
     out = ctx.fresh([index.count, k])
-    ints = [n, k, low.spec.bits, low.spec.group, int(low.spec.uniform)]
-    ctx.emit("gather_bits", [out], [ctx.packed(table, low), idx.as_dims([index.count])], ints)
+    ctx.emit("gather_bits", [out], [ctx.packed(table, low), idx.as_dims([index.count])], [n, k, *low.matrix.ints])
     dims = (*index.dims, dim(k))
     return Value(dims, Dtype.F32, identity(len(dims)), buf=out.buf)
 

@@ -16,12 +16,21 @@ from typing import Any, Literal
 import numpy as np
 import onnx_ir as ir
 
-from edgec.compress.formats import Array, BitsSpec, Dtype, Format, Quantized, lossless_dtype, pack_bits64
+from edgec.compress.formats import (
+    Array,
+    Dtype,
+    Format,
+    PaletteTensor,
+    Quantized,
+    lossless_dtype,
+    pack_bits64,
+    pack_palette,
+)
 from edgec.errors import EdgecError
 from edgec.ir.model import SMALL, input_of
 from edgec.ir.weights import release
 from edgec.native.dims import Dim, dim, product
-from edgec.native.plan import Space, Weight
+from edgec.native.plan import LowBitMatrix, Space, Weight
 
 Storage = Literal["auto", "f32", "f16", "bf16"]
 Dims = tuple[Dim, ...]
@@ -79,11 +88,19 @@ class Draft:
 
 @dataclass(frozen=True)
 class LowBit:
-    """A matrix of `dims` [N, K] that can be stored in few bits; load reads it anew at every call."""
+    """A matrix that can be stored in few bits; load reads it anew at every call."""
 
-    spec: BitsSpec
-    dims: tuple[int, int]
-    load: Callable[[], Quantized]
+    matrix: LowBitMatrix
+    load: Callable[[], Quantized | PaletteTensor]
+
+    @property
+    def dims(self) -> tuple[int, int]:
+        return self.matrix.n, self.matrix.k
+
+    def pack(self) -> Array:
+        """The stored bytes."""
+        value = self.load()
+        return pack_bits64(value) if isinstance(value, Quantized) else pack_palette(value)
 
 
 @dataclass(frozen=True)
@@ -253,11 +270,11 @@ class Weights:
         return self._index[key]
 
     def add_packed(self, const: Const, low: LowBit) -> int:
-        """The index of the tensor that holds `low`, the few-bit form of `const`, as bytes of `bits64`."""
+        """The index of the tensor that holds the bytes of `low`, the few-bit form of `const`."""
         key = (const.base, "bits64")
         if key not in self._index:
-            self._put(key, const, lambda name: Weight(name, Dtype.U8, Format.PLAIN, (low.spec.bytes(*low.dims),),
-                                                      lambda: pack_bits64(low.load()), const.release))
+            self._put(key, const, lambda name: Weight(name, Dtype.U8, Format.PLAIN, (low.matrix.bytes,), low.pack,
+                                                      const.release))
         return self._index[key]
 
     def _put(self, key: tuple[object, ...], const: Const, make: Callable[[str], Weight]) -> None:

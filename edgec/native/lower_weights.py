@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 from edgec.compress.formats import (
     GROUPS,
+    MOST_VECTOR,
     Array,
     BitsSpec,
     Dtype,
@@ -29,6 +30,7 @@ from edgec.ir.model import const_tensor, input_of, int_attr, op_of, required
 from edgec.ir.ops import DOMAIN
 from edgec.ir.weights import release
 from edgec.native.lower_values import Const, LowBit, Lowering, UnsupportedError, Value, identity, of_const
+from edgec.native.plan import LowBitMatrix
 
 _FLOATS = {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16}
 _CODES = {ir.DataType.UINT4, ir.DataType.INT4, ir.DataType.UINT8, ir.DataType.INT8}
@@ -40,7 +42,8 @@ def is_constant(value: ir.Value | None) -> bool:
     if value is None or const_tensor(value) is not None:
         return value is not None
     node = value.producer()
-    unpacks = node is not None and (op_of(node) in DECOMPRESS or (not node.domain and node.op_type in _FOLDS))
+    moves = node is not None and not node.domain and (node.op_type in _FOLDS or node.op_type == "Transpose")
+    unpacks = node is not None and (op_of(node) in DECOMPRESS or moves)
     return node is not None and unpacks and all(v is None or is_constant(v) for v in node.inputs)
 
 
@@ -104,7 +107,7 @@ def lower_dequantize(ctx: Lowering, node: ir.Node) -> Value:
         if low is not None:
             # A matrix [K, N] with blocks along its first axis is the transpose of one that can stay as it is.
             result = Const(name, lambda: stored(read()), low.dims, Dtype.F32, (0, 1) if axis else (1, 0), label,
-                           low=low, origin=str(low.spec))
+                           low=low, origin=str(low.matrix.spec))
     ctx.unpacked.add(node.outputs[0])
     return of_const(result)
 
@@ -144,7 +147,7 @@ def _low_bit(
         return Quantized(spec, found.astype(np.uint8, copy=False), scale().astype(np.float16)[:, blocks],
                          (zeros - least).astype(np.float16)[:, blocks])
 
-    return LowBit(spec, (n, k), load)
+    return LowBit(LowBitMatrix(spec, n, k), load)
 
 
 def check_dense(node: ir.Node) -> str | None:
@@ -191,37 +194,33 @@ def _palette_shapes(node: ir.Node) -> tuple[tuple[int, ...], ...]:
 
 
 def lower_dense(ctx: Lowering, node: ir.Node) -> Value:
-    """A constant in few bits, or of a palette: those are stored dense, for want of a kernel."""
+    """A constant in few bits; palettes of vectors that no kernel knows are stored dense."""
     arrays = [const_tensor(v) for v in node.inputs]
-    k, dims = int_attr(node, "columns", 0), (_rows(node), int_attr(node, "columns", 0))
+    n, k = _rows(node), int_attr(node, "columns", 0)
     spec = _bits_spec(node) if node.op_type == "BitPlaneToDense" else _palette_spec(node)
 
-    def read() -> list[Array]:
-        values = [np.asarray(t.numpy()) for t in arrays if t is not None]
-        planes = values[0]
-        count = k if isinstance(spec, BitsSpec) else spec.indices(k)
-        codes = codes_of(planes, count)
+    def few() -> Quantized | PaletteTensor:
+        planes, *rest = [np.asarray(t.numpy()) for t in arrays if t is not None]
+        codes = codes_of(planes, k if isinstance(spec, BitsSpec) else spec.indices(k))
         for tensor in arrays:
             if tensor is not None:
                 release(tensor)
-        return [codes, *values[1:]]
-
-    def bits() -> Quantized:
-        codes, scale, offset = read()
-        assert isinstance(spec, BitsSpec)
-        return Quantized(spec, codes, scale[0] if spec.uniform else scale, offset)
+        if isinstance(spec, PaletteSpec):
+            return PaletteTensor(spec, codes, rest[0], k)
+        return Quantized(spec, codes, rest[0][0] if spec.uniform else rest[0], rest[1])
 
     def dense() -> Array:
-        if isinstance(spec, BitsSpec):
-            return dequantize(bits())
-        indices, table = read()
-        return dequantize_palette(PaletteTensor(spec, indices, table, k))
+        value = few()
+        return dequantize(value) if isinstance(value, Quantized) else dequantize_palette(value)
 
     name = node.outputs[0].name or node.name or node.op_type
     label = (required(node, 0).name or name).removesuffix(".planes")
-    low = LowBit(spec, dims, bits) if isinstance(spec, BitsSpec) and ctx.weights.low_bit else None
+    lut = arrays[1]
+    wide = isinstance(spec, PaletteSpec) and lut is not None and lut.dtype == ir.DataType.FLOAT
+    known = isinstance(spec, BitsSpec) or spec.vector <= MOST_VECTOR
+    low = LowBit(LowBitMatrix(spec, n, k, 4 if wide else 2), few) if known and ctx.weights.low_bit else None
     ctx.unpacked.add(node.outputs[0])
-    return of_const(Const(name, dense, dims, Dtype.F32, (0, 1), label, low=low, origin=str(spec)))
+    return of_const(Const(name, dense, (n, k), Dtype.F32, (0, 1), label, low=low, origin=str(spec)))
 
 
 def rounded(values: Array, target: ir.DataType) -> Array:

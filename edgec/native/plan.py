@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from edgec.compress.formats import Array, BitsSpec, Dtype, Format, storage_bytes
+from edgec.compress.formats import Array, BitsSpec, Dtype, Format, PaletteSpec, storage_bytes
 from edgec.native.dims import Dim, product
 
 ALIGN = 64
@@ -42,8 +42,8 @@ _NORM = ((0, 2), (0, 3), (1, 2), (1, 3))
 # One row per kernel of docs/kernels.md; kernels/kernels.def holds the same names and counts.
 KERNELS: dict[str, KernelRow] = {
     "linear": KernelRow(), "linear_split": KernelRow(4), "linear_bits": KernelRow(), "linear_bits_split": KernelRow(4),
-    "gather_bits": KernelRow(), "conv2d": KernelRow(), "dwconv2d": KernelRow(), "pool2d": KernelRow(),
-    "resize2d": KernelRow(), "rnn": KernelRow(3),
+    "gather_bits": KernelRow(), "conv2d": KernelRow(), "conv2d_bits": KernelRow(), "dwconv2d": KernelRow(),
+    "pool2d": KernelRow(), "resize2d": KernelRow(), "rnn": KernelRow(3),
     "matmul": KernelRow(), "attention_cached": KernelRow(), "attention": KernelRow(), "kv_write": KernelRow(),
     "rmsnorm": KernelRow(2, _NORM), "layernorm": KernelRow(2, _NORM), "rope": KernelRow(1, ((0, 1),)),
     "unary": KernelRow(1, ((0, 1),)), "binary": KernelRow(1, ((0, 1), (0, 2))), "glu": KernelRow(1, ((0, 1), (0, 2))),
@@ -160,23 +160,63 @@ class Entry:
     scratch_bytes: int = 0
 
 
-def low_bit_matrices(call: Call) -> list[tuple[int, BitsSpec, int, int]]:
-    """(tensor, its parameters, N, K) of each weight of few bits that a call reads.
+PALETTE_HALF, PALETTE_WIDE = 16, 32  # the int `form` of palettes with f16 and f32 tables, plus the values of an index
+
+
+@dataclass(frozen=True)
+class LowBitMatrix:
+    """What a weight of few bits is, as the calls that read it say: N rows, K columns. value_bytes: 2 or 4, of a
+    palette's tables."""
+
+    spec: BitsSpec | PaletteSpec
+    n: int
+    k: int
+    value_bytes: int = 2
+
+    @property
+    def bytes(self) -> int:
+        if isinstance(self.spec, PaletteSpec):
+            return self.spec.bytes(self.n, self.k, self.value_bytes)
+        return self.spec.bytes(self.n, self.k)
+
+    @property
+    def ints(self) -> tuple[int, int, int]:
+        """bits, group, form: docs/kernels.md."""
+        spec = self.spec
+        if isinstance(spec, BitsSpec):
+            return spec.bits, spec.group, int(spec.uniform)
+        return spec.bits, spec.rows, (PALETTE_HALF if self.value_bytes == 2 else PALETTE_WIDE) + spec.vector
+
+    @classmethod
+    def of(cls, n: int, k: int, bits: int, group: int, form: int) -> LowBitMatrix:
+        """The inverse of `ints`. Raises EdgecError (E0002) for parameters that no format has."""
+        if form < PALETTE_HALF:
+            return cls(BitsSpec(bits, group, bool(form)), n, k)
+        wide = form >= PALETTE_WIDE
+        return cls(PaletteSpec(bits, group, form - (PALETTE_WIDE if wide else PALETTE_HALF)), n, k, 4 if wide else 2)
+
+
+def low_bit_matrices(call: Call) -> list[tuple[int, LowBitMatrix]]:
+    """(tensor, what it is) of each weight of few bits that a call reads.
 
     Raises EdgecError (E0002) for parameters that no format has.
     """
     ints = [_number(i) for i in call.ints]
     if call.kernel == "linear_bits":
-        n, bits, group, uniform = ints[2:6]
-        return [(call.operands[2].index, BitsSpec(bits, group, bool(uniform)), n, call.operands[1].dims[-1].hi)]
+        n, *form = ints[2:6]
+        return [(call.operands[2].index, LowBitMatrix.of(n, call.operands[1].dims[-1].hi, *form))]
     if call.kernel == "linear_bits_split":
         outs = KERNELS[call.kernel].n_out
         parts = zip(call.operands[:outs], call.operands[outs + 1 :], ints[2::2], ints[3::2], strict=False)
-        return [(w.index, BitsSpec(bits, ints[1], bool(uniform)), y.dims[-1].hi, call.operands[outs].dims[-1].hi)
-                for y, w, bits, uniform in parts if w.space is not Space.NONE]
+        return [(w.index, LowBitMatrix.of(y.dims[-1].hi, call.operands[outs].dims[-1].hi, bits, ints[1], form))
+                for y, w, bits, form in parts if w.space is not Space.NONE]
+    if call.kernel == "conv2d_bits":
+        n, *form = ints[10:14]
+        k = ints[0] * ints[1] * call.operands[1].dims[-1].hi
+        return [(call.operands[2].index, LowBitMatrix.of(n, k, *form))]
     if call.kernel == "gather_bits":
-        n, k, bits, group, uniform = ints[:5]
-        return [(call.operands[1].index, BitsSpec(bits, group, bool(uniform)), n, k)]
+        n, k, *form = ints[:5]
+        return [(call.operands[1].index, LowBitMatrix.of(n, k, *form))]
     return []
 
 
@@ -305,10 +345,10 @@ class Plan:
 
     def stored(self) -> tuple[StoredWeight, ...]:
         """Every weight, in order, with its logical shape and the kernels that read it."""
-        low: dict[int, list[Any]] = {}
+        low: dict[int, LowBitMatrix] = {}
         kernels: dict[int, dict[str, None]] = {}
         for call in (c for e in self.entries for c in e.calls):
-            low.update((index, matrix) for index, *matrix in low_bit_matrices(call))
+            low.update(low_bit_matrices(call))
             for operand in call.inputs:
                 if operand.space is Space.WEIGHT:
                     kernels.setdefault(operand.index, {})[kernel_text(call)] = None
@@ -316,7 +356,7 @@ class Plan:
         for i, w in enumerate(self.weights):
             form, shape = _form(w.dtype, w.format), w.dims
             if i in low:
-                form, shape = str(low[i][0]), tuple(low[i][1:])
+                form, shape = str(low[i].spec), (low[i].n, low[i].k)
             found.append(StoredWeight(w.name, shape, form, w.bytes, w.origin, tuple(kernels.get(i, ()))))
         return tuple(found)
 

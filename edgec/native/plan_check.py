@@ -93,9 +93,9 @@ def _low_bit(plan: Plan, call: Call) -> Iterator[str]:
     except EdgecError as e:
         yield f"{e.where} = {e.found}, wanted {e.wanted}"
         return
-    for index, spec, n, k in matrices:
-        if index < len(plan.weights) and (n < 1 or k < 1 or spec.bytes(n, k) != plan.weights[index].bytes):
-            yield f"{spec} of {n} x {k} in a tensor of {plan.weights[index].bytes} bytes"
+    for index, m in matrices:
+        if index < len(plan.weights) and (m.n < 1 or m.k < 1 or m.bytes != plan.weights[index].bytes):
+            yield f"{m.spec} of {m.n} x {m.k} in a tensor of {plan.weights[index].bytes} bytes"
 
 
 def _fits(size: Dim, whole: int, *, exact: bool) -> bool:

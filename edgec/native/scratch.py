@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from edgec.compress.formats import PANEL, Dtype
+from edgec.compress.formats import CHUNK, PANEL, TILE, Dtype, PaletteSpec
 from edgec.native.dims import Dim, product
-from edgec.native.plan import ALIGN, Call
+from edgec.native.plan import ALIGN, Call, LowBitMatrix, low_bit_matrices
 
 _WIDEN_ROWS = 13  # from here on 16-bit weights are widened once per panel
 # Few-bit weights: most rows that are looked up, fewest that are not, bytes of a decoded block.
@@ -31,13 +31,15 @@ def _call(call: Call) -> int:
             wide = weight.dtype is Dtype.F32 or product(x.dims[:-1]).hi < _WIDEN_ROWS
             return 0 if wide else 2 * PANEL * weight.dims[1].hi * 4
         case "linear_bits":
-            return _bits(product(call.operands[1].dims[:-1]).hi, call.operands[1].dims[-1].hi, _int(call.ints[4]))
+            return _bits(product(call.operands[1].dims[:-1]).hi, call)
         case "linear_bits_split":
-            return _bits(product(call.operands[4].dims[:-1]).hi, call.operands[4].dims[-1].hi, _int(call.ints[1]))
+            return _bits(product(call.operands[4].dims[:-1]).hi, call)
         case "conv2d":
             weight, k = call.operands[2], call.operands[2].dims[2].hi
-            block = max(4, min(8, 131072 // max(1, k) // 12)) * 12
-            return (block + (0 if weight.dtype is Dtype.F32 else 2 * PANEL)) * k * 4
+            return (_pixels(k) + (0 if weight.dtype is Dtype.F32 else 2 * PANEL)) * k * 4
+        case "conv2d_bits":
+            k = _int(call.ints[0]) * _int(call.ints[1]) * call.operands[1].dims[3].hi
+            return _pixels(k) * k * 4 + _bits(_pixels(k), call)
         case "rnn":
             y, weight = call.operands[0], call.operands[4]
             return min(_SEQUENCES, y.dims[1].hi) * y.dims[2].hi * (weight.dims[0].hi + 2) * 4
@@ -51,13 +53,28 @@ def _call(call: Call) -> int:
             return 0
 
 
-def _bits(rows: int, k: int, group: int) -> int:
-    """Sums of 64 columns, and tables of each row's activations or, of more rows, activations in 16 bits with scales;
-    never less than fewer rows need."""
-    padded, chunks, groups = -(-rows // 16) * 16, -(-k // 32), -(-k // group)
+def _pixels(k: int) -> int:
+    """Output pixels of a convolution that are gathered together."""
+    return max(4, min(8, 131072 // max(1, k) // 12)) * 12
+
+
+def _bits(rows: int, call: Call) -> int:
+    """The most that one of the call's weights needs for as many rows of activations: sums of 64 columns; then tables of
+    each row's activations or, of more rows, activations in 16 bits with scales, never less than fewer rows need; or a
+    palette's tables and decoded columns."""
+    return max(_matrix(rows, m) for _, m in low_bit_matrices(call))
+
+
+def _matrix(rows: int, m: LowBitMatrix) -> int:
+    padded, spec = -(-rows // 16) * 16, m.spec
+    if isinstance(spec, PaletteSpec):
+        tables = (TILE - 1) // spec.rows + 2 if spec.rows else 1
+        columns = CHUNK * spec.vector if spec.vector > 1 else 2 * CHUNK
+        return (padded * TILE + (tables << spec.bits) * spec.vector + TILE * columns) * 4
+    chunks, groups = -(-m.k // CHUNK), spec.groups(m.k)
     tables = -(-(chunks * 256 + groups * 8) // ALIGN) * ALIGN
     decoded = padded * (chunks * 64 + groups * 4) + _DECODED if rows >= _MANY_ROWS else 0
-    return padded * 64 * 4 + max(min(rows, _TABLE_ROWS) * tables, decoded)
+    return padded * TILE * 4 + max(min(rows, _TABLE_ROWS) * tables, decoded)
 
 
 def _attention(call: Call, tokens: Dim, hq: int, hkv: int) -> int:

@@ -3,6 +3,9 @@
 // 64 rows are a tile. Per tile and group of columns there are codes u8 [bits][chunks][4][64], a chunk being 32 columns
 // and a byte 8 of them, then f16 scales [64]: one per bit and the centre, or (uniform) the step and the zero point.
 // Byte p of a column holds row 16 (p % 16 / 4) + 4 (p / 16) + p % 4, so that unpacking whole vectors gives rows in order.
+//
+// Palettes: the same codes in groups of 32 columns without scales, one for `vector` neighbours along K; behind all tiles the
+// tables f16 or f32 [tables][2^bits][vector].
 #pragma once
 #include "shapes.h"
 
@@ -15,28 +18,49 @@ constexpr int64_t kTableRows = 16;
 constexpr int64_t kManyRows = 5;
 constexpr int kBitsOutputs = 4;  // linear_bits_split: absent ones included
 constexpr int64_t kBitsBlock = 4 * 4 * 1024;  // bytes: a tile's part of a group as bf16, or in 16-bit integers
+// What the int `form` says: kHlq, kUniform, or kPaletteHalf or kPaletteWide (f16 or f32 tables) plus the values of a code.
+constexpr int64_t kHlq = 0, kUniform = 1, kPaletteHalf = 16, kPaletteWide = 32, kMostVector = 8;
 
 struct BitsShape {
-    int64_t n, k, bits, group;
-    bool uniform;
+    int64_t n, k, bits, group;  // group: columns; of palettes rows that share a table, 0 for all
+    bool uniform, wide;         // wide: palettes with f32 tables
+    int64_t vector;             // palettes: values of a code; else 0
+    int64_t group_n, chunk_n, tile_size;
     int64_t m = 0;  // rows of activations
-    int64_t groups() const { return ceil_div(k, group); }
-    int64_t chunks() const { return ceil_div(k, 32); }
+    int64_t groups() const { return group_n; }
+    int64_t chunks() const { return chunk_n; }
     int64_t group_chunks(int64_t g) const { return imin(group / 32, chunks() - g * (group / 32)); }
     int64_t code_bytes(int64_t group_chunks) const { return bits * group_chunks * 256; }
     int64_t scale_bytes() const { return (uniform ? 2 : bits + 1) * kBitsRows * 2; }
     int64_t tiles() const { return ceil_div(n, kBitsRows); }
-    int64_t tile_bytes() const { return code_bytes(chunks()) + groups() * scale_bytes(); }
+    int64_t tile_bytes() const { return tile_size; }
     // The tables of one row of activations: 256 bytes per chunk, then per group the tables' scale and the sum of x.
     int64_t table_bytes() const { return ceil_div(chunks() * 256 + groups() * 8, 64) * 64; }
     // The same for generic/dot16.h: 16 bits per column, and a scale per group, of padded() rows.
     int64_t pair_bytes() const { return padded() * (chunks() * 64 + groups() * 4); }
     // Rows of sums that a tile is given room for: whole blocks of 16.
     int64_t padded() const { return ceil_div(m, 16) * 16; }
+    // Palettes: the values of a table, how many tables the rows of a tile can need, and what is decoded together: the
+    // columns of one or two chunks.
+    int64_t table_values() const { return vector << bits; }
+    int64_t tile_tables() const { return group ? (kBitsRows - 1) / group + 2 : 1; }
+    int64_t block_columns() const { return vector > 1 ? 32 * vector : 64; }
 };
 
-// N bits group uniform, as the kernels' ints have them.
-EDGEC_INLINE BitsShape bits_shape(const int64_t *i, int64_t k) { return BitsShape{i[0], k, i[1], i[2], i[3] != 0}; }
+// N bits group form, as the kernels' ints have them; parameters that do not exist leave the sizes zero.
+BitsShape bits_shape(const int64_t *i, int64_t k);
+// Value i of a palette's tables, which lie at `p`.
+EDGEC_INLINE float palette_value(const BitsShape &s, const uint8_t *p, int64_t i) {
+    float wide;
+    uint16_t half;
+    if (s.wide) return memcpy(&wide, p + 4 * i, 4), wide;
+    return memcpy(&half, p + 2 * i, 2), f16_to_f32(half);
+}
+// How an instruction set with a shuffle of bytes decodes a part of a chunk, or multiplies it with one row x
+// (generic/palette_bytes.h).
+using PaletteBytes = void (*)(const BitsShape &s, const uint8_t *codes, const uint8_t *t, const float *x, int64_t panel, float *to);
+// The tables of a tile's rows as f32 [table][vector][2^bits], and where each row's begins.
+void palette_tables(const BitsShape &s, const uint8_t *w, int64_t tile, float *to, int32_t *offset);
 
 // An output with its own weight and bias: the only one of linear_bits, or number `p` of linear_bits_split. All read one
 // x, in groups of one size, so that what prepare() makes serves every one of them.
@@ -44,15 +68,7 @@ struct BitsPart {
     const View *y, *w, *bias;
     BitsShape s;
 };
-EDGEC_INLINE BitsPart bits_part(const Args &a, int outputs, int p) {
-    const View &x = a.op[outputs], &y = a.op[p];
-    const int64_t k = x.dim[x.rank - 1];
-    BitsPart part = {&y, &a.op[outputs + 1 + p], &a.op[2 * outputs + 1 + p], {}};
-    const int64_t split[] = {y.data ? y.dim[y.rank - 1] : 0, a.i[2 + 2 * p], a.i[1], a.i[3 + 2 * p]};
-    part.s = bits_shape(outputs == 1 ? a.i + 2 : split, k);
-    part.s.m = leading(x);
-    return part;
-}
+BitsPart bits_part(const Args &a, int outputs, int p);
 
 // Ints of a product before the last, optional one: whether few rows may be looked up in tables of 8 bits.
 EDGEC_INLINE int bits_ints(int outputs) { return outputs == 1 ? 6 : 2 + 2 * kBitsOutputs; }
@@ -79,11 +95,7 @@ constexpr BitsMethod kDecoded = {nullptr, nullptr, {17, 17, 17, 17, 17, 17, 17, 
 
 // The tables, or the prepared rows and a decoded block, follow the sums in scratch. Which it is depends on the
 // instruction set, so there is room for both. Fewer rows never need more: a session has room for its largest shapes.
-EDGEC_INLINE int64_t bits_scratch(const BitsShape &s) {
-    const int64_t tables = imin(s.m, kTableRows) * s.table_bytes();
-    const int64_t decoded = s.m < kManyRows ? 0 : s.pair_bytes() + kBitsBlock;
-    return s.padded() * kBitsRows * (int64_t)sizeof(float) + imax(tables, decoded);
-}
+int64_t bits_scratch(const BitsShape &s);
 
 // Defined for every instruction set by generic/bits.h. The levels above AVX-512 bring methods of their own.
 namespace avx512 {

@@ -52,6 +52,8 @@ EDGEC_INLINE bool flag(int64_t x) { return between(x, 0, 1); }
 
 // compute.cpp. bias? [n], residual? as y, act, residual_first: what every product ends with.
 const char *epilogue_check(const View &y, const View &bias, const View &residual, int64_t n, int64_t act, int64_t first);
+// y and x as images, and kh kw sh sw pt pl dh dw.
+const char *window_check(const View &y, const View &x, const int64_t *i);
 // About the time of a product on one core: bound by arithmetic or by reading the weights once.
 int64_t product_cost(double m, double n, double k, double weight_bytes);
 

@@ -114,8 +114,25 @@ int64_t linear_split_tiles(const Args &a) { return rows_tiles(a.op[kSplitOutputs
 int64_t linear_split_cost(const Args &a) { return rows_cost(a.op[kSplitOutputs], a.op[kSplitOutputs + 1]); }
 int64_t linear_split_scratch(const Args &a) { return rows_scratch(a.op[kSplitOutputs], a.op[kSplitOutputs + 1]); }
 
-// kh kw sh sw pt pl dh dw
-static const char *window_check(const View &y, const View &x, const int64_t *i) {
+ConvShape conv_shape(const Args &a, int64_t groups) {
+    ConvShape s;
+    s.g = window_of(a.op[0], a.op[1], a.i);
+    s.groups = groups;
+    s.n = s.g.co / s.groups;
+    s.k = s.g.kh * s.g.kw * (s.g.ci / s.groups);
+    s.panels = ceil_div(s.n, 16);
+    s.pixels = s.g.batch * s.g.oh * s.g.ow;
+    s.pointwise = s.g.kh == 1 && s.g.kw == 1 && s.g.sh == 1 && s.g.sw == 1 && s.g.pt == 0 && s.g.pl == 0 &&
+                  s.g.oh == s.g.h && s.g.ow == s.g.w;
+    // The gathered block should stay in the L2 cache, but each block streams the weights again.
+    s.pixel_block = imax(4, imin(8, 131072 / imax(1, s.k) / 12)) * 12;
+    s.panel_block = 8;
+    s.pixel_blocks = ceil_div(s.pixels, s.pixel_block);
+    s.panel_blocks = ceil_div(s.panels, s.panel_block);
+    return s;
+}
+
+const char *window_check(const View &y, const View &x, const int64_t *i) {
     if (!activation(y) || !activation(x)) return kMissing;
     if (y.rank != 4 || x.rank != 4 || y.dim[0] != x.dim[0]) return kShape;
     for (int k = 0; k < 8; ++k) {
@@ -138,18 +155,18 @@ const char *conv2d_check(const Args &a) {
 }
 int64_t conv2d_tiles(const Args &a) {
     if (empty(a.op[0])) return 0;
-    const ConvShape s = conv_shape(a);
+    const ConvShape s = conv_shape(a, a.i[8]);
     return s.pixel_blocks * s.groups * s.panel_blocks;
 }
 int64_t conv2d_cost(const Args &a) {
     if (empty(a.op[0])) return 1;
-    const ConvShape s = conv_shape(a);
+    const ConvShape s = conv_shape(a, a.i[8]);
     return product_cost((double)s.pixels, (double)s.g.co, (double)s.k,
                         (double)s.g.co * (double)s.k * (double)dtype_size(a.op[2].dtype));
 }
 int64_t conv2d_scratch(const Args &a) {  // the gathered rows, then two widened panels
     if (empty(a.op[0])) return 0;
-    const ConvShape s = conv_shape(a);
+    const ConvShape s = conv_shape(a, a.i[8]);
     const int64_t rows = s.pointwise ? 0 : s.pixel_block * s.k, wide = a.op[2].dtype == F32 ? 0 : 2 * 16 * s.k;
     return (rows + wide) * (int64_t)sizeof(float);
 }

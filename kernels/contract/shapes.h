@@ -79,23 +79,7 @@ struct ConvShape {
     bool pointwise;                        // x itself is the matrix: nothing to gather
 };
 
-EDGEC_INLINE ConvShape conv_shape(const Args &a) {
-    ConvShape s;
-    s.g = window_of(a.op[0], a.op[1], a.i);
-    s.groups = a.i[8];
-    s.n = s.g.co / s.groups;
-    s.k = s.g.kh * s.g.kw * (s.g.ci / s.groups);
-    s.panels = ceil_div(s.n, 16);
-    s.pixels = s.g.batch * s.g.oh * s.g.ow;
-    s.pointwise = s.g.kh == 1 && s.g.kw == 1 && s.g.sh == 1 && s.g.sw == 1 && s.g.pt == 0 && s.g.pl == 0 &&
-                  s.g.oh == s.g.h && s.g.ow == s.g.w;
-    // The gathered block should stay in the L2 cache, but each block streams the weights again.
-    s.pixel_block = imax(4, imin(8, 131072 / imax(1, s.k) / 12)) * 12;
-    s.panel_block = 8;
-    s.pixel_blocks = ceil_div(s.pixels, s.pixel_block);
-    s.panel_blocks = ceil_div(s.panels, s.panel_block);
-    return s;
-}
+ConvShape conv_shape(const Args &a, int64_t groups);  // compute.cpp: defined once, to save room
 
 struct RnnShape {
     int64_t t, b, h, gates, panels;  // panels per gate; tiles = blocks of kRnnRows sequences

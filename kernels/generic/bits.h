@@ -1,6 +1,6 @@
 // Products with weights of few bits (contract/bits.h). Few rows of activations are looked up in tables (lut.h, and
 // isa/avx512vbmi.cpp); for more, or where nothing shuffles bytes, the weights are decoded a group at a time: here to
-// f32, in dot16.h to 16-bit integers.
+// f32, in dot16.h to 16-bit integers. Palettes are decoded (palette.h).
 
 // to[k][16] = rows 16 v .. 16 v + 15 of a group whose codes are `codes`; `columns` of its columns.
 EDGEC_NOINLINE void bits_decode(const BitsShape &s, const uint8_t *codes, int64_t chunks, int64_t columns, int v,
@@ -36,13 +36,7 @@ EDGEC_NOINLINE void bits_decoded(const BitsShape &s, const uint8_t *codes, const
         const int64_t chunks = s.group_chunks(g), columns = imin(s.group, s.k - g * s.group);
         for (int v = 0; v < 4; v += kTilePanels) {
             for (int p = 0; p < kTilePanels; ++p) bits_decode(s, codes, chunks, columns, v + p, panel + p * kPanel);
-            for (int64_t m = 0; m < s.m;) {
-                const int rows = gemm_height(s.m - m);
-                float *to = out + m * kBitsRows + 16 * v;
-                gemm_rows<kTilePanels>(rows, x + m * s.k + g * s.group, s.k, panel, kPanel, columns, to, true, to,
-                                              kBitsRows, Clamp{false, 0, 0});
-                m += rows;
-            }
+            bits_multiply(s, x + g * s.group, panel, kPanel, columns, out + 16 * v);
         }
         codes += s.code_bytes(chunks) + s.scale_bytes();
     }
@@ -57,7 +51,8 @@ EDGEC_NOINLINE void bits_tiles(const BitsShape &s, const uint8_t *w, const Gemm 
         zero_floats(out, s.padded() * kBitsRows);
         if (g.e.bias)
             for (int64_t m = 0; m < s.m; ++m) memcpy(out + m * kBitsRows, g.e.bias + n, (size_t)columns * sizeof(float));
-        method.sums(s, w + t * s.tile_bytes(), g.a, tables, out);
+        if (s.vector) palette_sums(s, w, t, g.a, out + s.padded() * kBitsRows, out, kPaletteBytes);
+        else method.sums(s, w + t * s.tile_bytes(), g.a, tables, out);
         gemm_finish(g, out, kBitsRows, 0, (int)s.m, n, columns);
     }
 }
@@ -73,7 +68,7 @@ void bits_run(const Args &a, int outputs, int64_t t0, int64_t t1, void *scratch,
     const float *x = (const float *)a.op[outputs].data;
     float *out = (float *)scratch;
     if (t0 == t1) {
-        if (method.prepare) method.prepare(first.s, x, (uint8_t *)(out + first.s.padded() * kBitsRows));
+        if (method.prepare && !first.s.vector) method.prepare(first.s, x, (uint8_t *)(out + first.s.padded() * kBitsRows));
         return;
     }
     const bool one = outputs == 1;

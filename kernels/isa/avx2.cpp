@@ -21,6 +21,8 @@ namespace avx2 {
 #include "../generic/bits_scales.h"
 #include "../generic/tables.h"
 #include "../generic/lut.h"
+#include "../generic/palette_turn.h"
+#include "../generic/palette_bytes.h"
 constexpr BitsMethod kFastLookups = {tables_of<Code8>, lut_sums<Code8>};
 #include "../generic/dot16.h"
 // Where lookups end, by bits; measured on Zen 3 (benchmarks/bench_bits.cpp, 4 to 17 rows).

@@ -25,6 +25,8 @@ namespace avx512 {
 #include "../generic/bits_scales.h"
 #include "../generic/tables.h"
 #include "../generic/lut.h"
+#include "../generic/palette_turn.h"
+#include "../generic/palette_bytes.h"
 constexpr BitsMethod kFastLookups = kLookups;  // memory is the limit here
 // Adding up pairs of 16-bit integers takes as long here as floats do: the weights are decoded.
 constexpr BitsMethod kMany = kDecoded;

@@ -14,6 +14,8 @@ namespace neon {
 #include "../generic/bits_scales.h"
 #include "../generic/tables.h"
 #include "../generic/lut.h"
+#include "../generic/palette_turn.h"
+#include "../generic/palette_bytes.h"
 constexpr BitsMethod kFastLookups = {tables_of<Code8>, lut_sums<Code8>};
 // Products of 16-bit integers are as many per instruction as of floats: the weights are decoded.
 constexpr BitsMethod kMany = kDecoded;

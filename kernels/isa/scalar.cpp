@@ -11,6 +11,8 @@ namespace scalar {
 #include "../generic/bits_scales.h"
 // There is no shuffle of bytes: weights of few bits are decoded whatever the number of rows.
 constexpr BitsMethod kLookups = {}, kFastLookups = {}, kMany = {};
+constexpr PaletteBytes kPaletteBytes = nullptr;
+#include "../generic/palette_turn.h"
 #include "../generic/all.h"
 #include "../generic/narrow.h"
 }  // namespace scalar

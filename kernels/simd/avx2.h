@@ -65,6 +65,8 @@ EDGEC_INLINE float vhmax(vf a) {
 EDGEC_INLINE vi viset(int32_t x) { return _mm256_set1_epi32(x); }
 EDGEC_INLINE vi viadd(vi a, vi b) { return _mm256_add_epi32(a, b); }
 EDGEC_INLINE vi visub(vi a, vi b) { return _mm256_sub_epi32(a, b); }
+EDGEC_INLINE vi viand(vi a, vi b) { return _mm256_and_si256(a, b); }
+EDGEC_INLINE vi vixor(vi a, vi b) { return _mm256_xor_si256(a, b); }
 template <int S> EDGEC_INLINE vi vishl(vi a) { return _mm256_slli_epi32(a, S); }
 template <int S> EDGEC_INLINE vi vishr(vi a) { return _mm256_srai_epi32(a, S); }
 EDGEC_INLINE vi vtoi(vf a) { return _mm256_cvtps_epi32(a); }
@@ -113,11 +115,36 @@ EDGEC_INLINE vi vtop_bytes(const uint8_t *p, int v) {
 }
 EDGEC_INLINE vm vnegative(vi a) { return _mm256_castsi256_ps(a); }  // vsel looks at nothing but the sign
 
+EDGEC_INLINE void vquads(__m256i a, __m256i b, __m256i c, __m256i d, vi *to) {
+    const __m256i u = _mm256_unpacklo_epi8(a, b), v = _mm256_unpackhi_epi8(a, b);
+    const __m256i x = _mm256_unpacklo_epi8(c, d), y = _mm256_unpackhi_epi8(c, d);
+    to[0] = _mm256_unpacklo_epi16(u, x);
+    to[1] = _mm256_unpackhi_epi16(u, x);
+    to[2] = _mm256_unpacklo_epi16(v, y);
+    to[3] = _mm256_unpackhi_epi16(v, y);
+}
+EDGEC_INLINE void vrows(const uint8_t *p, vi *to) {
+    const __m256i *q = (const __m256i *)p;
+    vquads(_mm256_loadu_si256(q), _mm256_loadu_si256(q + 2), _mm256_loadu_si256(q + 4), _mm256_loadu_si256(q + 6), to);
+}
+struct vtable {
+    vf low, high;
+};
+EDGEC_INLINE vtable vtable16(const float *p) { return {vload(p), vload(p + 8)}; }
+EDGEC_INLINE vf vpick(const vtable &t, vi at) {
+    const vf low = _mm256_permutevar8x32_ps(t.low, at), high = _mm256_permutevar8x32_ps(t.high, at);
+    return _mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32(at, 28)));
+}
+EDGEC_INLINE vf vgather(const float *p, vi at) { return _mm256_i32gather_ps(p, at, 4); }
+
 constexpr int64_t kBytes = 32, kPrefetchStep = 4096;
 using vb = __m256i;
 EDGEC_INLINE vb vbload(const uint8_t *p) { return _mm256_loadu_si256((const __m256i *)p); }
 EDGEC_INLINE void vbstore(uint8_t *p, vb a) { _mm256_storeu_si256((__m256i *)p, a); }
 EDGEC_INLINE vb vbset16(int32_t x) { return _mm256_set1_epi16((int16_t)x); }
+EDGEC_INLINE vb vbzero() { return _mm256_setzero_si256(); }
+EDGEC_INLINE vi vbwords(vb a) { return a; }
+EDGEC_INLINE vb vbytes(vi a) { return a; }
 EDGEC_INLINE vb vbtable(const uint8_t *p) { return _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)p)); }
 EDGEC_INLINE vb vblookup(vb table, vb at) { return _mm256_shuffle_epi8(table, at); }
 EDGEC_INLINE vb vblow(vb a) { return _mm256_and_si256(a, _mm256_set1_epi8(15)); }

@@ -54,6 +54,8 @@ EDGEC_INLINE float vhmax(vf a) { return _mm512_reduce_max_ps(a); }
 EDGEC_INLINE vi viset(int32_t x) { return _mm512_set1_epi32(x); }
 EDGEC_INLINE vi viadd(vi a, vi b) { return _mm512_add_epi32(a, b); }
 EDGEC_INLINE vi visub(vi a, vi b) { return _mm512_sub_epi32(a, b); }
+EDGEC_INLINE vi viand(vi a, vi b) { return _mm512_and_si512(a, b); }
+EDGEC_INLINE vi vixor(vi a, vi b) { return _mm512_xor_si512(a, b); }
 template <int S> EDGEC_INLINE vi vishl(vi a) { return _mm512_slli_epi32(a, S); }
 template <int S> EDGEC_INLINE vi vishr(vi a) { return _mm512_srai_epi32(a, S); }
 EDGEC_INLINE vi vtoi(vf a) { return _mm512_cvtps_epi32(a); }
@@ -110,6 +112,25 @@ EDGEC_INLINE vi vtop_bytes(const uint8_t *p, int v) {
 }
 EDGEC_INLINE vm vnegative(vi a) { return _mm512_movepi32_mask(a); }  // lanes with the sign bit
 
+// Palettes (generic/palette.h). Byte j of to[v] lane 4 l + e is byte 16 l + 4 v + e of vector j.
+EDGEC_INLINE void vquads(__m512i a, __m512i b, __m512i c, __m512i d, vi *to) {
+    const __m512i u = _mm512_unpacklo_epi8(a, b), v = _mm512_unpackhi_epi8(a, b);
+    const __m512i x = _mm512_unpacklo_epi8(c, d), y = _mm512_unpackhi_epi8(c, d);
+    to[0] = _mm512_unpacklo_epi16(u, x);
+    to[1] = _mm512_unpackhi_epi16(u, x);
+    to[2] = _mm512_unpacklo_epi16(v, y);
+    to[3] = _mm512_unpackhi_epi16(v, y);
+}
+// The same of the vectors at p, p + 64, p + 128 and p + 192.
+EDGEC_INLINE void vrows(const uint8_t *p, vi *to) {
+    vquads(_mm512_loadu_si512(p), _mm512_loadu_si512(p + 64), _mm512_loadu_si512(p + 128), _mm512_loadu_si512(p + 192), to);
+}
+// Sixteen values, and those at the lower four bits of each lane; values of a table in memory.
+using vtable = vf;
+EDGEC_INLINE vtable vtable16(const float *p) { return vload(p); }
+EDGEC_INLINE vf vpick(const vtable &t, vi at) { return _mm512_permutexvar_ps(at, t); }
+EDGEC_INLINE vf vgather(const float *p, vi at) { return _mm512_i32gather_ps(at, p, 4); }
+
 // Tables (generic/tables.h, lut.h): vb is a vector of bytes; kPrefetchStep as table_prefetch() wants it.
 constexpr int64_t kBytes = 64, kPrefetchStep = 1024;
 using vb = __m512i;
@@ -117,6 +138,8 @@ EDGEC_INLINE vb vbload(const uint8_t *p) { return _mm512_loadu_si512(p); }
 EDGEC_INLINE vb vbzero() { return _mm512_setzero_si512(); }
 EDGEC_INLINE void vbstore(uint8_t *p, vb a) { _mm512_storeu_si512(p, a); }
 EDGEC_INLINE vb vbset16(int32_t x) { return _mm512_set1_epi16((int16_t)x); }
+EDGEC_INLINE vi vbwords(vb a) { return a; }
+EDGEC_INLINE vb vbytes(vi a) { return a; }
 // Sixteen bytes for every 128-bit part, and where bytes 0..15 of `at` look up.
 EDGEC_INLINE vb vbtable(const uint8_t *p) { return _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)p)); }
 EDGEC_INLINE vb vblookup(vb table, vb at) { return _mm512_shuffle_epi8(table, at); }

@@ -60,6 +60,8 @@ EDGEC_INLINE float vhmax(vf a) { return vmaxvq_f32(a); }
 EDGEC_INLINE vi viset(int32_t x) { return vdupq_n_s32(x); }
 EDGEC_INLINE vi viadd(vi a, vi b) { return vaddq_s32(a, b); }
 EDGEC_INLINE vi visub(vi a, vi b) { return vsubq_s32(a, b); }
+EDGEC_INLINE vi viand(vi a, vi b) { return vandq_s32(a, b); }
+EDGEC_INLINE vi vixor(vi a, vi b) { return veorq_s32(a, b); }
 template <int S> EDGEC_INLINE vi vishl(vi a) { return vshlq_n_s32(a, S); }
 template <int S> EDGEC_INLINE vi vishr(vi a) { return vshrq_n_s32(a, S); }
 EDGEC_INLINE vi vtoi(vf a) { return vcvtnq_s32_f32(a); }
@@ -92,11 +94,41 @@ EDGEC_INLINE vi vtop_bytes(const uint8_t *p, int v) {
 }
 EDGEC_INLINE vm vnegative(vi a) { return vreinterpretq_u32_s32(vshrq_n_s32(a, 31)); }
 
+EDGEC_INLINE void vquads(uint8x16_t a, uint8x16_t b, uint8x16_t c, uint8x16_t d, vi *to) {
+    const uint16x8_t u = vreinterpretq_u16_u8(vzip1q_u8(a, b)), v = vreinterpretq_u16_u8(vzip2q_u8(a, b));
+    const uint16x8_t x = vreinterpretq_u16_u8(vzip1q_u8(c, d)), y = vreinterpretq_u16_u8(vzip2q_u8(c, d));
+    to[0] = vreinterpretq_s32_u16(vzip1q_u16(u, x));
+    to[1] = vreinterpretq_s32_u16(vzip2q_u16(u, x));
+    to[2] = vreinterpretq_s32_u16(vzip1q_u16(v, y));
+    to[3] = vreinterpretq_s32_u16(vzip2q_u16(v, y));
+}
+EDGEC_INLINE void vrows(const uint8_t *p, vi *to) {
+    vquads(vld1q_u8(p), vld1q_u8(p + 64), vld1q_u8(p + 128), vld1q_u8(p + 192), to);
+}
+using vtable = uint8x16x4_t;
+EDGEC_INLINE vtable vtable16(const float *p) {
+    const uint8_t *b = (const uint8_t *)p;
+    return {{vld1q_u8(b), vld1q_u8(b + 16), vld1q_u8(b + 32), vld1q_u8(b + 48)}};
+}
+EDGEC_INLINE vf vpick(const vtable &t, vi at) {
+    // The four bytes of lane value i lie at 4 i .. 4 i + 3.
+    const vi from = vaddq_s32(vmulq_n_s32(vandq_s32(at, vdupq_n_s32(15)), 0x04040404), vdupq_n_s32(0x03020100));
+    return vreinterpretq_f32_u8(vqtbl4q_u8(t, vreinterpretq_u8_s32(from)));
+}
+EDGEC_INLINE vf vgather(const float *p, vi at) {
+    const float t[4] = {p[vgetq_lane_s32(at, 0)], p[vgetq_lane_s32(at, 1)], p[vgetq_lane_s32(at, 2)],
+                        p[vgetq_lane_s32(at, 3)]};
+    return vld1q_f32(t);
+}
+
 constexpr int64_t kBytes = 16, kPrefetchStep = 1024;
 using vb = uint8x16_t;
 EDGEC_INLINE vb vbload(const uint8_t *p) { return vld1q_u8(p); }
 EDGEC_INLINE void vbstore(uint8_t *p, vb a) { vst1q_u8(p, a); }
 EDGEC_INLINE vb vbset16(int32_t x) { return vreinterpretq_u8_u16(vdupq_n_u16((uint16_t)x)); }
+EDGEC_INLINE vb vbzero() { return vdupq_n_u8(0); }
+EDGEC_INLINE vi vbwords(vb a) { return vreinterpretq_s32_u8(a); }
+EDGEC_INLINE vb vbytes(vi a) { return vreinterpretq_u8_s32(a); }
 EDGEC_INLINE vb vbtable(const uint8_t *p) { return vld1q_u8(p); }
 EDGEC_INLINE vb vblookup(vb table, vb at) { return vqtbl1q_u8(table, at); }
 EDGEC_INLINE vb vblow(vb a) { return vandq_u8(a, vdupq_n_u8(15)); }

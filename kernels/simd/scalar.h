@@ -85,6 +85,8 @@ EDGEC_INLINE float vhmax(vf a) {
 typedef uint32_t vu_ __attribute__((vector_size(16)));  // integer lanes wrap around, which signed ones may not
 EDGEC_INLINE vi viadd(vi a, vi b) { return (vi)((vu_)a + (vu_)b); }
 EDGEC_INLINE vi visub(vi a, vi b) { return (vi)((vu_)a - (vu_)b); }
+EDGEC_INLINE vi viand(vi a, vi b) { return a & b; }
+EDGEC_INLINE vi vixor(vi a, vi b) { return a ^ b; }
 template <int S> EDGEC_INLINE vi vishl(vi a) { return (vi)((vu_)a << S); }
 template <int S> EDGEC_INLINE vi vishr(vi a) { return a >> S; }
 EDGEC_INLINE vi vtoi(vf a) {
@@ -111,6 +113,16 @@ EDGEC_INLINE vi vtop_bytes(const uint8_t *p, int v) {
     return (vi)(vu_{p[0], p[1], p[2], p[3]} << 24);
 }
 EDGEC_INLINE vm vnegative(vi a) { return a >> 31; }
+
+EDGEC_INLINE void vrows(const uint8_t *p, vi *to) {
+    for (int v = 0; v < 4; ++v, p += 4)
+        for (int e = 0; e < 4; ++e)
+            to[v][e] = (int32_t)(p[e] | (uint32_t)p[64 + e] << 8 | (uint32_t)p[128 + e] << 16 | (uint32_t)p[192 + e] << 24);
+}
+using vtable = const float *;
+EDGEC_INLINE vtable vtable16(const float *p) { return p; }
+EDGEC_INLINE vf vgather(const float *p, vi at) { return vf{p[at[0]], p[at[1]], p[at[2]], p[at[3]]}; }
+EDGEC_INLINE vf vpick(vtable t, vi at) { return vgather(t, at & viset(15)); }
 
 // An order of computation for the other instruction sets; portable code leaves that to the compiler.
 EDGEC_INLINE void vpin(vf *) {}

@@ -80,8 +80,15 @@ def _replace(graph: ir.Graph, value: ir.Value, layer: StoredLayer, dims: tuple[i
     dense = _dense(op, name, layer)
     dense.shape, dense.type = ir.Shape(layer.shape), ir.TensorType(ir.DataType.FLOAT)
     if dims != layer.shape:
-        dense = op.Reshape(dense, op.const(np.array(dims, np.int64), name=f"{name}.dims"))
-        dense.shape, dense.type = ir.Shape(dims), ir.TensorType(ir.DataType.FLOAT)
+        # A convolution's matrix has the channel innermost (compress/layers.py).
+        moved, last = (dims[0], *dims[2:], dims[1]), len(dims) - 1
+        turned = int(np.prod(dims[2:])) > 1
+        shape = moved if turned else dims
+        dense = op.Reshape(dense, op.const(np.array(shape, np.int64), name=f"{name}.dims"))
+        dense.shape, dense.type = ir.Shape(shape), ir.TensorType(ir.DataType.FLOAT)
+        if turned:
+            dense = op.Transpose(dense, perm=[0, last, *range(1, last)])
+            dense.shape, dense.type = ir.Shape(dims), ir.TensorType(ir.DataType.FLOAT)
     if op.nodes[0].domain == DOMAIN:
         graph.opset_imports[DOMAIN] = 1
     for node in op.nodes:

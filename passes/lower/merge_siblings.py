@@ -15,7 +15,7 @@ from itertools import takewhile
 
 import onnx_ir as ir
 
-from edgec.compress.formats import GROUPS, PANEL
+from edgec.compress.formats import GROUPS, MOST_VECTOR, PANEL
 from edgec.ir.model import (
     Builder,
     add_initializer,
@@ -183,8 +183,11 @@ def _problem(linear: _Linear) -> str | None:
 
 
 def _few_bits(linear: _Linear) -> bool:
-    """Whether a native kernel may read the weight as it is stored: bit planes, or blocks of whole words of columns."""
+    """Whether a native kernel may read the weight as it is stored: bit planes, palettes of vectors that it knows, or
+    blocks of whole words of columns."""
     node = linear.weight.producer()
+    if node is not None and node.op_type == "PaletteToDense":
+        return int_attr(node, "vector", 1) <= MOST_VECTOR
     if node is None or node.op_type != "DequantizeLinear":
         return node is not None and node.op_type == "BitPlaneToDense"
     block, shape = int_attr(node, "block_size", 0), static_shape(linear.weight)

@@ -1,4 +1,4 @@
-"""bits64 and palette: byte-exact examples by hand, every size, and errors for arrays that no format has."""
+"""bits64 and palette64: byte-exact examples by hand, every size, and errors for arrays that no format has."""
 
 from __future__ import annotations
 
@@ -163,8 +163,8 @@ def test_a_golden_palette() -> None:
     p = PaletteTensor(PaletteSpec(2), np.array([[0, 1, 2, 3], [3, 0, 0, 0]], np.uint8),
                       np.array([[1, 2, 0.5, -1]], np.float16), 4)
     data = pack_palette(p)
-    assert data[:64].tolist() == [0b1010, 0b0001, 0b1100, 0b0001, *[0] * 60]
-    assert data[64:].tolist() == [0, 0x3C, 0, 0x40, 0, 0x38, 0, 0xBC]
+    assert data[:512].tolist() == [0b1010, 0b0001, *[0] * 254, 0b1100, 0b0001, *[0] * 254]
+    assert data[512:].tolist() == [0, 0x3C, 0, 0x40, 0, 0x38, 0, 0xBC]
     assert dequantize_palette(p).tolist() == [[1, 2, 0.5, -1], [-1, 1, 1, 1]]
 
 

@@ -10,7 +10,7 @@ import onnx_ir as ir
 import pytest
 
 from edgec.compress.formats import BitsSpec, PaletteSpec
-from edgec.compress.layers import Layer, find_layers
+from edgec.compress.layers import Layer, find_layers, weight_of
 from edgec.compress.policy import Override, choose, needs_calibration, parse_override, parse_spec
 from edgec.errors import EdgecError
 from tests.models import graphs_for_quantization as graphs
@@ -75,9 +75,9 @@ def test_convolutions() -> None:
     reasons = {k.name: k.reason for k in choose(list(layers.values()), DEFAULT)[1]}
     assert reasons == {
         "stem.weight": "the first convolution", "depthwise.weight": "depthwise",
-        "spatial.weight": "a kernel of 3 x 3 is stored dense", "narrow.weight": "small: 64 x 8"}
+        "narrow.weight": "small: 64 x 8"}
     chosen = {c.layer.name: c for c in choose(list(layers.values()), DEFAULT)[0]}
-    assert set(chosen) == {"point.weight", "head.weight"}
+    assert set(chosen) == {"point.weight", "spatial.weight", "head.weight"}
     assert str(chosen["head.weight"].spec) == "hlq4g128"
     assert (layers["spatial.weight"].rows, layers["spatial.weight"].columns) == (32, 64 * 9)
 
@@ -115,7 +115,10 @@ def test_matrix_and_rows_agree_with_the_convolution() -> None:
     layer = layers_of(graphs.small_cnn())["spatial.weight"]
     x = rng.standard_normal((2, 64, 9, 7)).astype(np.float32)
     found = layer.rows_of(x) @ layer.read().T
-    weight = torch.from_numpy(layer.read().reshape(32, 64, 3, 3))
+    weight = torch.from_numpy(weight_of(layer.read(), (32, 64, 3, 3)))
+    stored = layer.weight.const_value
+    assert stored is not None
+    assert np.array_equal(weight.numpy(), stored.numpy())
     wanted = torch.nn.functional.conv2d(torch.from_numpy(x), weight, stride=2, padding=1).numpy()
     np.testing.assert_allclose(found, wanted.transpose(0, 2, 3, 1).reshape(-1, 32), rtol=1e-4, atol=1e-4)
 
@@ -162,4 +165,5 @@ def test_matrices_that_tiles_make_no_smaller_are_kept() -> None:
     # 64-row tiles: a head of 10 rows takes more than six times its bits.
     reasons = {k.name: k.reason for k in choose(find_layers(model), BitsSpec(3, 32, True))[1]}
     assert "bits per weight in int4g32" in reasons["head.weight"]
-    assert "head.weight" not in {k.name for k in choose(find_layers(model), PaletteSpec(4))[1]}
+    reasons = {k.name: k.reason for k in choose(find_layers(model), PaletteSpec(4))[1]}
+    assert "bits per weight in palette4" in reasons["head.weight"]

@@ -1,17 +1,29 @@
-// linear_bits, linear_bits_split and gather_bits: weights of 1 to 8 bits, read back from the stored bytes as docs/format.md
+// linear_bits, linear_bits_split, conv2d_bits and gather_bits: weights of 1 to 8 bits, read back from the stored bytes as docs/format.md
 // says where they are. Errors are root mean squares, as a part of that of sqrt(sum (w x)^2) over the outputs.
+#include <string.h>
+
 #include "reference.h"
 
 using namespace kt;
 
 namespace {
 
+// vector: values of a palette's code, else 0; group: then the rows that share a table; wide: its tables are f32.
 struct Bits {
     int64_t n, k, bits, group;
     bool uniform;
+    int64_t vector = 0;
+    bool wide = false;
+    int64_t form() const { return vector ? (wide ? 32 : 16) + vector : uniform; }
+    int64_t codes() const { return vector ? (k + vector - 1) / vector : k; }
+    int64_t share() const { return group ? group : std::max<int64_t>(1, n); }
+    int64_t table_values() const { return vector << bits; }
+    int64_t code_bytes() const { return (n + 63) / 64 * ((codes() + 31) / 32) * bits * 256; }
+    int64_t tables() const { return group ? (n + group - 1) / group : 1; }
 };
 
 int64_t bits_bytes(const Bits &b) {
+    if (b.vector) return b.code_bytes() + b.tables() * b.table_values() * (b.wide ? 4 : 2);
     int64_t bytes = 0;
     for (int64_t k = 0; k < b.k; k += b.group) {
         const int64_t chunks = (std::min(b.group, b.k - k) + 31) / 32;
@@ -38,8 +50,53 @@ template <class Visit, class Scale> void walk(const Bits &b, Visit visit, Scale 
         }
 }
 
+// Calls visit(n, code column, byte of plane 0, distance of the planes, bit) for every code of a palette.
+template <class Visit> void walk_palette(const Bits &b, Visit visit) {
+    for (int64_t n = 0; n < b.n; ++n)
+        for (int64_t c = 0; c < b.codes(); ++c) {
+            const int64_t row = n % 64, p = row % 16 / 4 * 16 + row / 16 * 4 + row % 4;
+            const int64_t chunk = n / 64 * ((b.codes() + 31) / 32) + c / 32;
+            visit(n, c, chunk * b.bits * 256 + c % 32 / 8 * 64 + p, 256, c % 8);
+        }
+}
+
+std::vector<double> random_palette(const Bits &b, Rng &rng) {
+    std::vector<double> bytes((size_t)bits_bytes(b));
+    walk_palette(b, [&](int64_t, int64_t, int64_t at, int64_t plane, int64_t bit) {
+        for (int64_t j = 0; j < b.bits; ++j)
+            if (rng.range(0, 1)) bytes[(size_t)(at + j * plane)] += 1 << bit;
+    });
+    for (int64_t at = b.code_bytes(); at < bits_bytes(b);) {
+        const auto wide = (float)rng.uniform(-1, 1);
+        const uint16_t half = encode_half(wide, false);
+        uint8_t raw[4];
+        memcpy(raw, b.wide ? (const void *)&wide : &half, b.wide ? 4 : 2);
+        for (int e = 0; e < (b.wide ? 4 : 2); ++e) bytes[(size_t)at++] = raw[e];
+    }
+    return bytes;
+}
+
+std::vector<double> decode_palette(const Bits &b, const std::vector<int64_t> &bytes) {
+    std::vector<double> w((size_t)(b.n * b.k));
+    walk_palette(b, [&](int64_t n, int64_t c, int64_t at, int64_t plane, int64_t bit) {
+        int64_t code = 0;
+        for (int64_t j = 0; j < b.bits; ++j) code |= (bytes[(size_t)(at + j * plane)] >> bit & 1) << j;
+        for (int64_t e = 0; e < b.vector && c * b.vector + e < b.k; ++e) {
+            const int64_t i = n / b.share() * b.table_values() + code * b.vector + e;
+            uint8_t raw[4];
+            for (int64_t r = 0; r < (b.wide ? 4 : 2); ++r)
+                raw[r] = (uint8_t)bytes[(size_t)(b.code_bytes() + i * (b.wide ? 4 : 2) + r)];
+            float wide;
+            memcpy(&wide, raw, 4);
+            w[(size_t)(n * b.k + c * b.vector + e)] = b.wide ? wide : decode_half((uint16_t)(raw[0] | raw[1] << 8), false);
+        }
+    });
+    return w;
+}
+
 // Random codes; scales as they come from fits: each plane about twice the one before, a centre near zero.
 std::vector<double> random_bits(const Bits &b, Rng &rng) {
+    if (b.vector) return random_palette(b, rng);
     std::vector<double> bytes((size_t)bits_bytes(b));
     std::vector<uint8_t> zero((size_t)((b.n + 63) / 64 * 64));
     for (uint8_t &z : zero) z = rng.range(0, 9) == 0;  // rows of nothing but zeros
@@ -58,6 +115,7 @@ std::vector<double> random_bits(const Bits &b, Rng &rng) {
 
 // [n][k] in double.
 std::vector<double> decode_bits(const Bits &b, const std::vector<int64_t> &bytes) {
+    if (b.vector) return decode_palette(b, bytes);
     const int64_t groups = (b.k + b.group - 1) / b.group;
     std::vector<double> w((size_t)(b.n * b.k)), scale((size_t)(b.n * groups * 9));
     walk(b, [](int64_t, int64_t, int64_t, int64_t, int64_t) {}, [&](int64_t at, int64_t which, int64_t n, int64_t g) {
@@ -129,12 +187,16 @@ void bounds(Case &c, const Product &p) {
     }
     c.scale = NORM;
     const double stray = 1 + 4 / sqrt((double)std::max<int64_t>(1, least));
-    c.bound = [few = p.m <= 16, fast = p.fast, stray](Isa isa) {
-        if (isa == SCALAR || (!few && (isa == AVX512 || isa == NEON))) return 1e-5;
+    c.bound = [few = p.m <= 16, palette = p.b[0].vector != 0, fast = p.fast, stray](Isa isa) {
+        if (palette || isa == SCALAR || (!few && (isa == AVX512 || isa == NEON))) return 1e-5;
         if (!few) return (isa == AMX ? 5e-3 : 1e-3) * stray;
         if (fast && (isa == AVX2 || isa == NEON)) return 1.5e-2 * stray;
         return (isa == AVX512VBMI || isa == AMX ? 2e-4 : 1e-3) * stray;
     };
+}
+
+std::string form_text(const Bits &b) {
+    return b.vector ? text(" palette of %lld wide %d", (long long)b.vector, b.wide) : "";
 }
 
 // features: 1 bias, 2 residual, 4 residual first, 8 outlier activations, 16 rows of zeros, 32 the parameter `fast`, 64
@@ -142,7 +204,7 @@ void bounds(Case &c, const Product &p) {
 void add_linear(Suite &s, int64_t m, const Bits &b, int64_t act, int features) {
     Case &c = s.add(text("m %lld n %lld k %lld bits %lld group %lld uniform %d act %lld features %d", (long long)m,
                          (long long)b.n, (long long)b.k, (long long)b.bits, (long long)b.group, b.uniform,
-                         (long long)act, features));
+                         (long long)act, features) + form_text(b));
     c.out(F32, {m, b.n}).in(F32, {m, b.k}).values(U8, {bits_bytes(b)}, random_bits(b, s.rng));
     features & 1 ? c.in(F32, {b.n}) : c.none();
     features & 2 ? c.in(F32, {m, b.n}) : c.none();
@@ -151,7 +213,7 @@ void add_linear(Suite &s, int64_t m, const Bits &b, int64_t act, int features) {
         if (features & 8 && s.rng.range(0, 99) == 0) x[e] = round_to(F32, x[e] * s.rng.uniform(15, 40));
         if (features & 16 && (int64_t)e / b.k % 2 == 0) x[e] = 0;
     }
-    std::vector<int64_t> ints = {act, (features & 4) != 0, b.n, b.bits, b.group, b.uniform};
+    std::vector<int64_t> ints = {act, (features & 4) != 0, b.n, b.bits, b.group, b.form()};
     if (features & 32) ints.push_back((features & 64) != 0);
     c.ints(ints).floats({-0.4f, 1.25f});
     const Product p = {{b}, m, (features & 96) == 96};
@@ -250,6 +312,18 @@ CASES(linear_bits) {
         for (const int64_t group : {32, 64, 128})
             for (const double x : {-1.0, 1.0}) add_largest(s, bits % 2 ? 18 : 16, {70, 300, bits, group, x > 0}, x);
     for (const int64_t bits : {1, 2, 4, 8}) add_whole(s, 16 + bits, {70, 333, bits, 128, true});
+    for (int64_t bits = 1; bits <= 8; ++bits)
+        for (const int64_t rows : {0, 1, 3, 8, 16, 64, 1000})
+            for (const int64_t m : {1, 5, 17}) {
+                const int64_t vector = s.rng.range(0, 1) ? 1 : s.rng.range(2, 8);
+                add_linear(s, m, {s.rng.range(1, 300), s.rng.range(1, 300), bits, rows, false, vector, s.rng.range(0, 1) != 0},
+                           (int64_t)s.cases.size() % 14, (int)s.rng.range(0, 31));
+            }
+    for (const int64_t k : {1, 7, 8, 9, 31, 32, 33, 63, 64, 65, 66, 127, 128, 129, 255, 256, 257, 511, 512, 513})
+        for (const int64_t vector : {1, 2, 4, 8}) add_linear(s, 1 + k % 3, {130, k, 4, 16, false, vector, false}, 0, 1);
+    add_linear(s, 0, {70, 40, 3, 16, false, 1, true}, 0, 0);
+    add_linear(s, 3, {0, 40, 3, 16, false, 1, true}, 0, 0);
+    add_linear(s, 3, {0, 40, 3, 0, false, 1, true}, 0, 0);
     add_linear(s, 0, {70, 40, 2, 32, false}, 0, 0);
     add_linear(s, 3, {0, 40, 2, 32, false}, 0, 0);
 }
@@ -259,12 +333,15 @@ CASES(linear_bits_split) {
         const int64_t m = turn % 3 ? s.rng.range(1, 16) : s.rng.range(17, 40), k = s.rng.range(1, 300);
         const bool present[4] = {true, turn % 2 == 0, turn % 5 != 0, turn % 7 == 0};
         Product p = {{}, m, turn % 4 == 3};
+    const bool palette = turn % 4 == 1;
         Bits b = any_bits(s.rng, 0, k);
+        if (palette) b.group = turn % 8 == 1 ? 0 : s.rng.range(1, 70);
         std::vector<int64_t> ints = {turn % 14, b.group};
         for (const bool here : present) {
             b = {here ? s.rng.range(1, 150) : 0, k, s.rng.range(1, 8), b.group, s.rng.range(0, 1) != 0};
+            if (palette) b.uniform = false, b.vector = s.rng.range(1, 4), b.wide = s.rng.range(0, 1) != 0;
             p.b.push_back(b);
-            ints.insert(ints.end(), {here ? b.bits : 0, here && b.uniform});
+            ints.insert(ints.end(), {here ? b.bits : 0, here ? b.form() : 0});
         }
         if (p.fast) ints.push_back(1);
         Case &c = s.add(text("m %lld k %lld turn %d", (long long)m, (long long)k, turn));
@@ -281,19 +358,69 @@ CASES(linear_bits_split) {
     }
 }
 
+CASES(conv2d_bits) {
+    for (int turn = 0; turn < 90; ++turn) {
+        Rng &r = s.rng;
+        // kh kw sh sw pt pl dh dw; every third is pointwise, of which some read the image as it is
+        std::vector<int64_t> i = {r.range(1, 5), r.range(1, 5), r.range(1, 3), r.range(1, 3), r.range(0, 4), r.range(0, 4),
+                                  r.range(1, 3), r.range(1, 3)};
+        const int64_t batch = r.range(1, 2), h = r.range(1, 14), w = r.range(1, 16), ci = r.range(1, 40);
+        if (turn % 3 == 0) i = {1, 1, turn % 2 + 1, 1, 0, 0, 1, 1};
+        const auto size = [](int64_t x, int64_t taps, int64_t stride, int64_t pad, int64_t dilation) {
+            return std::max<int64_t>(0, x + 2 * pad - (taps - 1) * dilation - 1 + stride) / stride;
+        };
+        Bits b = any_bits(r, r.range(1, 150), i[0] * i[1] * ci);
+        if (turn % 4 == 3) b = {b.n, b.k, b.bits, turn % 8 == 3 ? 0 : r.range(1, 70), false, r.range(1, 4), turn % 3 == 0};
+        const Dims y = {batch, size(h, i[0], i[2], i[4], i[6]), size(w, i[1], i[3], i[5], i[7]), b.n};
+        Case &c = s.add(text("x %lldx%lldx%lldx%lld k %lldx%lld bits %lld group %lld uniform %d turn %d", (long long)batch,
+                             (long long)h, (long long)w, (long long)ci, (long long)i[0], (long long)i[1],
+                             (long long)b.bits, (long long)b.group, b.uniform, turn) + form_text(b));
+        c.out(F32, y).in(F32, {batch, h, w, ci}).values(U8, {bits_bytes(b)}, random_bits(b, r));
+        turn & 1 ? c.in(F32, {b.n}) : c.none();
+        turn & 2 ? c.in(F32, y) : c.none();
+        i.insert(i.end(), {turn % 14, turn >> 2 & 1, b.n, b.bits, b.group, b.form()});
+        c.ints(i).floats({-0.4f, 1.25f});
+        c.reference = [b](Case &asked) {
+            const std::vector<double> weight = decode_bits(b, asked.op[2].whole);
+            const std::vector<int64_t> &p = asked.i;
+            const Operand &x = asked.op[1];
+            for (int64_t e = 0; e < asked.op[0].count(); ++e) {
+                const Dims at = ref_index(asked.op[0].view, e);
+                double sum = asked.op[3].absent ? 0 : asked.op[3].real[(size_t)at[3]];
+                for (int64_t k = 0; k < b.k; ++k) {
+                    const int64_t channel = k % x.dim(3), tap = k / x.dim(3);
+                    const int64_t row = at[1] * p[2] - p[4] + tap / p[1] * p[6], column = at[2] * p[3] - p[5] + tap % p[1] * p[7];
+                    if (row < 0 || row >= x.dim(1) || column < 0 || column >= x.dim(2)) continue;
+                    sum += weight[(size_t)(at[3] * b.k + k)] *
+                           x.real[(size_t)(((at[0] * x.dim(1) + row) * x.dim(2) + column) * x.dim(3) + channel)];
+                }
+                const double add = asked.op[4].absent ? 0 : asked.op[4].real[(size_t)e];
+                asked.op[0].real[(size_t)e] = p[9] ? ref_act(p[8], sum + add, asked.f[0], asked.f[1])
+                                                   : ref_act(p[8], sum, asked.f[0], asked.f[1]) + add;
+            }
+        };
+        // Root mean squares: of the weights about 0.02 2^bits, of x a half.
+        c.scale = NORM;
+        const double level = b.vector ? 0.5 : 0.02 * (double)(1 << b.bits);
+        c.floor = std::max(0.5, level * sqrt((double)b.k) / 3);
+        c.tolerance = 1e-5;
+    }
+}
+
 CASES(gather_bits) {
-    for (int turn = 0; turn < 80; ++turn) {
-        const Bits b = any_bits(s.rng, s.rng.range(1, 300), s.rng.range(1, 300));
+    for (int turn = 0; turn < 120; ++turn) {
+        Bits b = any_bits(s.rng, s.rng.range(1, 300), s.rng.range(1, 300));
+        if (turn >= 80) b = {b.n, b.k, b.bits, turn % 3 ? s.rng.range(1, 100) : 0, false, s.rng.range(1, 8), turn % 2 != 0};
         const int64_t count = s.rng.range(0, 20);
         Case &c = s.add(text("n %lld k %lld bits %lld group %lld uniform %d turn %d", (long long)b.n, (long long)b.k,
-                             (long long)b.bits, (long long)b.group, b.uniform, turn));
+                             (long long)b.bits, (long long)b.group, b.uniform, turn) + form_text(b));
         c.out(F32, {count, b.k}).values(U8, {bits_bytes(b)}, random_bits(b, s.rng));
         std::vector<double> index((size_t)count);
         for (double &i : index) i = (double)s.rng.range(-b.n, b.n - 1);
         c.fault = turn % 16 == 15 && count > 0;
         if (c.fault) index[0] = turn & 16 ? (double)b.n : (double)(-b.n - 1);
         c.values(turn & 1 ? I32 : I64, {count}, index);
-        c.ints({b.n, b.k, b.bits, b.group, b.uniform});
+        c.ints({b.n, b.k, b.bits, b.group, b.form()});
         c.reference = [b](Case &asked) {
             const std::vector<double> w = decode_bits(b, asked.op[1].whole);
             for (int64_t e = 0; e < asked.op[0].count(); ++e) {

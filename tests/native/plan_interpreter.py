@@ -12,7 +12,19 @@ from typing import Any
 
 import numpy as np
 
-from edgec.compress.formats import BitsSpec, Dtype, Format, dequantize, from_storage, pack, unpack, unpack_bits64
+from edgec.compress.formats import (
+    BitsSpec,
+    Dtype,
+    Format,
+    PaletteSpec,
+    dequantize,
+    dequantize_palette,
+    from_storage,
+    pack,
+    unpack,
+    unpack_bits64,
+    unpack_palette,
+)
 from edgec.native.dims import Dim
 from edgec.native.plan import KERNELS, Call, Operand, Plan, Space
 
@@ -86,15 +98,29 @@ def k_linear(y, o, i, f):  # type: ignore[no-untyped-def]
     return epilogue(x @ w.T, bias, residual, i[0], i[1], f)
 
 
+def few_bits(w, n, k, bits, group, form):  # type: ignore[no-untyped-def]
+    """The matrix that the stored bytes are; form: 0, 1, 16 + or 32 + the values of a palette's index."""
+    data = w.astype(np.uint8)
+    if form < 16:
+        return dequantize(unpack_bits64(data, BitsSpec(bits, group, bool(form)), n, k)).astype(np.float64)
+    spec = PaletteSpec(bits, group, form % 16)
+    return dequantize_palette(unpack_palette(data, spec, n, k, 4 if form >= 32 else 2)).astype(np.float64)
+
+
 def k_linear_bits(y, o, i, f):  # type: ignore[no-untyped-def]
     x, w, bias, residual = o
-    values = dequantize(unpack_bits64(w.astype(np.uint8), BitsSpec(i[3], i[4], bool(i[5])), i[2], x.shape[-1]))
-    return epilogue(x @ values.astype(np.float64).T, bias, residual, i[0], i[1], f)
+    return epilogue(x @ few_bits(w, i[2], x.shape[-1], *i[3:6]).T, bias, residual, i[0], i[1], f)
 
 
 def k_gather_bits(y, o, i, f):  # type: ignore[no-untyped-def]
-    n, k, bits, group, uniform = i
-    return dequantize(unpack_bits64(o[0].astype(np.uint8), BitsSpec(bits, group, bool(uniform)), n, k))[o[1]]
+    return few_bits(o[0], *i)[o[1]]
+
+
+def k_conv2d_bits(y, o, i, f):  # type: ignore[no-untyped-def]
+    x, w, bias, residual = o
+    cols = windows(x, y[0].shape[1:3], i, 0.0)
+    cols = cols.reshape(*cols.shape[:3], -1)
+    return epilogue(cols @ few_bits(w, i[10], cols.shape[-1], *i[11:14]).T, bias, residual, i[8], i[9], f)
 
 
 def k_linear_bits_split(y, o, i, f):  # type: ignore[no-untyped-def]
@@ -294,7 +320,8 @@ def k_cast(y, o, i, f):  # type: ignore[no-untyped-def]
 
 RUN: dict[str, Callable[..., Any]] = {
     "linear": k_linear, "linear_split": k_linear_split, "linear_bits": k_linear_bits, "gather_bits": k_gather_bits,
-    "linear_bits_split": k_linear_bits_split, "conv2d": k_conv2d, "dwconv2d": k_dwconv2d, "pool2d": k_pool2d,
+    "linear_bits_split": k_linear_bits_split, "conv2d": k_conv2d, "conv2d_bits": k_conv2d_bits,
+    "dwconv2d": k_dwconv2d, "pool2d": k_pool2d,
     "resize2d": k_resize2d, "rnn": k_rnn, "matmul": k_matmul,
     "attention_cached": k_attention_cached, "attention": k_attention, "kv_write": k_kv_write,
     "rmsnorm": k_norm(False), "layernorm": k_norm(True), "rope": k_rope,

@@ -110,6 +110,26 @@ def test_weights_in_few_bits_stay_apart(block: int) -> None:
     assert ("few bits" in reasons(report)) == (block == 32)
 
 
+@pytest.mark.parametrize("vector", [1, 8, 9])
+def test_palettes_stay_apart(vector: int) -> None:
+    """But for those of longer vectors than the kernels read."""
+    parts, listed, weights = [], "", {}
+    for i, n in enumerate((32, 16)):
+        count = (63 + vector) // vector
+        width = (7 + count) // 8
+        parts.append(f"d{i} = edgec.PaletteToDense<bits = 2, columns = 64, vector = {vector}>(p{i}, l{i}) "
+                     f"t{i} = Transpose<perm = [1, 0]>(d{i}) y{i} = MatMul(x, t{i})")
+        table = (1, 4, vector) if vector > 1 else (1, 4)
+        listed += f", uint8[2,{n},{width}] p{i}, float16[{','.join(map(str, table))}] l{i}"
+        weights |= {f"p{i}": RNG.integers(0, 256, (2, n, width)).astype(np.uint8),
+                    f"l{i}": RNG.uniform(0.1, 1, table).astype(np.float16)}
+    before = model(f"g (float[2,3,64] x{listed}) => (float[2,3,32] y0, float[2,3,16] y1) {{ {' '.join(parts)} }}",
+                   domains={"edgec": 1}, **weights)
+    _, modified, report = run(MergeSiblings(), before, engine="onnxruntime")
+    assert modified == (vector == 9)
+    assert ("few bits" in reasons(report)) == (vector < 9)
+
+
 def test_weights_are_not_read() -> None:
     def never() -> ir.TensorProtocol:
         raise AssertionError("a pass read a weight")

@@ -15,6 +15,7 @@ from edgec.compress.formats import (
     dequantize_palette,
     planes_of,
 )
+from edgec.compress.layers import weight_of
 from edgec.compress.stored import StoredLayer
 from edgec.errors import EdgecError
 from edgec.ir.passes import Context
@@ -100,16 +101,23 @@ def test_a_tied_table_stays_one() -> None:
     close(Interpreter(plan).run("main", feeds), evaluate(report.model, feeds, "onnxruntime"))
 
 
-@pytest.mark.parametrize(("window", "kernel"), [((1, 1), "linear_bits"), ((2, 2), "conv2d")])
-@pytest.mark.parametrize("spec", [BitsSpec(3, 32), BitsSpec(4, 32, True)], ids=str)
-def test_convolutions_get_their_dims_back(window: tuple[int, int], kernel: str, spec: BitsSpec) -> None:
+@pytest.mark.parametrize(("window", "kernel"), [((1, 1), "linear_bits"), ((2, 2), "conv2d_bits")])
+@pytest.mark.parametrize("spec", [BitsSpec(3, 32), BitsSpec(4, 32, True), PaletteSpec(3, 4, 2)], ids=str)
+def test_convolutions_get_their_dims_back(window: tuple[int, int], kernel: str, spec: BitsSpec | PaletteSpec) -> None:
     dims = (N, 10, *window)
     graph = model(f"g (float[1,10,5,6] x, float[{','.join(map(str, dims))}] w) => (float[1,{N},A,B] y)"
                   " { y = Conv(x, w) }", w=f(*dims))
-    q = random_quantized(RNG, spec, N, 10 * window[0] * window[1])
+    k = 10 * window[0] * window[1]
+    q: Quantized | PaletteTensor
+    if isinstance(spec, PaletteSpec):
+        q = random_palette(RNG, spec, N, k)
+        values = dequantize_palette(q)
+    else:
+        q = random_quantized(RNG, spec, N, k)
+        values = dequantize(q)
     feeds = {"x": f(1, 10, 5, 6)}
     dense = model(f"g (float[1,10,5,6] x, float[{','.join(map(str, dims))}] w) => (float[1,{N},A,B] y)"
-                  " { y = Conv(x, w) }", w=dequantize(q).reshape(dims))
+                  " { y = Conv(x, w) }", w=weight_of(values, dims))
     report = compressed(graph, w=q)
     found = evaluate(report.model, feeds, "onnxruntime")
     close(found, evaluate(dense, feeds, "onnxruntime"))

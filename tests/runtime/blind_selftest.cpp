@@ -37,7 +37,8 @@ struct Ignored {
 
 int main() {
     const Ignored cases[] = {{"linear", 1},      {"linear", 2},      {"linear_split", 4},      {"linear_split", 5},
-                             {"linear_bits", 1}, {"linear_bits", 2}, {"linear_bits_split", 4}, {"linear_bits_split", 5}};
+                             {"linear_bits", 1}, {"linear_bits", 2}, {"linear_bits_split", 4}, {"linear_bits_split", 5},
+                             {"conv2d_bits", 1}, {"conv2d_bits", 2}};
     int failed = 0, passed = 0;
     for (const Ignored &c : cases) {
         Plan plan;
