@@ -38,7 +38,7 @@ LINK_FLAGS = {
     # The host places its buffers in the module's memory, which grows on demand. The stack lies first: where it ends,
     # the engine stops the program.
     "wasi": ("-mexec-model=reactor", "-Wl,--export-dynamic", "-Wl,--export=malloc", "-Wl,--export=aligned_alloc",
-             "-Wl,--export=free", "-Wl,--gc-sections", "-Wl,--stack-first", "-Wl,-z,stack-size=1048576", "-s"),
+             "-Wl,--export=free", "-Wl,--gc-sections", "-Wl,-z,stack-size=1048576", "-s"),
 }
 _FORMAT = {"linux": "elf", "macos": "mach-o", "wasi": "wasm"}
 _TIMEOUT_S = 1800
