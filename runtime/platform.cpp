@@ -139,6 +139,10 @@ static void default_release(void *, void *memory, size_t) { _aligned_free(memory
 #else  // POSIX
 
 static void *default_allocate(void *, size_t bytes, size_t alignment) {
+#if defined(__wasi__)
+    // Zig's C library adds room of its own to the size and does not look whether the sum still fits 32 bits.
+    if (bytes > SIZE_MAX / 2) return nullptr;
+#endif
     void *memory = nullptr;
     return posix_memalign(&memory, alignment, bytes) == 0 ? memory : nullptr;
 }

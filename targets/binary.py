@@ -1,4 +1,4 @@
-"""Reads just enough of an ELF, Mach-O or WebAssembly library to say what it is: format, architecture, kind, exported names.
+"""Reads just enough of a library to say what it is (ELF, Mach-O, WebAssembly): format, architecture, kind, exports.
 
 Cross-built libraries cannot be run where they are built, so their headers are checked instead. Every read is inside
 the file; anything else raises EdgecError EDGEC-E0007.

@@ -74,7 +74,7 @@ _ROWS: tuple[Device, ...] = (
            ("asimd", "asimddp", "asimdhp", "bf16", "fp", "i8mm"),
            8, 128 * KIB, 16 * MIB, 0, 16384, "Apple M2: 4 performance and 4 efficiency cores"),
     Device("wasm32", "wasm32", "wasi", ("wasm", "scalar"), "wasm32-wasi", ("simd128",),
-           1, 0, 0, 0, 65536, "any browser or node with WebAssembly SIMD; one thread, up to 4 GiB"),
+           1, 0, 0, 0, 65536, "any browser or node with WebAssembly SIMD; one thread, models up to 2 GiB"),
 )
 
 _ARCH = {"amd64": "x86_64", "x64": "x86_64", "arm64": "aarch64"}

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -41,6 +44,16 @@ def asset() -> Callable[[str], Path]:
         return path.resolve()
 
     return find
+
+
+@pytest.fixture(scope="session")
+def node() -> str:
+    """node, of a version whose WASI the tests use; or a skip with a reason."""
+    found = shutil.which("node")
+    shown = subprocess.run([found, "--version"], capture_output=True, text=True, check=False).stdout if found else ""
+    version = re.match(r"v(\d+)", shown)
+    _require(version is not None and int(version[1]) >= 20, "node 20 or newer is not installed (apt-get install nodejs)")
+    return str(found)
 
 
 @pytest.fixture(scope="session")

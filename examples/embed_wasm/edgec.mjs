@@ -60,8 +60,8 @@ export class Edgec {
 
     /** The address of `length` bytes, 64-byte aligned as edgec_open_buffer wants it; an Error when memory is out. */
     allocate(length) {
-        // The limit is that of 32-bit addresses: a larger number would be taken modulo 2^32.
-        const at = length < 0xffff0000 ? this.c.aligned_alloc(64, Math.ceil((length || 1) / 64) * 64) >>> 0 : 0;
+        // The most that the module's allocator gives; a number of more than 32 bits would be taken modulo 2^32.
+        const at = length < 2 ** 31 ? this.c.aligned_alloc(64, Math.ceil((length || 1) / 64) * 64) >>> 0 : 0;
         if (!at) throw new Error(`edgec: ${length} bytes do not fit the module's memory`);
         return at;
     }
