@@ -52,7 +52,7 @@ def node() -> str:
     found = shutil.which("node")
     shown = subprocess.run([found, "--version"], capture_output=True, text=True, check=False).stdout if found else ""
     version = re.match(r"v(\d+)", shown)
-    _require(version is not None and int(version[1]) >= 20, "node 20 or newer is not installed (apt-get install nodejs)")
+    _require(version is not None and int(version[1]) >= 20, "no node of version 20 or newer (apt-get install nodejs)")
     return str(found)
 
 
