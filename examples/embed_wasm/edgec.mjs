@@ -38,7 +38,7 @@ export class Edgec {
     static async load(bytes, wasi) {
         const module = await WebAssembly.compile(bytes);
         let instance;
-        const imports = wasi ? wasi.getImportObject() : system(module, () => instance.exports.memory);
+        const imports = wasi ? { wasi_snapshot_preview1: wasi.wasiImport } : system(module, () => instance.exports.memory);
         instance = await WebAssembly.instantiate(module, imports);
         if (wasi) wasi.initialize(instance);
         else instance.exports._initialize();

@@ -32,12 +32,12 @@ Ask = Callable[..., dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
-def run(node: str) -> Run:
+def run(node: tuple[str, ...]) -> Run:
     """run(script, words...): what the script prints."""
 
     def start(script: str, *words: object) -> str:
-        done = subprocess.run([node, "--no-warnings", str(ROOT / script), *map(str, words)], capture_output=True,
-                              text=True, timeout=60, check=False)
+        done = subprocess.run([*node, str(ROOT / script), *map(str, words)], capture_output=True, text=True,
+                              timeout=60, check=False)
         assert done.returncode == 0, done.stderr[-4000:]
         return done.stdout
 

@@ -216,14 +216,14 @@ def test_the_emulated_cpu_has_no_more_than_the_level(program: Path) -> None:
 
 @pytest.mark.parametrize(("isa", "flags"), [("wasm", ("-msimd128",)), ("scalar", ())])
 def test_webassembly(
-    build: Build, node: str, require: Callable[[bool, str], None], isa: str, flags: tuple[str, ...],
+    build: Build, node: tuple[str, ...], require: Callable[[bool, str], None], isa: str, flags: tuple[str, ...],
 ) -> None:
     """A module has vectors everywhere or nowhere: one build for each."""
     require(importlib.util.find_spec("ziglang") is not None, "ziglang is not installed (pip install 'edgec[cross]')")
     # Sizes and addresses have 32 bits here: kernels must not count in them without saying so.
     kernel_flags = ("-O2", "-Wshorten-64-to-32", *flags)
     program = build(f"wasm32-{isa}", (*ZIG, "wasm32-wasi"), kernel_flags, ("-O1", *flags))
-    command = [node, "--no-warnings", ROOT / "tests" / "kernels" / "wasi.mjs", program]
+    command = [*node, ROOT / "tests" / "kernels" / "wasi.mjs", program]
     assert _lacks(_run([*command, "--isa", "avx2"]))
     assert _lacks(_run([*command, "--isa", "wasm", "--list"])) == (isa == "scalar")
     _passes([*command, "--isa", isa, "--hostile", "5"])
