@@ -64,6 +64,14 @@ namespace neon {
 #else
 #define EDGEC_NEON_RUN(name) nullptr
 #endif
+#if EDGEC_HAVE_WASM
+namespace wasm {
+#include "kernels.def"
+}
+#define EDGEC_WASM_RUN(name) wasm::name
+#else
+#define EDGEC_WASM_RUN(name) nullptr
+#endif
 #undef NARROW
 #define NARROW NONE
 #if EDGEC_HAVE_AVX512
@@ -97,14 +105,16 @@ namespace amx {
     {#name, n_out, in_place, prepares, name##_check, name##_tiles, name##_cost, name##_scratch, {__VA_ARGS__}},
 #define KERNEL(name, n_out, in_place) \
     ROW(name, n_out, in_place, 0, scalar::name, EDGEC_AVX2_RUN(name), EDGEC_AVX512_RUN(name), nullptr, nullptr, \
-        EDGEC_NEON_RUN(name))
+        EDGEC_NEON_RUN(name), EDGEC_WASM_RUN(name))
 #define LEVELED(name, n_out, in_place) \
     ROW(name, n_out, in_place, 1, scalar::name, EDGEC_AVX2_RUN(name), EDGEC_AVX512_RUN(name), EDGEC_VBMI_RUN(name), \
-        EDGEC_AMX_RUN(name), EDGEC_NEON_RUN(name))
+        EDGEC_AMX_RUN(name), EDGEC_NEON_RUN(name), EDGEC_WASM_RUN(name))
 #define NARROW(name, n_out, in_place) \
-    ROW(name, n_out, in_place, 0, scalar::name, EDGEC_AVX2_RUN(name), nullptr, nullptr, nullptr, EDGEC_NEON_RUN(name))
+    ROW(name, n_out, in_place, 0, scalar::name, EDGEC_AVX2_RUN(name), nullptr, nullptr, nullptr, \
+        EDGEC_NEON_RUN(name), EDGEC_WASM_RUN(name))
 #define PORTABLE(name, n_out, in_place) \
-    ROW(name, n_out, in_place, 0, portable::name, portable::name, portable::name, nullptr, nullptr, portable::name)
+    ROW(name, n_out, in_place, 0, portable::name, portable::name, portable::name, nullptr, nullptr, portable::name, \
+        portable::name)
 const Kernel kKernels[] = {
 #include "kernels.def"
 };
@@ -121,7 +131,7 @@ const Kernel *find_kernel(const char *name) {
     return nullptr;
 }
 
-static const char *const kIsaNames[ISA_COUNT] = {"scalar", "avx2", "avx512", "avx512vbmi", "amx", "neon"};
+static const char *const kIsaNames[ISA_COUNT] = {"scalar", "avx2", "avx512", "avx512vbmi", "amx", "neon", "wasm"};
 
 const char *isa_name(Isa isa) { return isa < ISA_COUNT ? kIsaNames[isa] : "unknown"; }
 
@@ -175,6 +185,7 @@ uint32_t available_isas() {
     found |= x86_isas();
 #endif
     if (EDGEC_HAVE_NEON) found |= 1u << NEON;
+    if (EDGEC_HAVE_WASM) found |= 1u << WASM;
     return found;
 }
 

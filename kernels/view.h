@@ -23,6 +23,11 @@
 #else
 #define EDGEC_HAVE_NEON 0
 #endif
+#if defined(__wasm_simd128__) && !defined(EDGEC_NO_WASM)
+#define EDGEC_HAVE_WASM 1
+#else
+#define EDGEC_HAVE_WASM 0
+#endif
 
 // Always inlined: besides speed, this makes the compiler refuse a vector helper that is used outside its target region.
 #define EDGEC_INLINE static inline __attribute__((always_inline, unused))

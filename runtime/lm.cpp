@@ -115,7 +115,7 @@ edgec_status generate(edgec_session *s, const int32_t *prompt, uint32_t n, const
 edgec_status lm_step(edgec_session *s, const int32_t *tokens, uint32_t n, float *logits) {
     if (edgec_status status = check_tokens(s, "step", tokens, n, 0)) return status;
     if (edgec_status status = append(s, tokens, n, nullptr)) return status;
-    if (logits) memcpy(logits, s->logits.data(), s->logits.bytes());
+    if (logits) memcpy(logits, s->logits.data(), size_t(s->logits.bytes()));
     return EDGEC_OK;
 }
 
@@ -131,7 +131,7 @@ edgec_status lm_score(edgec_session *s, const int32_t *tokens, uint32_t n, float
         done += chunk;
     }
     s->position += n;
-    memcpy(s->logits.data(), logits + uint64_t(n - 1) * plan.vocab, s->logits.bytes());
+    memcpy(s->logits.data(), logits + uint64_t(n - 1) * plan.vocab, size_t(s->logits.bytes()));
     return EDGEC_OK;
 }
 

@@ -14,13 +14,15 @@
 #include <windows.h>
 #else
 #include <fcntl.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+#if !defined(__wasi__)
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
 #include <sys/mman.h>
-#include <sys/stat.h>
-#include <time.h>
-#include <unistd.h>
+#endif
 #if defined(__linux__)
 #include <linux/futex.h>
 #include <sys/syscall.h>
@@ -34,6 +36,7 @@ const char *environment(const char *name) {
     return value && value[0] ? value : nullptr;
 }
 
+#if !defined(__wasi__)
 namespace {
 // What a new thread receives: it outlives thread_start, so it is on the heap and the thread frees it.
 struct ThreadStart {
@@ -42,6 +45,7 @@ struct ThreadStart {
 };
 constexpr size_t kThreadStack = size_t(1) << 20;
 }  // namespace
+#endif
 
 #if defined(_WIN32)
 
@@ -134,6 +138,60 @@ static void default_release(void *, void *memory, size_t) { _aligned_free(memory
 
 #else  // POSIX
 
+static void *default_allocate(void *, size_t bytes, size_t alignment) {
+#if defined(__wasi__)
+    // Zig's C library adds room of its own to the size and does not look whether the sum still fits 32 bits.
+    if (bytes > SIZE_MAX / 2) return nullptr;
+#endif
+    void *memory = nullptr;
+    return posix_memalign(&memory, alignment, bytes) == 0 ? memory : nullptr;
+}
+static void default_release(void *, void *memory, size_t) { free(memory); }
+
+#if defined(__wasi__)
+
+// WebAssembly: memory is one growing block, so a file is read instead of mapped and pages are plain memory.
+static void *map_whole(int file, size_t bytes) {
+    uint8_t *data = static_cast<uint8_t *>(default_allocate(nullptr, bytes, kAlignment));
+    if (!data) errno = ENOMEM;
+    constexpr size_t kMostAtOnce = size_t(1) << 30;
+    for (size_t at = 0; data && at < bytes;) {
+        const ssize_t n = read(file, data + at, bytes - at < kMostAtOnce ? bytes - at : kMostAtOnce);
+        if (n > 0) {
+            at += size_t(n);
+        } else {
+            if (n == 0) errno = EIO;  // it was cut meanwhile
+            free(data);
+            data = nullptr;
+        }
+    }
+    return data;
+}
+static void unmap_whole(void *data, size_t) { free(data); }
+
+void *allocate_pages(uint64_t bytes) {
+    void *memory = bytes > SIZE_MAX ? nullptr : default_allocate(nullptr, size_t(bytes), kAlignment);
+    return memory ? memset(memory, 0, size_t(bytes)) : nullptr;
+}
+void release_pages(void *memory, uint64_t) { free(memory); }
+
+// One thread: none is ever started, so nobody waits.
+uint32_t core_count() { return 1; }
+bool thread_start(Thread *, void (*)(void *), void *) { return false; }
+void thread_join(Thread *) {}
+void wait_on(const uint32_t *, uint32_t) {}
+void wake_all(const uint32_t *) {}
+
+#else
+
+static void *map_whole(int file, size_t bytes) {
+    void *data = mmap(nullptr, bytes, PROT_READ, MAP_PRIVATE, file, 0);
+    return data == MAP_FAILED ? nullptr : data;
+}
+static void unmap_whole(void *data, size_t bytes) { munmap(data, bytes); }
+
+#endif
+
 edgec_status map_file(const char *path, Mapping *mapping, Message &message) {
     // O_NONBLOCK: a named pipe must be refused below, not waited for.
     const int file = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
@@ -149,9 +207,10 @@ edgec_status map_file(const char *path, Mapping *mapping, Message &message) {
     } else if (uint64_t(status.st_size) > SIZE_MAX) {
         result = fail(message, EDGEC_ERROR_IO, "open: %.300s: larger than the address space", path);
     } else {
-        void *data = mmap(nullptr, size_t(status.st_size), PROT_READ, MAP_PRIVATE, file, 0);
-        if (data == MAP_FAILED) {
-            result = fail(message, EDGEC_ERROR_IO, "open: %.300s: cannot be mapped: %s", path, strerror(errno));
+        void *data = map_whole(file, size_t(status.st_size));
+        if (!data) {
+            result = fail(message, errno == ENOMEM ? EDGEC_ERROR_MEMORY : EDGEC_ERROR_IO,
+                          "open: %.300s: cannot be mapped: %s", path, strerror(errno));
         } else {
             mapping->data = static_cast<const uint8_t *>(data);
             mapping->bytes = uint64_t(status.st_size);
@@ -162,9 +221,17 @@ edgec_status map_file(const char *path, Mapping *mapping, Message &message) {
 }
 
 void unmap_file(Mapping *mapping) {
-    if (mapping->data) munmap(const_cast<uint8_t *>(mapping->data), size_t(mapping->bytes));
+    if (mapping->data) unmap_whole(const_cast<uint8_t *>(mapping->data), size_t(mapping->bytes));
     *mapping = Mapping();
 }
+
+uint64_t now_ns() {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return uint64_t(t.tv_sec) * 1000000000u + uint64_t(t.tv_nsec);
+}
+
+#if !defined(__wasi__)
 
 void *allocate_pages(uint64_t bytes) {
     if (bytes > SIZE_MAX) return nullptr;
@@ -186,12 +253,6 @@ uint32_t core_count() {
 #endif
     const long n = sysconf(_SC_NPROCESSORS_ONLN);
     return n > 0 ? uint32_t(n) : 1;
-}
-
-uint64_t now_ns() {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return uint64_t(t.tv_sec) * 1000000000u + uint64_t(t.tv_nsec);
 }
 
 static void *thread_main(void *memory) {
@@ -273,11 +334,7 @@ void wake_all(const uint32_t *) {
 
 #endif
 
-static void *default_allocate(void *, size_t bytes, size_t alignment) {
-    void *memory = nullptr;
-    return posix_memalign(&memory, alignment, bytes) == 0 ? memory : nullptr;
-}
-static void default_release(void *, void *memory, size_t) { free(memory); }
+#endif  // not WebAssembly
 
 #endif
 

@@ -92,7 +92,7 @@ void reorder(uint32_t *run, uint64_t n, uint32_t *spare) {
     if (sorted) return;
     for (uint32_t k = 1; k < 257; k++) at[k] += at[k - 1];
     for (uint64_t i = 0; i < n; i++) spare[at[combining_class(run[i])]++] = run[i];
-    memcpy(run, spare, n * sizeof *run);
+    memcpy(run, spare, size_t(n) * sizeof *run);
 }
 
 // In place; the composed text is never longer.

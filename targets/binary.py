@@ -1,4 +1,4 @@
-"""Reads just enough of an ELF or Mach-O library to say what it is: format, architecture, kind, exported names.
+"""Reads just enough of a library to say what it is (ELF, Mach-O, WebAssembly): format, architecture, kind, exports.
 
 Cross-built libraries cannot be run where they are built, so their headers are checked instead. Every read is inside
 the file; anything else raises EdgecError EDGEC-E0007.
@@ -20,7 +20,10 @@ _MAX_SYMBOLS = 1 << 20
 
 @dataclass(frozen=True)
 class Binary:
-    """format: elf or mach-o. kind: "shared" or "other". exports: defined external names without leading underscore."""
+    """format: elf, mach-o or wasm. kind: "shared" or "other". exports: names others may call.
+
+    Mach-O names come without their leading underscore. A WebAssembly program, which exports _start, is "other".
+    """
 
     format: str
     arch: str
@@ -95,11 +98,49 @@ def _read_macho(raw: _Bytes) -> Binary:
                   frozenset(exports))
 
 
+def _leb128(raw: _Bytes, at: int) -> tuple[int, int]:
+    """(an unsigned number of at most 32 bits, where it ends)."""
+    value = 0
+    for shift in range(0, 35, 7):
+        (byte,) = raw.unpack("B", at)
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, at
+    raise raw.fail("a number of more than 32 bits", "a complete library")
+
+
+def _read_wasm(raw: _Bytes) -> Binary:
+    if raw.unpack("I", 4) != (1,):
+        raise raw.fail("a WebAssembly file that is not version 1", "a module of version 1")
+    exports: set[str] = set()
+    at = 8
+    while at < len(raw.data):
+        (section,) = raw.unpack("B", at)
+        size, at = _leb128(raw, at + 1)
+        if section == 7:
+            count, entry = _leb128(raw, at)
+            if count > _MAX_SYMBOLS:
+                raise raw.fail(f"{count} exports", "a complete library")
+            for _ in range(count):
+                length, entry = _leb128(raw, entry)
+                (kind,) = raw.unpack("B", entry + length)
+                if kind == 0:  # a function
+                    exports.add(raw.data[entry:entry + length].decode("utf-8", errors="replace"))
+                _, entry = _leb128(raw, entry + length + 1)
+        at += size
+    if at != len(raw.data):
+        raise raw.fail("a section beyond the end of the file", "a complete library")
+    return Binary("wasm", "wasm32", "other" if "_start" in exports else "shared", frozenset(exports))
+
+
 def read_binary(path: Path) -> Binary:
-    """What the library at `path` is. Raises EdgecError EDGEC-E0007 when it is neither ELF nor Mach-O, or damaged."""
+    """What the library at `path` is. Raises EdgecError EDGEC-E0007 when it is none of the three, or damaged."""
     raw = _Bytes(path.read_bytes(), path)
     if raw.data[:4] == b"\x7fELF":
         return _read_elf(raw)
     if raw.data[:4] == b"\xcf\xfa\xed\xfe":
         return _read_macho(raw)
-    raise raw.fail(f"first bytes {raw.data[:4].hex() or 'none'}", "an ELF or 64-bit Mach-O library")
+    if raw.data[:4] == b"\0asm":
+        return _read_wasm(raw)
+    raise raw.fail(f"first bytes {raw.data[:4].hex() or 'none'}", "an ELF, 64-bit Mach-O or WebAssembly library")

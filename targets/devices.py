@@ -46,7 +46,8 @@ class Device:
     def __post_init__(self) -> None:
         if not self.isa or self.isa[-1] != "scalar":
             raise ValueError(f"device {self.name}: the last instruction set must be scalar, found {self.isa}")
-        known = {"x86_64": {"amx", "avx512vbmi", "avx512", "avx2", "scalar"}, "aarch64": {"neon", "scalar"}}
+        known = {"x86_64": {"amx", "avx512vbmi", "avx512", "avx2", "scalar"}, "aarch64": {"neon", "scalar"},
+                 "wasm32": {"wasm", "scalar"}}
         foreign = set(self.isa) - known.get(self.arch, {"scalar"})
         if foreign:
             raise ValueError(f"device {self.name}: {self.arch} has no {', '.join(sorted(foreign))}")
@@ -56,7 +57,7 @@ class Device:
     @property
     def library_name(self) -> str:
         """File name of the runtime library there."""
-        return {"macos": "libedgec.dylib", "windows": "edgec.dll"}.get(self.os, "libedgec.so")
+        return {"macos": "libedgec.dylib", "windows": "edgec.dll", "wasi": "edgec.wasm"}.get(self.os, "libedgec.so")
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -72,6 +73,8 @@ _ROWS: tuple[Device, ...] = (
     Device("apple-m2", "aarch64", "macos", ("neon", "scalar"), "aarch64-macos.11.0",
            ("asimd", "asimddp", "asimdhp", "bf16", "fp", "i8mm"),
            8, 128 * KIB, 16 * MIB, 0, 16384, "Apple M2: 4 performance and 4 efficiency cores"),
+    Device("wasm32", "wasm32", "wasi", ("wasm", "scalar"), "wasm32-wasi", ("simd128",),
+           1, 0, 0, 0, 65536, "any browser or node with WebAssembly SIMD; one thread, models up to 2 GiB"),
 )
 
 _ARCH = {"amd64": "x86_64", "x64": "x86_64", "arm64": "aarch64"}

@@ -28,15 +28,19 @@ from edgec.targets.devices import Device, host_arch, host_os
 COMPILE_FLAGS = (
     "-std=c++17", "-O2", "-DNDEBUG", "-fno-exceptions", "-fno-rtti", "-fvisibility=hidden", "-fno-threadsafe-statics",
     "-ffunction-sections", "-fdata-sections", "-fno-math-errno", "-fno-asynchronous-unwind-tables",
-    "-fno-unwind-tables", "-fPIC",
+    "-fno-unwind-tables",
 )
 INCLUDES = ("runtime", "runtime/include", "kernels")
 LINK_FLAGS = {
-    "linux": ("-shared", "-Wl,--gc-sections", "-Wl,-z,max-page-size=16384", "-Wl,-z,relro", "-Wl,-z,now",
+    "linux": ("-fPIC", "-shared", "-Wl,--gc-sections", "-Wl,-z,max-page-size=16384", "-Wl,-z,relro", "-Wl,-z,now",
               "-Wl,--no-undefined", "-lm", "-lpthread", "-s"),
-    "macos": ("-dynamiclib", "-Wl,-dead_strip", "-Wl,-install_name,@rpath/libedgec.dylib"),
+    "macos": ("-fPIC", "-dynamiclib", "-Wl,-dead_strip", "-Wl,-install_name,@rpath/libedgec.dylib"),
+    # The host places its buffers in the module's memory, which grows on demand. The stack lies first: where it ends,
+    # the engine stops the program.
+    "wasi": ("-mexec-model=reactor", "-Wl,--export-dynamic", "-Wl,--export=malloc", "-Wl,--export=aligned_alloc",
+             "-Wl,--export=free", "-Wl,--gc-sections", "-Wl,-z,stack-size=1048576", "-s"),
 }
-_FORMAT = {"linux": "elf", "macos": "mach-o"}
+_FORMAT = {"linux": "elf", "macos": "mach-o", "wasi": "wasm"}
 _TIMEOUT_S = 1800
 
 
@@ -109,9 +113,11 @@ def build_command(device: Device, root: Path, output: Path) -> list[str]:
         )
     units, _ = _sources(root)
     # kernels/view.h leaves an instruction set out for each of these.
-    only = [f"-DEDGEC_NO_{isa}" for isa in ("AVX2", "AVX512", "NEON")] if device.isa == ("scalar",) else []
+    only = [f"-DEDGEC_NO_{isa}" for isa in ("AVX2", "AVX512", "NEON", "WASM")] if device.isa == ("scalar",) else []
+    # A WebAssembly module has an extension in all of its functions or in none (kernels/isa/wasm.cpp).
+    whole = [f"-m{feature}" for feature in device.features] if device.arch == "wasm32" else []
     return [
-        *_compiler(device)[0], *COMPILE_FLAGS, f'-DEDGEC_VERSION="{version.__version__}"', *only,
+        *_compiler(device)[0], *COMPILE_FLAGS, f'-DEDGEC_VERSION="{version.__version__}"', *only, *whole,
         *(f"-I{root / folder}" for folder in INCLUDES), *map(str, units), *LINK_FLAGS[device.os], "-o", str(output),
     ]
 

@@ -17,7 +17,7 @@ BUDGETS: dict[str, int | None] = {
     "tools": 800, "examples": 800, "benchmarks": None, "tests": None,
 }
 FILE_LIMIT = 700
-SUFFIXES = {".py": "#", ".cpp": "//", ".h": "//", ".c": "//", ".def": "//", ".sh": "#"}
+SUFFIXES = {".py": "#", ".cpp": "//", ".h": "//", ".c": "//", ".def": "//", ".mjs": "//", ".sh": "#"}
 GENERATED = {"runtime/unicode_tables.h"}
 
 

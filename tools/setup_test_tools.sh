@@ -2,17 +2,22 @@
 # Emulators for kernel tests: setup_test_tools.sh PYTHON
 # - bochscpu-python (2 MB) into PYTHON's environment: the CPU of Bochs, for AVX-512 (run_in_bochs.py). Here and not
 #   among the project's extras, for it has no wheels for every system that has ours; what it depends on is not used.
-# - qemu-aarch64 with apt-get where that is allowed, for the Arm builds.
-# Without them those tests skip, and under CI (EDGEC_REQUIRE_ASSETS=1) fail; this script fails there without qemu-aarch64.
+# - qemu-aarch64 and node with apt-get where that is allowed, for the Arm and the WebAssembly builds.
+# Without them those tests skip, and under CI (EDGEC_REQUIRE_ASSETS=1) fail; this script fails there without the last two.
 set -eu
 
 if [ "$(uname -s)-$(uname -m)" = Linux-x86_64 ]; then
     "$1" -m pip install --quiet --no-deps --only-binary :all: bochscpu-python==0.4.0 ||
         echo "note: without bochscpu-python the AVX-512 kernels are tested only on a CPU that has AVX-512" >&2
 fi
-if command -v qemu-aarch64 >/dev/null || command -v qemu-aarch64-static >/dev/null; then
-    exit 0
-fi
+
+missing() {
+    command -v qemu-aarch64 >/dev/null || command -v qemu-aarch64-static >/dev/null || echo qemu-user
+    command -v node >/dev/null || echo nodejs
+}
+
+wanted=$(missing)
+[ -n "$wanted" ] || exit 0
 if command -v apt-get >/dev/null; then
     as_root=
     if [ "$(id -u)" != 0 ]; then
@@ -20,15 +25,16 @@ if command -v apt-get >/dev/null; then
         command -v sudo >/dev/null && sudo -n true 2>/dev/null && as_root="sudo -n"
     fi
     if [ "$(id -u)" = 0 ] || [ -n "$as_root" ]; then
-        echo "installing qemu-user" >&2
+        echo "installing" $wanted >&2
+        # shellcheck disable=SC2086  # one word per package
         { $as_root apt-get update -qq && DEBIAN_FRONTEND=noninteractive $as_root apt-get install -y -qq \
-            --no-install-recommends qemu-user; } >&2 || true
+            --no-install-recommends $wanted; } >&2 || true
     fi
 fi
-if ! command -v qemu-aarch64 >/dev/null; then
-    if [ "${EDGEC_REQUIRE_ASSETS:-0}" = 1 ]; then
-        echo "error: qemu-aarch64 is missing and could not be installed: install the package qemu-user" >&2
-        exit 2
-    fi
-    echo "note: without qemu-aarch64 (package qemu-user) the Arm kernel tests are skipped" >&2
+wanted=$(missing)
+[ -n "$wanted" ] || exit 0
+if [ "${EDGEC_REQUIRE_ASSETS:-0}" = 1 ]; then
+    echo "error: packages" $wanted "are missing and could not be installed" >&2
+    exit 2
 fi
+echo "note: without the packages" $wanted "the tests that need them are skipped" >&2

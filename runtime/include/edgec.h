@@ -104,7 +104,7 @@ typedef struct edgec_model_info {
     uint32_t max_context, vocab_size, prefill_chunk, n_inputs, n_outputs, has_tokenizer;
     int32_t bos_token, eos_token; /* -1: none */
     uint64_t weight_bytes, file_bytes;
-    const char *isa;        /* the instruction set in use: scalar, avx2, avx512, avx512vbmi, amx, neon */
+    const char *isa;        /* the instruction set in use: scalar, avx2, avx512, avx512vbmi, amx, neon, wasm */
     const char *warning;    /* empty, or what happened at open (e.g. self-test fell back to scalar) */
 } edgec_model_info;
 

@@ -188,9 +188,9 @@ void bounds(Case &c, const Product &p) {
     c.scale = NORM;
     const double stray = 1 + 4 / sqrt((double)std::max<int64_t>(1, least));
     c.bound = [few = p.m <= 16, palette = p.b[0].vector != 0, fast = p.fast, stray](Isa isa) {
-        if (palette || isa == SCALAR || (!few && (isa == AVX512 || isa == NEON))) return 1e-5;
+        if (palette || isa == SCALAR || (!few && (isa == AVX512 || isa == NEON || isa == WASM))) return 1e-5;
         if (!few) return (isa == AMX ? 5e-3 : 1e-3) * stray;
-        if (fast && (isa == AVX2 || isa == NEON)) return 1.5e-2 * stray;
+        if (fast && (isa == AVX2 || isa == NEON || isa == WASM)) return 1.5e-2 * stray;
         return (isa == AVX512VBMI || isa == AMX ? 2e-4 : 1e-3) * stray;
     };
 }

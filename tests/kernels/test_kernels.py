@@ -26,7 +26,7 @@ KERNELS_DEF = (ROOT / "kernels" / "kernels.def").read_text()
 ROWS = re.findall(r"^(?:KERNEL|NARROW|PORTABLE|LEVELED)\((\w+),", KERNELS_DEF, re.MULTILINE)
 # As CMakeLists.txt compiles the library; test code gets -O1, which compiles in a third of the time.
 COMMON = ("-std=c++17", "-Wall", "-Wextra", "-Werror", "-fno-exceptions", "-fno-rtti", "-fno-math-errno")
-ZIG = (sys.executable, "-m", "ziglang", "c++", "-target", "aarch64-linux-musl", "-fno-sanitize=undefined")
+ZIG = (sys.executable, "-m", "ziglang", "c++", "-fno-sanitize=undefined", "-target")
 SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-g1")
 X86_ISAS = ("scalar", "avx2", "avx512", "avx512vbmi", "amx")
 NATIVE_ISAS = X86_ISAS if platform.machine() in ("x86_64", "AMD64") else ("scalar", "neon")
@@ -168,7 +168,7 @@ def test_aarch64_by_emulation(build: Build, require: Callable[[bool, str], None]
     require(emulator is not None, "qemu-aarch64 is not installed (apt-get install qemu-user)")
     require(importlib.util.find_spec("ziglang") is not None, "ziglang is not installed (pip install 'edgec[cross]')")
     assert emulator is not None
-    program = build("aarch64", ZIG, ("-O2",), ("-O1",), ("-static",))
+    program = build("aarch64", (*ZIG, "aarch64-linux-musl"), ("-O2",), ("-O1",), ("-static",))
     assert _lacks(_run([emulator, program, "--isa", "avx2"]))
     assert not _lacks(_run([emulator, program, "--isa", "neon", "--list"]))
     _passes([emulator, program, "--hostile", "5"])
@@ -212,3 +212,18 @@ def test_the_emulated_cpu_has_no_more_than_the_level(program: Path) -> None:
     done = _run(_emulated(program, "avx512vbmi", *lower))
     assert done.returncode != 0
     assert "the emulated CPU has no such instruction" in done.stderr
+
+
+@pytest.mark.parametrize(("isa", "flags"), [("wasm", ("-msimd128",)), ("scalar", ())])
+def test_webassembly(
+    build: Build, node: tuple[str, ...], require: Callable[[bool, str], None], isa: str, flags: tuple[str, ...],
+) -> None:
+    """A module has vectors everywhere or nowhere: one build for each."""
+    require(importlib.util.find_spec("ziglang") is not None, "ziglang is not installed (pip install 'edgec[cross]')")
+    # Sizes and addresses have 32 bits here: kernels must not count in them without saying so.
+    kernel_flags = ("-O2", "-Wshorten-64-to-32", *flags)
+    program = build(f"wasm32-{isa}", (*ZIG, "wasm32-wasi"), kernel_flags, ("-O1", *flags))
+    command = [*node, ROOT / "tests" / "kernels" / "wasi.mjs", program]
+    assert _lacks(_run([*command, "--isa", "avx2"]))
+    assert _lacks(_run([*command, "--isa", "wasm", "--list"])) == (isa == "scalar")
+    _passes([*command, "--isa", isa, "--hostile", "5"])

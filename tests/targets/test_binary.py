@@ -38,6 +38,27 @@ def test_macho(tmp_path: Path) -> None:
     assert (read_binary(path).arch, read_binary(path).kind) == ("cpu 0x7", "other")
 
 
+def wasm(exports: list[tuple[bytes, int]], version: int = 1) -> bytes:
+    """A WebAssembly module of a custom section and an export section: (name, kind)."""
+    body = bytes([len(exports)]) + b"".join(bytes([len(name)]) + name + bytes([kind, 0]) for name, kind in exports)
+    return b"\0asm" + struct.pack("<I", version) + b"\0\x82\0xy" + b"\x07" + bytes([len(body)]) + body
+
+
+def test_wasm(tmp_path: Path) -> None:
+    path = tmp_path / "edgec.wasm"
+    path.write_bytes(wasm([(b"edgec_open", 0), (b"memory", 2), (b"free", 0)]))
+    binary = read_binary(path)
+    assert (binary.format, binary.arch, binary.kind) == ("wasm", "wasm32", "shared")
+    assert binary.exports == {"edgec_open", "free"}
+    path.write_bytes(wasm([(b"_start", 0)]))
+    assert read_binary(path).kind == "other"
+    for damaged in (wasm([], version=2), wasm([])[:-1] + b"\x05", wasm([(b"a", 0)])[:-3],
+                    b"\0asm\1\0\0\0\7\x80\x80\x80\x80\x80\0"):
+        path.write_bytes(damaged)
+        with pytest.raises(EdgecError, match="E0007"):
+            read_binary(path)
+
+
 @pytest.fixture(scope="module")
 def elf(tmp_path_factory: pytest.TempPathFactory, require: Callable[[bool, str], None]) -> Path:
     compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
@@ -69,7 +90,7 @@ def test_damage_never_escapes(elf: Path, tmp_path: Path) -> None:
     """Random bytes and truncations: an answer or EDGEC-E0007."""
     rng = random.Random(5)
     codes: list[str] = []
-    for original in (elf.read_bytes(), macho([("_a", 0x0F), ("_b", 0x0F)])):
+    for original in (elf.read_bytes(), macho([("_a", 0x0F), ("_b", 0x0F)]), wasm([(b"a", 0), (b"b", 0)])):
         for _ in range(300):
             data = bytearray(original)
             for _ in range(rng.randint(1, 6)):

@@ -11,7 +11,8 @@ from edgec.targets import devices
 
 
 def test_every_row_is_found_by_its_name() -> None:
-    assert set(devices.names()) == {"host", "x86-64-v3", "x86-64-v4", "generic-c", "aarch64-linux", "apple-m2"}
+    assert set(devices.names()) == {
+        "host", "x86-64-v3", "x86-64-v4", "generic-c", "aarch64-linux", "apple-m2", "wasm32"}
     for name in devices.names():
         assert devices.device(name).name == name
     assert [row.name for row in devices.devices()] == list(devices.names())

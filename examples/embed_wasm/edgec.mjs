@@ -1,0 +1,180 @@
+// A compiled language model in a browser or under node, through the C interface of edgec.wasm. Copy this file.
+//
+//     const edgec = await Edgec.load(bytesOfEdgecWasm);
+//     const model = edgec.open(bytesOfModelEdgec);        // a copy lies in the module's memory
+//     const session = model.session({ context: 512 });
+//     for (let tokens = model.tokenize('It was'); ; tokens = [next])
+//         next = argmax(session.step(tokens));             // logits of the last token
+//
+// Calls are synchronous and take one thread: in a browser, use them in a worker. Every failure is an Error with the
+// runtime's words. Structures are those of edgec.h as 32-bit code lays them out.
+
+const OK = 0, BAD_FILE = 8;  // edgec_status, and what WASI calls a file that is not open
+
+/** The system calls that a module without files needs: a clock. `memory` gives the module's memory. */
+function system(module, memory) {
+    const view = () => new DataView(memory().buffer);
+    const known = {
+        clock_time_get(clock, precision, at) {
+            view().setBigUint64(at, BigInt(Math.round(performance.now() * 1e6)), true);
+            return OK;
+        },
+        environ_sizes_get(count, bytes) {
+            view().setUint32(count, 0, true);
+            view().setUint32(bytes, 0, true);
+            return OK;
+        },
+        environ_get: () => OK,
+        proc_exit(code) { throw new Error(`edgec.wasm ended with status ${code}`); },
+    };
+    const imports = {};
+    for (const { module: from, name } of WebAssembly.Module.imports(module))
+        (imports[from] ??= {})[name] = known[name] ?? (() => BAD_FILE);
+    return imports;
+}
+
+export class Edgec {
+    /** bytes: edgec.wasm. wasi: an object of node:wasi, for edgec_open on files; without it there are none. */
+    static async load(bytes, wasi) {
+        const module = await WebAssembly.compile(bytes);
+        let instance;
+        const imports = wasi ? { wasi_snapshot_preview1: wasi.wasiImport } : system(module, () => instance.exports.memory);
+        instance = await WebAssembly.instantiate(module, imports);
+        if (wasi) wasi.initialize(instance);
+        else instance.exports._initialize();
+        return new Edgec(instance.exports);
+    }
+
+    constructor(exports) {
+        this.c = exports;
+        this.words = this.allocate(512);  // the message of the newest failure
+    }
+
+    // The memory moves when it grows: views are made anew for every use.
+    get view() { return new DataView(this.c.memory.buffer); }
+    bytes(at, length) { return new Uint8Array(this.c.memory.buffer, at, length); }
+    text(at) {
+        const all = new Uint8Array(this.c.memory.buffer, at >>> 0);
+        return new TextDecoder().decode(all.subarray(0, all.indexOf(0)));
+    }
+
+    /** The address of `length` bytes, 64-byte aligned as edgec_open_buffer wants it; an Error when memory is out. */
+    allocate(length) {
+        // The most that the module's allocator gives; a number of more than 32 bits would be taken modulo 2^32.
+        const at = length < 2 ** 31 ? this.c.aligned_alloc(64, Math.ceil((length || 1) / 64) * 64) >>> 0 : 0;
+        if (!at) throw new Error(`edgec: ${length} bytes do not fit the module's memory`);
+        return at;
+    }
+
+    /** Calls use(address) on a copy of the typed array, or on so many zero bytes, and frees it again. */
+    lend(data, use) {
+        const length = typeof data === 'number' ? data : data.byteLength;
+        const at = this.allocate(length);
+        try {
+            if (typeof data === 'number') this.bytes(at, length).fill(0);
+            else this.bytes(at, length).set(new Uint8Array(data.buffer, data.byteOffset, length));
+            return use(at);
+        } finally {
+            this.c.free(at);
+        }
+    }
+
+    check(status, words) {
+        if (status !== OK) throw new Error(`${this.text(this.c.edgec_status_text(status))}: ${this.text(words)}`);
+    }
+
+    /** A Model from the bytes of model.edgec, which are copied. */
+    open(bundle) {
+        const at = this.allocate(bundle.byteLength);
+        this.bytes(at, bundle.byteLength).set(bundle);
+        try {
+            return this.lend(4, (handle) => {
+                this.check(this.c.edgec_open_buffer(at, BigInt(bundle.byteLength), 0, handle, this.words, 512),
+                           this.words);
+                return new Model(this, this.view.getUint32(handle, true), at);
+            });
+        } catch (error) {
+            this.c.free(at);
+            throw error;
+        }
+    }
+}
+
+export class Model {
+    constructor(edgec, handle, memory) {
+        Object.assign(this, { edgec, handle, memory });
+        this.info = edgec.lend(64, (at) => {
+            edgec.view.setUint32(at, 64, true);
+            edgec.check(edgec.c.edgec_model_get_info(handle, at), edgec.words);
+            const u32 = (k) => edgec.view.getUint32(at + k, true);
+            return { context: u32(8), vocab: u32(12), eos: edgec.view.getInt32(at + 36, true),
+                     isa: edgec.text(u32(56)), warning: edgec.text(u32(60)) };
+        });
+    }
+
+    /** options.context: most tokens, 0 for the model's own maximum. options.memory: most bytes, 0 for no limit. */
+    session({ context = 0, memory = 0 } = {}) {
+        const { edgec } = this;
+        return edgec.lend(32, (at) => edgec.lend(4, (handle) => {
+            edgec.view.setUint32(at, 32, true);
+            edgec.view.setBigUint64(at + 8, BigInt(memory), true);
+            edgec.view.setUint32(at + 16, context, true);
+            edgec.check(edgec.c.edgec_session_create(this.handle, at, handle, edgec.words, 512), edgec.words);
+            return new Session(this, edgec.view.getUint32(handle, true));
+        }));
+    }
+
+    /** The ids of a text, with the beginning token that the tokenizer's own rules add. */
+    tokenize(text) {
+        const { edgec } = this, utf8 = new TextEncoder().encode(text);
+        return edgec.lend(utf8, (at) => this.twice(4, (to, count) => edgec.c.edgec_tokenize(
+            this.handle, at, BigInt(utf8.length), 1, to, count), (to, n) => [...new Int32Array(edgec.c.memory.buffer, to, n)]));
+    }
+
+    /** The text of token ids. */
+    detokenize(tokens) {
+        const { edgec } = this;
+        return edgec.lend(Int32Array.from(tokens), (at) => this.twice(1, (to, count) => edgec.c.edgec_detokenize(
+            this.handle, at, BigInt(tokens.length), to, count), (to, n) => new TextDecoder().decode(edgec.bytes(to, n))));
+    }
+
+    // Asks for the size first, then for the elements of `width` bytes.
+    twice(width, call, read) {
+        const { edgec } = this;
+        const ask = (to, at, capacity) => {
+            edgec.view.setBigUint64(at, BigInt(capacity), true);
+            const status = call(to, at);
+            if (status !== OK) throw new Error(`edgec: ${edgec.text(edgec.c.edgec_status_text(status))}`);
+            return Number(edgec.view.getBigUint64(at, true));
+        };
+        return edgec.lend(8, (at) => {
+            const count = ask(0, at, 0);
+            return edgec.lend(count * width, (to) => read(to, ask(to, at, count)));
+        });
+    }
+
+    /** After its sessions. */
+    close() {
+        this.edgec.c.edgec_close(this.handle);
+        this.edgec.c.free(this.memory);
+    }
+}
+
+export class Session {
+    constructor(model, handle) { Object.assign(this, { model, handle }); }
+
+    /** Appends tokens (at most the rest of the context); the logits of the last one. */
+    step(tokens) {
+        const { edgec, info } = this.model;
+        return edgec.lend(Int32Array.from(tokens), (at) => edgec.lend(4 * info.vocab, (to) => {
+            const status = edgec.c.edgec_step(this.handle, at, tokens.length, to);
+            edgec.check(status, edgec.c.edgec_last_error(this.handle));
+            return new Float32Array(edgec.c.memory.buffer, to, info.vocab).slice();
+        }));
+    }
+
+    close() { this.model.edgec.c.edgec_session_destroy(this.handle); }
+}
+
+/** The lowest id of the largest logit. */
+export const argmax = (logits) => logits.reduce((best, x, i) => (x > logits[best] ? i : best), 0);

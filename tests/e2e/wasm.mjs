@@ -1,0 +1,100 @@
+// What test_wasm.py asks of the loader in examples/embed_wasm: wasm.mjs COMMAND FOLDER [ARGUMENTS]; answers in JSON.
+import { readFile, open, rm } from 'node:fs/promises';
+import { join } from 'node:path';
+import { argv, stdout } from 'node:process';
+import { WASI } from 'node:wasi';
+
+import { argmax, Edgec, Model } from '../../examples/embed_wasm/edgec.mjs';
+
+const [command, folder, ...words] = argv.slice(2);
+const library = await readFile(join(folder, 'edgec.wasm'));
+const bundle = () => readFile(join(folder, 'model.edgec'));
+
+/** The error's words, or null. */
+function attempt(call) {
+    try {
+        call();
+        return null;
+    } catch (error) {
+        return error.message;
+    }
+}
+
+/** A Model by edgec_open, which reads the file itself. */
+function openPath(edgec, path) {
+    return edgec.lend(new TextEncoder().encode(path + '\0'), (at) => edgec.lend(4, (handle) => {
+        edgec.check(edgec.c.edgec_open(at, 0, handle, edgec.words, 512), edgec.words);
+        return new Model(edgec, edgec.view.getUint32(handle, true), 0);
+    }));
+}
+
+/** The logits of every step: the prompt at once, its end alone, then the most likely token each time. */
+function steps(model, prompt, count) {
+    const session = model.session({ context: prompt.length + count });
+    const logits = [session.step(prompt.slice(0, -1)), session.step(prompt.slice(-1))], tokens = [];
+    while (tokens.length < count) {
+        tokens.push(argmax(logits.at(-1)));
+        if (tokens.length < count) logits.push(session.step(tokens.slice(-1)));
+    }
+    session.close();
+    return { tokens, logits: logits.map((row) => Buffer.from(row.buffer).toString('base64')) };
+}
+
+const commands = {
+    /** TOKENS COUNT: everything in the module's own memory, by the loader's own system calls. */
+    async generate(tokens, count) {
+        const edgec = await Edgec.load(library), model = edgec.open(await bundle());
+        const golden = edgec.c.edgec_selftest(model.handle, 1, edgec.words, 512);
+        const answer = { info: model.info, golden, words: edgec.text(edgec.words),
+                         ...steps(model, tokens.split(',').map(Number), Number(count)) };
+        model.close();
+        return answer;
+    },
+
+    /** TOKENS COUNT ISA: files and environment by node's WASI. */
+    async files(tokens, count, isa) {
+        const wasi = new WASI({ version: 'preview1', preopens: { '/model': folder }, env: { EDGEC_ISA: isa } });
+        const edgec = await Edgec.load(library, wasi);
+        const model = openPath(edgec, '/model/model.edgec');
+        const answer = { info: model.info, ...steps(model, tokens.split(',').map(Number), Number(count)),
+                         missing: attempt(() => openPath(edgec, '/model/missing')),
+                         outside: attempt(() => openPath(edgec, '/etc/passwd')),
+                         directory: attempt(() => openPath(edgec, '/model/include')) };
+        model.close();
+        return answer;
+    },
+
+    /** What happens where memory ends: 32-bit addresses, and a module that has taken nearly all of them. */
+    async limits(scratch) {
+        const wasi = new WASI({ version: 'preview1', preopens: { '/scratch': scratch } });
+        const edgec = await Edgec.load(library, wasi), model = edgec.open(await bundle());
+        const huge = attempt(() => edgec.open({ byteLength: 5 * 2 ** 30 }));
+        const file = await open(join(scratch, 'sparse'), 'w');
+        await file.truncate(5 * 2 ** 30);
+        const beyond = attempt(() => openPath(edgec, '/scratch/sparse'));
+        const taken = [];
+        for (let size = 2 ** 30; size >= 2 ** 22; size /= 2)  // whole blocks of the C library, which are powers of two
+            for (let at; (at = edgec.c.malloc(size - 4096)) !== 0;) taken.push(at);
+        await file.truncate(64 * 2 ** 20);
+        const full = { file: attempt(() => openPath(edgec, '/scratch/sparse')),
+                       session: attempt(() => model.session()) };
+        await file.close();
+        await rm(join(scratch, 'sparse'));
+        taken.forEach((at) => edgec.c.free(at));
+        const session = model.session({ context: 8 });
+        const overrun = attempt(() => session.step(new Array(9).fill(5)));
+        const limited = attempt(() => model.session({ memory: 1000 }));
+        return { huge, beyond, full, overrun, limited, after: session.step([5]).length };
+    },
+
+    /** Damaged and foreign bytes. */
+    async damage() {
+        const edgec = await Edgec.load(library), whole = await bundle();
+        const changed = Buffer.from(whole);
+        changed[200] ^= 1;
+        return { empty: attempt(() => edgec.open(Buffer.alloc(0))), short: attempt(() => edgec.open(whole.subarray(0, 1000))),
+                 changed: attempt(() => edgec.open(changed)),
+                 path: attempt(() => openPath(edgec, 'model.edgec')), fine: edgec.open(whole).info.isa };
+    },
+};
+stdout.write(JSON.stringify(await commands[command](...words)));
