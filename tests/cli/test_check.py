@@ -29,7 +29,7 @@ class Odd(torch.nn.Module):
         x = self.inner(x)
         y = torch.linalg.det(x) + torch.linalg.det(x * 2)
         spots = torch.nonzero(x).sum()
-        return torch.fft.fft(x, n=5000).real.sum() + y + spots
+        return torch.fft.fft(x, n=8192).real.sum() + y + spots
 
 def create():
     return Odd(), (torch.randn(3, 3),)
