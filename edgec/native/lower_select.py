@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -24,11 +25,16 @@ def _sizes(value: Value, what: str) -> tuple[int, ...]:
     return tuple(d or 0 for d in known)
 
 
-def _from_front(ctx: Lowering, index: Value, size: int) -> Value:
-    """Indices that count from either end as INT64 ones that count from the front."""
-    wide = ctx.cast(index, Dtype.I64)
-    behind = binary(ctx, "Less", wide, constant(np.zeros(()), Dtype.I64))
-    return pick(ctx, behind, binary(ctx, "Add", wide, constant(np.array(size), Dtype.I64)), wide)
+def _from_front(ctx: Lowering, index: Value, sizes: Sequence[int], far: int) -> Value:
+    """Indices that count from either end as INT64 ones that count from the front, each of its own size along the last
+    axis or all of one. What is out of range becomes `far`: added up to a flat place, it must not name another row."""
+    def number(value: int | Sequence[int]) -> Value:
+        return constant(np.array(value), Dtype.I64)
+
+    wide, size = ctx.cast(index, Dtype.I64), number(sizes if len(sizes) > 1 else sizes[0])
+    front = pick(ctx, binary(ctx, "Less", wide, number(0)), binary(ctx, "Add", wide, size), wide)
+    beyond = binary(ctx, "Or", binary(ctx, "Less", front, number(0)), binary(ctx, "GreaterOrEqual", front, size))
+    return pick(ctx, beyond, number(far), front)
 
 
 def _scatter(ctx: Lowering, node: ir.Node, data: Value, index: Value, updates: Value, rows: Dim, inner: Dim) -> Value:
@@ -59,7 +65,7 @@ def lower_scatter_elements(ctx: Lowering, node: ir.Node) -> Value:
     data, index, updates = (ctx.need(node, i) for i in range(3))
     sizes, wanted = _sizes(data, "data"), _sizes(index, "indices")
     axis, strides = norm_axis(int_attr(node, "axis", 0), data.rank), _strides(sizes)
-    flat = _from_front(ctx, index, sizes[axis])
+    flat = _from_front(ctx, index, sizes[axis : axis + 1], math.prod(sizes))
     if strides[axis] != 1:
         flat = binary(ctx, "Mul", flat, constant(np.array(strides[axis]), Dtype.I64))
     for a, size in enumerate(wanted):
@@ -84,10 +90,8 @@ def lower_scatter_nd(ctx: Lowering, node: ir.Node) -> Value:
         raise UnsupportedError("the sizes of the axes it indexes must be known at compile time")
     sizes = [d or 0 for d in lead]
     scale = constant(np.array(_strides(sizes)), Dtype.I64)
+    front = _from_front(ctx, index, sizes, math.prod(sizes))
     # The sum over the last axis as additions: reductions are float32's.
-    front = ctx.cast(index, Dtype.I64)
-    behind = binary(ctx, "Less", front, constant(np.zeros(()), Dtype.I64))
-    front = pick(ctx, behind, binary(ctx, "Add", front, constant(np.array(sizes), Dtype.I64)), front)
     flat = fold_axis(ctx, "Add", binary(ctx, "Mul", front, scale), index.rank - 1)
     return _scatter(ctx, node, data, flat, updates, rows, inner)
 

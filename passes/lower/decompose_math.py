@@ -434,7 +434,9 @@ def asinh(op: Builder, node: ir.Node) -> Decomposed:
     # |x| sqrt(1 + 1 / x^2) does not overflow where x^2 would.
     part = op.Reciprocal(size)
     root = op.Mul(size, op.Sqrt(op.Add(op.Mul(part, part), one)))
-    far = op.Mul(op.Sign(x), op.Add(op.Log(op.Mul(op.Add(size, root), op.like(0.5, x))), op.like(math.log(2), x)))
+    half = op.like(0.5, x)
+    mean = op.Add(op.Mul(size, half), op.Mul(root, half))
+    far = op.Mul(op.Sign(x), op.Add(op.Log(mean), op.like(math.log(2), x)))
     return _near_zero(op, x, 0.35, (1, -1 / 6, 3 / 40, -15 / 336, 105 / 3456, -945 / 42240), far)
 
 
@@ -444,7 +446,9 @@ def acosh(op: Builder, node: ir.Node) -> Decomposed:
     one = op.like(1.0, x)
     t = op.Sub(x, one)
     root = op.Mul(op.Sqrt(t), op.Sqrt(op.Add(t, op.like(2.0, x))))
-    return _log1p(op, op.Add(t, root))
+    # Where t + root would overflow, x is twice their half.
+    huge = op.Add(op.Log(x), op.like(math.log(2), x))
+    return op.Where(op.Greater(x, op.like(1e18, x)), huge, _log1p(op, op.Add(t, root)))
 
 
 def _log1p(op: Builder, t: ir.Value) -> ir.Value:
@@ -531,6 +535,9 @@ def mod_as_in_c(op: Builder, node: ir.Node) -> Decomposed:
     a, b = required(node, 0), required(node, 1)
     if not int_attr(node, "fmod", 0):
         return "it is a kernel's"
+    if a.dtype in (ir.DataType.INT8, ir.DataType.INT32, ir.DataType.INT64):
+        # The least number has no size of its own type; a quotient of whole numbers is truncated.
+        return op.Sub(a, op.Mul(op.Div(a, b), b))
     rest = op.Mod(op.Abs(a), op.Abs(b))
     return op.Where(op.Less(a, op.like(0, a)), op.Neg(rest), rest)
 

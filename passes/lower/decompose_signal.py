@@ -88,6 +88,8 @@ def stft(op: Builder, node: ir.Node) -> Decomposed:
     frame = given[0] if given else shape[0] if shape is not None else dims[1]
     if not isinstance(frame, int) or not 1 <= frame <= min(_POINTS, dims[1]):
         return f"frames of {frame} values"
+    if step[0] < 1 or (shape is not None and isinstance(shape[0], int) and shape[0] != frame):
+        return f"a window of {list(shape or ())} over frames of {frame}, {step[0]} apart"
     count = 1 + (dims[1] - frame) // step[0]
     bins = frame // 2 + 1 if int_attr(node, "onesided", 1) else frame
     places = np.arange(count)[:, None] * step[0] + np.arange(frame)

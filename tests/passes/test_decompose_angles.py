@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 
 from edgec.ir.passes import Context
-from edgec.native.lower import capabilities
+from edgec.native.lower import capabilities, unsupported
 from edgec.passes.lower.decompose import Decompose
 from edgec.pipeline import run_passes
 from tests.passes.harness import Array, evaluate, model, ops
 
 _TINY = 10.0 ** -np.arange(0, 30, 2)
 WIDE = np.concatenate([np.linspace(-80, 80, 4001), np.linspace(-2, 2, 4001), _TINY, -_TINY, [0.0]])
-HUGE = np.concatenate([WIDE, 10.0 ** np.arange(2, 38), -(10.0 ** np.arange(2, 38))])
+HUGE = np.concatenate([WIDE, 10.0 ** np.arange(2, 38), -(10.0 ** np.arange(2, 38)), [3e38, -3e38]])
 UNIT = np.concatenate([np.linspace(-1, 1, 4001), _TINY, -_TINY, 1 - _TINY[1:4], [0.0]])
-ABOVE = np.concatenate([1 + _TINY, np.linspace(1, 50, 4001), 10.0 ** np.arange(2, 38)])
+ABOVE = np.concatenate([1 + _TINY, np.linspace(1, 50, 4001), 10.0 ** np.arange(2, 38), [3e38]])
 CASES: dict[str, tuple[Callable[[Array], Array], Array]] = {
     "Sinh": (np.sinh, WIDE), "Cosh": (np.cosh, WIDE), "Asinh": (np.arcsinh, HUGE), "Acosh": (np.arccosh, ABOVE),
     "Atanh": (np.arctanh, UNIT), "Asin": (np.arcsin, UNIT), "Acos": (np.arccos, UNIT), "Atan": (np.arctan, HUGE),
@@ -44,3 +44,12 @@ def test_not_numbers() -> None:
         graph = model(f"g (float[6] x) => (bool[6] y) {{ y = {spelling}(x) }}")
         after = run_passes(graph, [Decompose()], Context(capabilities=capabilities())).model
         assert np.array_equal(evaluate(after, {"x": x}, "onnxruntime")["y"], wanted)
+
+
+def test_remainder_of_the_least_number() -> None:
+    least = np.iinfo(np.int64).min
+    a, b = np.array([least, least, 5, -5, 7]), np.array([3, 7, least, 3, -4])
+    graph = model("g (int64[5] a, int64[5] b) => (int64[5] y) { y = Mod<fmod = 1>(a, b) }")
+    after = run_passes(graph, [Decompose()], Context(capabilities=capabilities(), refuses=unsupported)).model
+    assert "Mod" not in ops(after)
+    assert np.array_equal(evaluate(after, {"a": a, "b": b}, "onnxruntime")["y"], np.fmod(a, b))
