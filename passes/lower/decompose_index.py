@@ -13,14 +13,20 @@ from edgec.passes.lower.decompose_math import Decomposed, Entry
 _STEPS = 1 << 20  # the longest axis of a running sum
 
 
-def _from_front(op: Builder, indices: ir.Value, size: int) -> ir.Value:
-    """Indices that count from either end as indices that count from the front."""
+def _from_front(op: Builder, indices: ir.Value, size: int, far: int | None = None) -> ir.Value:
+    """Indices that count from either end as indices that count from the front. What is out of range becomes `far`, if
+    given: added up to a place in flat data, it must be refused there and not name another element."""
     known = const_of(indices)
     if known is not None:
         whole = np.asarray(known, np.int64)
-        return op.const(np.where(whole < 0, whole + size, whole))
+        front = np.where(whole < 0, whole + size, whole)
+        return op.const(front if far is None else np.where((front < 0) | (front >= size), far, front))
     wide: ir.Value = op.Cast(indices, to=int(ir.DataType.INT64))
-    return op.Where(op.Less(wide, op.const(np.int64(0))), op.Add(wide, op.const(np.int64(size))), wide)
+    zero, end = op.const(np.int64(0)), op.const(np.int64(size))
+    placed: ir.Value = op.Where(op.Less(wide, zero), op.Add(wide, end), wide)
+    if far is None:
+        return placed
+    return op.Where(op.Or(op.Less(placed, zero), op.GreaterOrEqual(placed, end)), op.const(np.int64(far)), placed)
 
 
 def _strides(dims: Sequence[int]) -> list[int]:
@@ -52,7 +58,7 @@ def gather_nd(op: Builder, node: ir.Node) -> Decomposed:
     flat: ir.Value | None = None
     for k in range(count):
         part = _ramp(op, lead[k], strides[k], k, rank) if k < batch else op.Mul(
-            _from_front(op, op.Gather(indices, op.const(np.int64(k - batch)), axis=-1), lead[k]),
+            _from_front(op, op.Gather(indices, op.const(np.int64(k - batch)), axis=-1), lead[k], int(np.prod(lead))),
             op.const(np.int64(strides[k])))
         flat = part if flat is None else op.Add(flat, part)
     rest = [op.Shape(data, start=count)] if len(shape) > count else []
@@ -71,7 +77,7 @@ def gather_elements(op: Builder, node: ir.Node) -> Decomposed:
     if len(known) < len(shape) or len(wanted) < len(picks):
         return "the size of its data or of its indices is not known"
     axis, strides = int_attr(node, "axis", 0) % len(known), _strides(known)
-    flat = op.Mul(_from_front(op, indices, known[axis]), op.const(np.int64(strides[axis])))
+    flat = op.Mul(_from_front(op, indices, known[axis], int(np.prod(known))), op.const(np.int64(strides[axis])))
     for a, size in enumerate(wanted):
         if a != axis and size > 1:
             flat = op.Add(flat, _ramp(op, size, strides[a], a, len(known)))
@@ -141,6 +147,8 @@ def reverse_sequence(op: Builder, node: ir.Node) -> Decomposed:
     time = op.const(np.arange(int(steps or 0)).reshape(form))
     length = op.Unsqueeze(op.Cast(lens, to=int(ir.DataType.INT64)), op.ints([along]))
     turned = op.Where(op.Less(time, length), op.Sub(op.Sub(length, op.const(np.int64(1))), time), time)
+    beyond = op.Or(op.Less(length, op.const(np.int64(0))), op.Greater(length, op.const(np.int64(steps or 0))))
+    turned = op.Where(beyond, op.const(np.int64(dims[0] * dims[1])), turned)  # refused by the lookup
     each = op.const(np.arange(int(batch or 0)).reshape(form[::-1]))
     if along == 0:
         flat = op.Add(op.Mul(turned, op.const(np.int64(batch or 0))), each)
@@ -167,6 +175,8 @@ def tensor_scatter(op: Builder, node: ir.Node) -> Decomposed:
         at = op.Add(at, op.Unsqueeze(place, op.ints(range(1, len(sizes)))))
     if str_attr(node, "mode", "linear") == "circular":
         at = op.Mod(at, op.const(np.int64(room)))
+    elif starts is not None:  # a place does not count from the end
+        at = op.Where(op.Less(at, op.const(np.int64(0))), op.const(np.int64(room)), at)
     return op.ScatterElements(cache, op.Expand(at, op.Shape(update)), update, axis=axis)
 
 

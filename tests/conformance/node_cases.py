@@ -157,7 +157,7 @@ def _attempt(case: Any, bound: Sequence[str], sizes_vary: bool) -> tuple[str, st
         model, dynamic = _bind(case.model, {k: given.pop(k) for k in bound}), {}
         if sizes_vary:
             dynamic = _loosen(model, given)
-        found = _run(model, given, dynamic)
+        found = run_model(model, given, dynamic)
         if found is None:
             return "declined", "nothing depends on the run: every output is known when it is compiled"
         for value, got, wanted in zip(case.model.graph.output, found, map(_array, outputs), strict=True):
@@ -200,7 +200,7 @@ def _loosen(model: onnx.ModelProto, given: Mapping[str, Array]) -> dict[str, dic
     return ranges
 
 
-def _run(model: onnx.ModelProto, given: Mapping[str, Array], dynamic: Mapping[str, Any]) -> list[Array] | None:
+def run_model(model: onnx.ModelProto, given: Mapping[str, Array], dynamic: Mapping[str, Any]) -> list[Array] | None:
     """The outputs of the native runtime; None when none of them depends on what it is given."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "case.onnx"
