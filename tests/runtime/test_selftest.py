@@ -26,4 +26,4 @@ def test_trials_need_every_input_of_the_products(tmp_path: Path, require: Callab
     )
     done = subprocess.run([str(program)], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "8 passed, 0 failed" in done.stdout
+    assert "10 passed, 0 failed" in done.stdout
