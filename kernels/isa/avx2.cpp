@@ -26,7 +26,7 @@ namespace avx2 {
 constexpr BitsMethod kFastLookups = {tables_of<Code8>, lut_sums<Code8>};
 #include "../generic/dot16.h"
 // Where lookups end, by bits; measured on Zen 3 (benchmarks/bench_bits.cpp, 4 to 17 rows).
-constexpr BitsMethod kMany = {dot_prepare, dot_sums, {17, 11, 8, 6, 6, 5, 5, 5}};
+constexpr BitsMethod kMany = {dot_prepare, dot_sums, {17, 17, 17, 17, 17, 15, 13, 11}};
 #include "../generic/all.h"
 #include "../generic/narrow.h"
 }  // namespace avx2
