@@ -25,8 +25,8 @@ KINDS = [np.uint8, np.int8]
 
 
 def codes(kind: type, *shape: int) -> Array:
-    """uint8: all codes; int8: 7 bits. On x86-64 without VNNI, onnxruntime adds the products of uint8 and int8 up in pairs
-    of 16 bits, and larger int8 codes saturate there: what it answers then is no reference."""
+    """uint8: all codes; int8: 7 bits. On x86-64 without VNNI, onnxruntime adds the products of uint8 and int8 up in
+    pairs of 16 bits, and larger int8 codes saturate there: what it answers then is no reference."""
     low, high = (-64, 63) if kind is np.int8 else (0, 255)
     return RNG.integers(low, high + 1, shape).astype(kind)
 
