@@ -57,12 +57,12 @@ def start(isa: str, folder: Path) -> ctypes.CDLL:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--limit", type=float, default=600, help="seconds after which the run ends with 124")
-    parser.add_argument("library", type=Path, help="the kernel tests as a shared library")
+    parser.add_argument("program", type=Path, help="the kernel tests as a shared library")
     parser.add_argument("--isa", choices=MODELS, default="avx512vbmi")
     parser.add_argument("--model", choices=MODELS, help="the level of the emulated CPU; the one of --isa by default")
     options, rest = parser.parse_known_args()
 
-    tests = ctypes.CDLL(str(options.library.resolve()))
+    tests = ctypes.CDLL(str(options.program.resolve()))
     with tempfile.TemporaryDirectory() as folder:
         calls = start(options.model or options.isa, Path(folder))
     ctypes.c_void_p.in_dll(tests, "kt_emulate").value = ctypes.cast(calls.bochs_call, ctypes.c_void_p).value

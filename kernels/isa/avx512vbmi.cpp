@@ -46,17 +46,6 @@ EDGEC_INLINE void table_index(vi code, vi *low, vi *high) {
     *high = _mm512_ternarylogic_epi32(_mm512_srli_epi32(code, 4), nibble, table, 0xea);
 }
 
-// The 64 rows of a chunk, 16 per vector: the four bytes of a row, a column each, side by side.
-EDGEC_INLINE void chunk_rows(const uint8_t *p, vi *row) {
-    const vi a = vbload(p), b = vbload(p + 64), c = vbload(p + 128), d = vbload(p + 192);
-    const vi u = _mm512_unpacklo_epi8(a, b), v = _mm512_unpackhi_epi8(a, b);
-    const vi x = _mm512_unpacklo_epi8(c, d), y = _mm512_unpackhi_epi8(c, d);
-    row[0] = _mm512_unpacklo_epi16(u, x);
-    row[1] = _mm512_unpackhi_epi16(u, x);
-    row[2] = _mm512_unpacklo_epi16(v, y);
-    row[3] = _mm512_unpackhi_epi16(v, y);
-}
-
 // sum[4] = the sums of a plane of a group. kReady: `p` holds the indices of many_sums(), else the codes.
 template <bool kReady>
 EDGEC_INLINE void plane_sums(const uint8_t *p, int64_t chunks, const uint8_t *t, vf scale, vf *sum) {
@@ -70,7 +59,7 @@ EDGEC_INLINE void plane_sums(const uint8_t *p, int64_t chunks, const uint8_t *t,
         const vi a = vbload(t), b = vbload(t + 64), d = vbload(t + 128), e = vbload(t + 192);
         vi row[4];
         if (!kReady) {
-            chunk_rows(p, row);
+            vrows(p, row);  // the four bytes of a row, a column each, side by side
         }
 #pragma GCC unroll 4
         for (int r = 0; r < 4; ++r) {
@@ -100,7 +89,7 @@ EDGEC_NOINLINE void many_sums(const BitsShape &s, const uint8_t *p, int64_t chun
     alignas(64) uint8_t index[kBitsMostGroup / 32 * 512];
     for (int64_t c = 0; c < chunks; ++c) {
         vi row[4], even, odd;
-        chunk_rows(p + c * 256, row);
+        vrows(p + c * 256, row);
         for (int r = 0; r < 4; ++r) {
             table_prefetch(p + c * 256 + r * 64);
             table_index(row[r], &even, &odd);

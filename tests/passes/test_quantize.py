@@ -55,15 +55,18 @@ CASES = [(BitsSpec(2, 32), "edgec::BitPlaneToDense"), (BitsSpec(4, 64, True), "D
          (PaletteSpec(3, rows=4), "edgec::PaletteToDense"), (PaletteSpec(6, vector=2), "edgec::PaletteToDense")]
 
 
+def random_layer(spec: BitsSpec | PaletteSpec, k: int) -> tuple[Quantized | PaletteTensor, Array]:
+    """A random layer of N rows and its values."""
+    if isinstance(spec, BitsSpec):
+        q = random_quantized(RNG, spec, N, k)
+        return q, dequantize(q)
+    p = random_palette(RNG, spec, N, k)
+    return p, dequantize_palette(p)
+
+
 @pytest.mark.parametrize(("spec", "op"), CASES, ids=[str(s) for s, _ in CASES])
 def test_a_linear(spec: BitsSpec | PaletteSpec, op: str) -> None:
-    q: Quantized | PaletteTensor
-    if isinstance(spec, BitsSpec):
-        q = random_quantized(RNG, spec, N, K)
-        values = dequantize(q)
-    else:
-        q = random_palette(RNG, spec, N, K)
-        values = dequantize_palette(q)
+    q, values = random_layer(spec, K)
     graph = linear()
     report = compressed(graph, w=q)
     assert report.records[0].modified
@@ -108,13 +111,7 @@ def test_convolutions_get_their_dims_back(window: tuple[int, int], kernel: str, 
     graph = model(f"g (float[1,10,5,6] x, float[{','.join(map(str, dims))}] w) => (float[1,{N},A,B] y)"
                   " { y = Conv(x, w) }", w=f(*dims))
     k = 10 * window[0] * window[1]
-    q: Quantized | PaletteTensor
-    if isinstance(spec, PaletteSpec):
-        q = random_palette(RNG, spec, N, k)
-        values = dequantize_palette(q)
-    else:
-        q = random_quantized(RNG, spec, N, k)
-        values = dequantize(q)
+    q, values = random_layer(spec, k)
     feeds = {"x": f(1, 10, 5, 6)}
     dense = model(f"g (float[1,10,5,6] x, float[{','.join(map(str, dims))}] w) => (float[1,{N},A,B] y)"
                   " { y = Conv(x, w) }", w=weight_of(values, dims))
