@@ -179,6 +179,16 @@ static uint32_t x86_isas() {
 }
 #endif
 
+#if defined(__x86_64__)
+static bool zen4() {
+    uint32_t a, b, c, d;
+    if (!__get_cpuid(0, &a, &b, &c, &d) || b != signature_AMD_ebx) return false;
+    if (!__get_cpuid(1, &a, &b, &c, &d) || (a >> 8 & 15) + (a >> 20 & 255) != 0x19) return false;  // Zen 3 and 4
+    return __get_cpuid_count(7, 0, &a, &b, &c, &d) && b >> 16 & 1;
+}
+const bool kZen4 = zen4();
+#endif
+
 uint32_t available_isas() {
     uint32_t found = 1u << SCALAR;
 #if defined(__x86_64__)

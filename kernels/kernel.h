@@ -56,6 +56,12 @@ const Kernel *find_kernel(const char *name);  // nullptr if unknown
 // The instruction sets this CPU and this build both have; bit 1 << Isa. SCALAR is always among them.
 uint32_t available_isas();
 const char *isa_name(Isa isa);
+// Whether this is an AMD core of the Zen 4 family: its reads of memory wait where those of other cores drop a prefetch.
+#if defined(__x86_64__)
+extern const bool kZen4;
+#else
+constexpr bool kZen4 = false;
+#endif
 // Name -> Isa; false for a name that does not exist.
 bool parse_isa(const char *name, Isa *isa);
 

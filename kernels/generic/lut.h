@@ -112,6 +112,7 @@ EDGEC_NOINLINE void lut_sums(const BitsShape &s, const uint8_t *p, const float *
     for (int64_t g = 0; g < s.groups(); ++g) {
         const int64_t chunks = s.group_chunks(g);
         const uint16_t *h = (const uint16_t *)(p + s.code_bytes(chunks));
+        scale_prefetch(h, s.scale_bytes());
         if (s.m > 1) lut_index(p, s.bits * chunks * 4, index);
         for (int64_t m = 0; m < s.m; ++m) {
             const uint8_t *t = tables + m * s.table_bytes(), *from = t + g * (s.group / 32) * Code::kChunk;
