@@ -100,8 +100,6 @@ int64_t bits_scratch(const BitsShape &s);
 // Defined for every instruction set by generic/bits.h. The levels above AVX-512 bring methods of their own.
 namespace avx512 {
 void bits_run(const Args &a, int outputs, int64_t t0, int64_t t1, void *scratch, BitsMethod few, BitsMethod many);
-void linear_bits(const Args &a, int64_t t0, int64_t t1, void *scratch);
-void linear_bits_split(const Args &a, int64_t t0, int64_t t1, void *scratch);
 namespace vbmi {
 void prepare(const BitsShape &s, const float *x, uint8_t *tables);
 void sums(const BitsShape &s, const uint8_t *tile, const float *x, const uint8_t *tables, float *out);
