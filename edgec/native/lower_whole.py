@@ -26,7 +26,7 @@ _FOLDS = {"ReduceSum": "Add", "ReduceProd": "Mul", "ReduceMax": "Max", "ReduceMi
 
 def constant(array: Array, dtype: Dtype) -> Value:
     """A constant of the plan's own."""
-    values = np.ascontiguousarray(array, dtype.numpy)
+    values = np.array(array, dtype.numpy, order="C")
     digest = hashlib.sha256(values.tobytes()).hexdigest()[:16]
     name = f"const.{dtype.name.lower()}.{'x'.join(map(str, values.shape))}.{digest}"
     return of_const(Const(name, lambda: values, values.shape, dtype, identity(values.ndim)))

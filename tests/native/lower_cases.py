@@ -395,4 +395,5 @@ CASES: list[Case] = [
     *(one(op, f(2, 3), "unary", name=f"{op}_noop", noop_with_empty_axes=1) for op in (
         "ReduceL1", "ReduceL2", "ReduceSumSquare")),
     one("ReduceSumSquare", i(3, -4, 0), "binary", name="integer_ReduceSumSquare_noop", noop_with_empty_axes=1),
+    one("BitwiseNot", np.array(5, np.int64), "bitwise", name="BitwiseNot_scalar"),
 ]
