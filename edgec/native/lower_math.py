@@ -173,7 +173,7 @@ def _fold(op: str, a: object, b: object) -> object:
     if op == "Mod":
         if p is not None and q is not None:
             return p % q if q else None
-        return x - x // y * y if x.lo >= 0 and y.lo > 0 else None
+        return dim_max(x - x // y * y, 0) if x.lo >= 0 and y.lo > 0 else None  # the bounds of a difference are wider
     if op == "Pow":
         return p**q if p is not None and q is not None and q >= 0 else None
     if op in ("And", "Or", "Xor"):

@@ -396,4 +396,6 @@ CASES: list[Case] = [
         "ReduceL1", "ReduceL2", "ReduceSumSquare")),
     one("ReduceSumSquare", i(3, -4, 0), "binary", name="integer_ReduceSumSquare_noop", noop_with_empty_axes=1),
     one("BitwiseNot", np.array(5, np.int64), "bitwise", name="BitwiseNot_scalar"),
+    Case("dynamic_mod", [("Shape", "x", "s"), ("Mod", "s two", "m"), ("Sub", "s nine", "d")], {"x": f(5)},
+         {"two": i(2), "nine": i(9)}, dims={"x": ["n"]}, dynamic={"n": (1, 20)}, outputs=("m", "d")),
 ]
