@@ -40,10 +40,10 @@ _NEVER = frozenset({
 })
 # Of some forms of these onnx's evaluator gives other numbers than the standard says: LRN of more channels than its
 # size, LpNormalization of negative numbers with p = 1, GlobalMaxPool of three axes, dilated AveragePool, grouped
-# ConvTranspose, grids of one point. The runtime computes them all.
+# ConvTranspose, grids of one point, the logarithm of a softmax that is 0. The runtime computes them all.
 _UNSOUND = frozenset({
-    "AffineGrid", "AveragePool", "ConvTranspose", "GlobalMaxPool", "GridSample", "LRN", "LpNormalization",
-    "MeanVarianceNormalization", "QLinearConv", "Resize", "Upsample",
+    "AffineGrid", "AveragePool", "ConvTranspose", "GlobalMaxPool", "GridSample", "LRN", "LogSoftmax",
+    "LpNormalization", "MeanVarianceNormalization", "QLinearConv", "Resize", "SoftmaxCrossEntropyLoss", "Upsample",
 })
 _HALVES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 

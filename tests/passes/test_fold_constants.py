@@ -134,6 +134,7 @@ def test_scalars_stay_scalars(dtype: type) -> None:
 
 @pytest.mark.parametrize("text", [
     "y = LpNormalization<axis = 0, p = 1>(c)", "y = LRN<size = 3>(i)", "y = GlobalMaxPool(t)",
+    "y = LogSoftmax(c)",
 ])
 def test_what_the_evaluator_gets_wrong_is_left_to_the_runtime(text: str) -> None:
     graph = model(f"g (float[1] x, float[3] c, float[2,4,1,3] i, float[2,4,3] t) => (float[N] y) {{ {text} }}",
