@@ -81,6 +81,12 @@ def _padded(node: onnx.NodeProto, inputs: Sequence[Array | None]) -> onnx.NodePr
     return helper.make_node(node.op_type, node.input, node.output, pads=[*begins, *ends], **known)
 
 
+def _symmetric_nearest(node: onnx.NodeProto, inputs: Sequence[Array | None]) -> bool:
+    known = attributes(node)
+    return known.get("mode", b"nearest") == b"nearest" and (
+        known.get("coordinate_transformation_mode", b"") == b"half_pixel_symmetric")
+
+
 def _still(node: onnx.NodeProto, inputs: Sequence[Array | None]) -> bool:
     """Whether what is normalized hardly varies in some group."""
     x = inputs[0]
@@ -98,6 +104,8 @@ DEFECTS: tuple[Defect, ...] = (
            "where a stride is longer than its kernel", _padded),
     Defect(("MeanVarianceNormalization",), _still,
            "divides 0 by 0 where the standard adds 1e-9, and takes the difference of two squares for the variance"),
+    Defect(("Resize",), _symmetric_nearest,
+           "the float32 position of a pixel that lies exactly on another one is less than that by a rounding"),
     Defect(("InstanceNormalization",), _still,
            "computes x s + (b - m s), which cancels where the mean m is far larger than the deviation"),
 )

@@ -105,6 +105,8 @@ def test_a_case_is_cut_down_saved_and_replayed(tmp_path: Path, capfd: pytest.Cap
 STILL_WRONG: Mapping[str, tuple[str, Array]] = {
     "MaxPool": ('y = MaxPool<kernel_shape = [3], dilations = [2], auto_pad = "SAME_UPPER">(x)', normal(1, 2, 9)),
     "MeanVarianceNormalization": ("y = MeanVarianceNormalization<axes = [1]>(x)", normal(2, 1, 3, 3)),
+    "Resize": ('y = Resize<axes = [2], mode = "nearest", nearest_mode = "floor", coordinate_transformation_mode = '
+               '"half_pixel_symmetric">(x, , , s)', np.arange(3, dtype=np.float32).reshape(1, 1, 3)),
     "InstanceNormalization": ("y = InstanceNormalization<epsilon = 0.00001>(x, o, b)",
                               (normal(1, 2, 64) * 1e-3 + 50).astype(np.float32)),
 }
@@ -114,11 +116,12 @@ STILL_WRONG: Mapping[str, tuple[str, Array]] = {
 def test_known_defects_are_still_there(name: str) -> None:
     """A row that no version needs any more would hide what it covers."""
     text, x = STILL_WRONG[name]
-    dims, constants = ",".join(map(str, x.shape)), "float[2] o = {1, 1}, float[2] b = {0, 0}"
+    dims, constants = ",".join(map(str, x.shape)), "float[2] o = {1, 1}, float[2] b = {0, 0}, int64[1] s = {1}"
     model = case(f"g (float[{dims}] x) => (float[A,B] y) <{constants}> {{ {text} }}").model
     del model.graph.output[0].type.tensor_type.shape.dim[:]
     model.graph.output[0].type.tensor_type.ClearField("shape")
-    step = Step(model.graph.node[0], {n: np.full(2, v, np.float32) for n, v in (("o", 1), ("b", 0))})
+    constants = {"o": np.ones(2, np.float32), "b": np.zeros(2, np.float32), "s": np.ones(1, np.int64)}
+    step = Step(model.graph.node[0], constants)
     assert step.defect({"x": x}) in DEFECTS
     right = step.run({"x": x})["y"]
     found = session(model).run(None, {"x": x})[0]
