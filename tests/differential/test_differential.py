@@ -16,11 +16,13 @@ from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from edgec.errors import EdgecError
 from tests.differential import uniform
 from tests.differential.case import FOLDER, Case, load
 from tests.differential.compare import Declined, Disagreement, check, instruction_sets
+from tests.differential.draft import Draft, RejectedError
 from tests.differential.graphs import DRAWERS, INVALID, graphs
 from tests.differential.shrink import shrink
 
@@ -134,29 +136,21 @@ def test_the_same_seed_gives_the_same_graphs() -> None:
 
 def test_every_drawer_draws() -> None:
     """An operator whose every attempt is rejected would look like a rare one."""
-    import random
+    empty = set(DRAWERS)
+    uniform.Uniform.seed = 5
 
-    from tests.differential.draft import Draft, RejectedError
-
-    rng = random.Random(5)
-
-    def draw(strategy: object) -> object:
-        text = repr(strategy)
-        if text.startswith("booleans"):
-            return rng.random() < 0.5
-        low, high = (int(part) for part in text.removeprefix("integers(").rstrip(")").split(", "))
-        return rng.randint(low, high)
-
-    empty = []
-    for name, drawer in DRAWERS.items():
-        for _ in range(30):
+    @settings(max_examples=30, backend=uniform.NAME, database=None, deadline=None,
+              suppress_health_check=list(HealthCheck))
+    @given(st.data())
+    def one(data: st.DataObject) -> None:
+        for name in sorted(empty):
             try:
-                drawer(Draft(draw))  # type: ignore[arg-type]
+                DRAWERS[name](Draft(data.draw))
             except RejectedError:
                 continue
-            break
-        else:
-            empty.append(name)
+            empty.discard(name)
+
+    one()
     assert not empty
 
 
