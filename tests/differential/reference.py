@@ -221,7 +221,7 @@ class Reference:
                     raise
                 made = step.run(values)  # moved out of the operator's domain
             if noise is not None and not step.exact:
-                beside = max((_largest(values[n]) / 16 for n in step.asked), default=0.0)
+                beside = max((_largest(values[n]) / 16 for n in step.names), default=0.0)
                 least = beside if step.node.op_type in SATURATING else 0.0
                 made = {n: _shake(a, noise, least) for n, a in made.items()}
             values.update(made)

@@ -105,8 +105,8 @@ def test_a_case_is_cut_down_saved_and_replayed(tmp_path: Path, capfd: pytest.Cap
 STILL_WRONG: Mapping[str, tuple[str, Array]] = {
     "MaxPool": ('y = MaxPool<kernel_shape = [3], dilations = [2], auto_pad = "SAME_UPPER">(x)', normal(1, 2, 9)),
     "MeanVarianceNormalization": ("y = MeanVarianceNormalization<axes = [1]>(x)", normal(2, 1, 3, 3)),
-    "Resize": ('y = Resize<axes = [2], mode = "nearest", nearest_mode = "floor", coordinate_transformation_mode = '
-               '"half_pixel_symmetric">(x, , , s)', np.arange(3, dtype=np.float32).reshape(1, 1, 3)),
+    "Resize": (('y = Resize<axes = [2], mode = "nearest", nearest_mode = "floor", coordinate_transformation_mode = '
+                '"half_pixel_symmetric">(x, , , s)'), np.arange(3, dtype=np.float32).reshape(1, 1, 3)),
     "InstanceNormalization": ("y = InstanceNormalization<epsilon = 0.00001>(x, o, b)",
                               (normal(1, 2, 64) * 1e-3 + 50).astype(np.float32)),
 }
