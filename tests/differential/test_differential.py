@@ -9,6 +9,7 @@ docs/testing.md says what is compared with what, within which bounds, and how a 
 
 from __future__ import annotations
 
+import re
 import secrets
 from collections import Counter
 from dataclasses import dataclass, field
@@ -45,7 +46,8 @@ class Tally:
         self.operators.update(case.operators().keys())
         if outcome is not None:
             line = next(filter(None, map(str.strip, outcome.reason.splitlines())), "?")
-            self.declined[line.split()[0], f"{outcome.code} {line}"] += 1
+            line = re.sub(r" '[^']*'", "", line)  # the node's name
+            self.declined[line.split()[0].rstrip(":"), f"{outcome.code} {line}"] += 1
 
     def report(self) -> str:
         text = [f"{self.graphs} graphs on {', '.join(instruction_sets())}; operators drawn, by graphs:",
