@@ -17,6 +17,12 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # no test opens the network
 ROOT = Path(__file__).resolve().parent.parent
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("differential", "the long run of tests/differential")
+    group.addoption("--differential-graphs", type=int, default=2000, help="random graphs to compare")
+    group.addoption("--differential-seed", type=int, default=None, help="of the graphs; a fresh one is printed")
+
+
 def _require(present: bool, reason: str) -> None:
     """Skips with `reason` unless `present`; under EDGEC_REQUIRE_ASSETS=1 (CI) it fails instead."""
     if present:

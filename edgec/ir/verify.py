@@ -114,7 +114,8 @@ def _linear(node: ir.Node) -> list[str]:
     if const_tensor(weight) is None:
         return []
     if is_op(node, "MatMul"):
-        return [f"{describe(node)} has its constant weight as [in, out]"] if rank_of(weight) == 2 else []
+        turned = rank_of(weight) != 2 or rank_of(node.inputs[0]) == 1  # a vector times a matrix stays as it is
+        return [] if turned else [f"{describe(node)} has its constant weight as [in, out]"]
     alpha, beta = node.attributes.get("alpha"), node.attributes.get("beta")
     plain = (alpha is None or alpha.as_float() == 1.0) and (beta is None or beta.as_float() == 1.0)
     if int_attr(node, "transA", 0) or not int_attr(node, "transB", 0) or not plain:

@@ -173,7 +173,7 @@ def _fold(op: str, a: object, b: object) -> object:
     if op == "Mod":
         if p is not None and q is not None:
             return p % q if q else None
-        return x - x // y * y if x.lo >= 0 and y.lo > 0 else None
+        return dim_max(x - x // y * y, 0) if x.lo >= 0 and y.lo > 0 else None  # the bounds of a difference are wider
     if op == "Pow":
         return p**q if p is not None and q is not None and q >= 0 else None
     if op in ("And", "Or", "Xor"):
@@ -350,7 +350,10 @@ def lower_reduce(ctx: Lowering, node: ir.Node) -> Value:
     axes = [] if axes_input is None else [norm_axis(a, x.rank) for a in ctx.ints(axes_input, "the list of axes")]
     if not axes:
         if int_attr(node, "noop_with_empty_axes", 0):
-            return x
+            # Nothing is summed; the elementwise part stays.
+            elementwise = {"ReduceSumSquare": SQUARE, "ReduceL1": UNARY["Abs"], "ReduceL2": UNARY["Abs"]}
+            code = elementwise.get(node.op_type)
+            return x if code is None else unary(ctx, need_f32(x), code)
         axes = list(range(x.rank))
     known = ctx.known(x) if x.dtype is not Dtype.F32 else None
     if known is not None and node.op_type in ("ReduceSum", "ReduceProd", "ReduceMax", "ReduceMin"):

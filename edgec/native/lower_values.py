@@ -46,6 +46,7 @@ DTYPES: dict[ir.DataType, Dtype] = {
     ir.DataType.INT32: Dtype.I32, ir.DataType.INT64: Dtype.I64, ir.DataType.BOOL: Dtype.BOOL,
 }
 # Values of these types come and go as they are, and are float32 in between.
+_ADD = 0  # of `binary`
 HALVES: dict[ir.DataType, Dtype] = {ir.DataType.FLOAT16: Dtype.F16, ir.DataType.BFLOAT16: Dtype.BF16}
 
 
@@ -484,6 +485,11 @@ class Lowering:
 
     def _iota(self, start: Dim, step: int, count: Dim) -> View:
         out = self.fresh([count], Dtype.I64)
+        if start.const is None and start.lo < 0:
+            # What is evaluated when it runs is a size, 0 or more: from its least value on, which is added after it.
+            above, least = self._iota(start - start.lo, step, count), self._iota(dim(start.lo), 0, dim(1))
+            self.emit("binary", [out], [above, least], [_ADD])
+            return out
         self.emit("iota", [out], [], [start, step])
         return out
 

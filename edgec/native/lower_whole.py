@@ -26,7 +26,7 @@ _FOLDS = {"ReduceSum": "Add", "ReduceProd": "Mul", "ReduceMax": "Max", "ReduceMi
 
 def constant(array: Array, dtype: Dtype) -> Value:
     """A constant of the plan's own."""
-    values = np.ascontiguousarray(array, dtype.numpy)
+    values = np.array(array, dtype.numpy, order="C")
     digest = hashlib.sha256(values.tobytes()).hexdigest()[:16]
     name = f"const.{dtype.name.lower()}.{'x'.join(map(str, values.shape))}.{digest}"
     return of_const(Const(name, lambda: values, values.shape, dtype, identity(values.ndim)))
@@ -84,9 +84,7 @@ def lower_reduce(ctx: Lowering, node: ir.Node) -> Value:
         return maths.lower_reduce(ctx, node)
     listed = ctx.get(node, 1)
     axes = [] if listed is None else [norm_axis(a, x.rank) for a in ctx.ints(listed, "the list of axes")]
-    if not axes and int_attr(node, "noop_with_empty_axes", 0):
-        return x
-    axes = axes or list(range(x.rank))
+    axes = axes or ([] if int_attr(node, "noop_with_empty_axes", 0) else list(range(x.rank)))
     keepdims = bool(int_attr(node, "keepdims", 1))
     if x.dtype in (*NARROW, Dtype.BOOL) and node.op_type in ("ReduceMax", "ReduceMin"):
         result = maths.reduce(ctx, ctx.cast(x, Dtype.F32), maths.REDUCE[node.op_type], axes, keepdims)

@@ -207,7 +207,8 @@ def affine_grid(op: Builder, node: ir.Node) -> Decomposed:
     if size is None:
         return "the size of its image is not known"
     n, align = len(size) - 2, int_attr(node, "align_corners", 0)
-    axes = [np.linspace(-1, 1, d) if align else (2 * np.arange(d) + 1) / d - 1 for d in size[2:]]
+    # The standard leaves open where the one point of an axis lies between two corners; this is as ONNX Runtime.
+    axes = [np.linspace(-1, 1, d) if align and d > 1 else (2 * np.arange(d) + 1) / d - 1 + align for d in size[2:]]
     places = np.stack([*np.meshgrid(*axes, indexing="ij")[::-1], np.ones(size[2:])], axis=-1).reshape(-1, n + 1)
     turned = op.MatMul(op.const(places, theta.dtype), op.Transpose(theta, perm=(0, 2, 1)))
     return op.Reshape(turned, op.ints([size[0], *size[2:], n]))

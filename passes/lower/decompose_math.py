@@ -182,28 +182,18 @@ def mean(op: Builder, node: ir.Node) -> Decomposed:
 
 
 def _reduce(op: Builder, kind: str, x: ir.Value, node: ir.Node, keepdims: int | None = None) -> ir.Value:
+    # With noop_with_empty_axes the sum is skipped, and what surrounds it is not.
     return op.node(kind, [x, input_of(node, 1)], {
         "keepdims": int_attr(node, "keepdims", 1) if keepdims is None else keepdims,
         "noop_with_empty_axes": int_attr(node, "noop_with_empty_axes", 0) or None,
     }).outputs[0]
 
 
-def _reduces_nothing(node: ir.Node) -> bool:
-    """noop_with_empty_axes leaves the input as it is, without even the operator's elementwise part."""
-    axes = input_of(node, 1)
-    return bool(int_attr(node, "noop_with_empty_axes", 0)) and (axes is None or ints_of(axes) in (None, ()))
-
-
-_NOOP = "it may reduce no axis at all, which skips its elementwise part"
-
-
 def reduce_log_sum(op: Builder, node: ir.Node) -> Decomposed:
-    return _NOOP if _reduces_nothing(node) else op.Log(_reduce(op, "ReduceSum", required(node, 0), node))
+    return op.Log(_reduce(op, "ReduceSum", required(node, 0), node))
 
 
 def reduce_log_sum_exp(op: Builder, node: ir.Node) -> Decomposed:
-    if _reduces_nothing(node):
-        return _NOOP
     x = required(node, 0)
     top = _reduce(op, "ReduceMax", x, node, keepdims=1)
     total = _reduce(op, "ReduceSum", op.Exp(op.Sub(x, top)), node, keepdims=1)
@@ -213,17 +203,17 @@ def reduce_log_sum_exp(op: Builder, node: ir.Node) -> Decomposed:
 
 
 def reduce_l1(op: Builder, node: ir.Node) -> Decomposed:
-    return _NOOP if _reduces_nothing(node) else _reduce(op, "ReduceSum", op.Abs(required(node, 0)), node)
+    return _reduce(op, "ReduceSum", op.Abs(required(node, 0)), node)
 
 
 def reduce_sum_square(op: Builder, node: ir.Node) -> Decomposed:
     x = required(node, 0)
-    return _NOOP if _reduces_nothing(node) else _reduce(op, "ReduceSum", op.Mul(x, x), node)
+    return _reduce(op, "ReduceSum", op.Mul(x, x), node)
 
 
 def reduce_l2(op: Builder, node: ir.Node) -> Decomposed:
     x = required(node, 0)
-    return _NOOP if _reduces_nothing(node) else op.Sqrt(_reduce(op, "ReduceSum", op.Mul(x, x), node))
+    return op.Sqrt(_reduce(op, "ReduceSum", op.Mul(x, x), node))
 
 
 def reciprocal(op: Builder, node: ir.Node) -> Decomposed:

@@ -84,8 +84,8 @@ class GemmForm(Rule):
         dims = None if bias is None or bias.shape is None else bias.shape.numpy() if bias.shape.is_static() else None
         canonical = (
             int_attr(node, "transB", 0) == 1 and not int_attr(node, "transA", 0)
-            and float_attr(node, "alpha", 1.0) == 1.0
-            and (bias is None or (float_attr(node, "beta", 1.0) == 1.0 and dims == (channels,)))
+            and float_attr(node, "alpha", 1.0) == 1.0 and float_attr(node, "beta", 1.0) == 1.0
+            and (bias is None or dims == (channels,))
         )
         return None if canonical else {"tensor": tensor, "channels": channels}
 

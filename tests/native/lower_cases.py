@@ -391,4 +391,11 @@ CASES: list[Case] = [
     Case("two_outputs_of_one_value", [("Relu", "x", "y"), ("Identity", "y", "z")], {"x": f(4)}, outputs=("y", "z"),
          kernels=["unary", "copy"]),
     Case("constant_output", [("Identity", "c", "y"), ("Relu", "x", "z")], {"x": f(2)}, {"c": f(3)}, outputs=("y", "z")),
+    # appended, so that the random numbers above stay what they are
+    *(one(op, f(2, 3), "unary", name=f"{op}_noop", noop_with_empty_axes=1) for op in (
+        "ReduceL1", "ReduceL2", "ReduceSumSquare")),
+    one("ReduceSumSquare", i(3, -4, 0), "binary", name="integer_ReduceSumSquare_noop", noop_with_empty_axes=1),
+    one("BitwiseNot", np.array(5, np.int64), "bitwise", name="BitwiseNot_scalar"),
+    Case("dynamic_mod", [("Shape", "x", "s"), ("Mod", "s two", "m"), ("Sub", "s nine", "d")], {"x": f(5)},
+         {"two": i(2), "nine": i(9)}, dims={"x": ["n"]}, dynamic={"n": (1, 20)}, outputs=("m", "d")),
 ]

@@ -279,7 +279,6 @@ def test_arg_max_of_integers_is_exact(keepdims: int) -> None:
     ('g (float[2,2] a) => (float[2] y) { y = Einsum<equation = "ii->i">(a) }', "repeated"),
     ('g (float[2,2] a) => (float[2,2] y) { y = Einsum<equation = "...i->...i">(a) }', "ellipsis"),
     ("g (float[2,N] x) => (float[2,A] a, float[2,B] b) { a, b = Split<axis = 1, num_outputs = 2>(x) }", "not known"),
-    ("g (float[2,3] x) => (float[2,3] y) { y = ReduceL2<noop_with_empty_axes = 1>(x) }", "no axis"),
     ("g (float[2,3] x, float[2,3] e) => (float[2,3] y) { y = Pow(x, e) }", "exponent"),
 ])
 def test_declines_with_a_reason(text: str, reason: str) -> None:

@@ -93,3 +93,9 @@ def test_max_unpool() -> None:
 def test_affine_grid(align: int) -> None:
     check(f"g (float[2,2,3] t, int64[4] s) => (float[N,H,W,D] y) {{ y = AffineGrid<align_corners = {align}>(t, s) }}",
           "AffineGrid", {"t": x(2, 2, 3)}, "reference", s=np.array([2, 3, 4, 5]))
+
+
+@pytest.mark.parametrize("align", [0, 1])
+def test_affine_grid_of_one_line(align: int) -> None:
+    check(f"g (float[2,2,3] t, int64[4] s) => (float[N,H,W,D] y) {{ y = AffineGrid<align_corners = {align}>(t, s) }}",
+          "AffineGrid", {"t": x(2, 2, 3)}, s=np.array([2, 3, 1, 3]))

@@ -130,3 +130,23 @@ def test_scalars_stay_scalars(dtype: type) -> None:
     after, _, _ = run(FoldConstants(), graph)
     assert all(tuple(v.shape or ()) == () for v in after.graph.initializers.values())
     assert len(list(walk(after))) == 1
+
+
+@pytest.mark.parametrize("text", [
+    "y = LpNormalization<axis = 0, p = 1>(c)", "y = LRN<size = 3>(i)", "y = GlobalMaxPool(t)",
+    "y = LogSoftmax(c)",
+])
+def test_what_the_evaluator_gets_wrong_is_left_to_the_runtime(text: str) -> None:
+    graph = model(f"g (float[1] x, float[3] c, float[2,4,1,3] i, float[2,4,3] t) => (float[N] y) {{ {text} }}",
+                  c=[-1, 2, -4], i=RNG.standard_normal((2, 4, 1, 3)), t=RNG.standard_normal((2, 4, 3)))
+    _, modified = FoldConstants().call(graph, Context())
+    assert not modified
+
+
+def test_halves_are_folded_in_float32() -> None:
+    """With every sum rounded to 11 bits the second would not be noticed."""
+    graph = model("g (float16[1] x, float16[3] a) => (float16[1] y) { s = ReduceSum(a) y = Mul(x, s) }",
+                  a=np.array([4096, 1.5, 1.5], np.float16))
+    after, _ = FoldConstants().call(graph, Context())
+    values = [v.const_value for v in after.graph.initializers.values()]
+    assert [(t.dtype, t.numpy().tolist()) for t in values if t] == [(ir.DataType.FLOAT16, [4100.0])]

@@ -105,3 +105,13 @@ def test_vector_on_the_left_is_declined() -> None:
     _, modified, report = run(NormalizeLinear(), graph)
     assert not modified
     assert "vector" in reasons(report)
+    assert verify.normalized(graph) == []
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.5])
+def test_a_factor_of_no_bias_goes(beta: float) -> None:
+    graph = model(f"g (float[2,4] x, float[5,4] w) => (float[2,5] y) {{ y = Gemm<transB = 1, beta = {beta}>(x, w) }}",
+                  w=RNG.standard_normal((5, 4)))
+    after, modified, _ = run(NormalizeLinear(), graph)
+    assert modified
+    assert verify.normalized(after) == []
