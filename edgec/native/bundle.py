@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, ClassVar
 
 import numpy as np
 
@@ -33,6 +33,26 @@ _HEADER, _RECORD, _CHUNK_LOG2 = 128, 64, 20
 _CHUNK = 1 << _CHUNK_LOG2
 _MANIFEST_LIMIT = 1 << 20
 _STAGE = "bundle"
+
+
+@dataclass(frozen=True)
+class Signature:
+    """An Ed25519 signature as the section SIGNATURE holds it. key: 32 bytes, the public one. value: 64 bytes."""
+
+    key: bytes
+    value: bytes
+
+    BYTES: ClassVar[int] = 104
+
+    def to_bytes(self) -> bytes:
+        return struct.pack("<II32s64s", 1, 0, self.key, self.value)
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Signature:
+        """Raises EdgecError (E0401) for a section that is no signature; whether it is a valid one is not looked at."""
+        if len(data) != cls.BYTES or struct.unpack_from("<II", data) != (1, 0):
+            raise damaged("SIGNATURE", f"{len(data)} bytes: {data[:8].hex()}...", "an Ed25519 signature of 104 bytes")
+        return cls(data[8:40], data[40:])
 
 
 class Kind(IntEnum):
@@ -194,6 +214,12 @@ class BundleFile:
     manifest: dict[str, Any]
 
     @property
+    def signature(self) -> Signature | None:
+        """What the file holds as its signature. Nobody has verified it: `Model(path, public_key=...)` does."""
+        found = self.sections.get(Kind.SIGNATURE)
+        return None if found is None else Signature.from_bytes(bytes(found))
+
+    @property
     def tokenizer(self) -> bytes | None:
         return bytes(self.sections[Kind.TOKENIZER]) if Kind.TOKENIZER in self.sections else None
 
@@ -287,6 +313,8 @@ def _read_sections(data: memoryview, count: int) -> dict[Kind, memoryview]:
             sections[Kind(kind)] = section
         elif not flags & 1:
             raise damaged(where, f"kind {kind}, which must not be skipped", "a newer reader")
+        if kind == Kind.SIGNATURE and (flags or i != count - 1):
+            raise damaged(where, f"SIGNATURE with flags {flags}", "the last section, without flags")
     if end != len(data):
         raise damaged("section table", f"{len(data) - end} bytes after the last section")
     missing = [k.name for k in _REQUIRED if k not in sections]
