@@ -60,17 +60,14 @@ void Sha512::update(const uint8_t *data, uint64_t bytes) {
 }
 
 void Sha512::finish(uint8_t digest[64]) {
-    // The count of bits has 128 bits; files end long before its upper half begins.
-    const uint64_t bits = bytes_ * 8;
-    uint8_t byte = 0x80;
+    uint8_t byte = 0x80, count[16] = {};
+    // In bits. The number has 128 of its own, of which no message needs the upper half.
+    for (int i = 0; i < 8; i++) count[15 - i] = uint8_t(bytes_ * 8 >> (8 * i));
     do {
         update(&byte, 1);
         byte = 0;
-    } while (bytes_ % 128 != 120);
-    for (int i = 56; i >= 0; i -= 8) {
-        byte = uint8_t(bits >> i);
-        update(&byte, 1);
-    }
+    } while (bytes_ % 128 != 112);
+    update(count, 16);
     for (int i = 0; i < 64; i++) digest[i] = uint8_t(state_[i / 8] >> (56 - 8 * (i % 8)));
 }
 
