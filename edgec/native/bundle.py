@@ -330,13 +330,13 @@ def _read_sections(data: memoryview, count: int) -> dict[Kind, memoryview]:
             sections[Kind(kind)] = section
         elif not flags & 1:
             raise damaged(where, f"kind {kind}, which must not be skipped", "a newer reader")
-        if kind == Kind.SIGNATURE and (flags or i != count - 1):
-            raise damaged(where, f"SIGNATURE with flags {flags}", "the last section, without flags")
     if end != len(data):
         raise damaged("section table", f"{len(data) - end} bytes after the last section")
     missing = [k.name for k in _REQUIRED if k not in sections]
     if missing:
         raise damaged("section table", f"lacks {', '.join(missing)}")
+    if Kind.SIGNATURE in sections and (kind, flags) != (Kind.SIGNATURE, 0):  # those of the last section
+        raise damaged("section table", "SIGNATURE", "the last section, without flags")
     return sections
 
 
