@@ -315,3 +315,11 @@ def verify(bundle: Path | str, *, public_key: str | None = None) -> dict[str, An
     return {"bundle": str(path), "bytes": len(read.data), "signed_by": signer.hex() if signer else "",
             "sections": {kind.name: len(data) for kind, data in read.sections.items()},
             "pinned": wanted is not None, "files": files}
+
+
+def size(bundle: Path | str | None = None, *, layers: int = 10) -> dict[str, Any]:
+    """What the bytes of a bundle and of this machine's runtime library are: size.bundle_size under "model" (None: no
+    bundle was given) and size.library_size under "library". Raises EdgecError."""
+    from edgec.size import bundle_size, library_size
+
+    return {"model": None if bundle is None else bundle_size(Path(bundle), layers), "library": library_size()}

@@ -6,7 +6,7 @@ import getpass
 import sys
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -20,6 +20,7 @@ from edgec.env import KEY_PASSPHRASE
 def register(app: typer.Typer) -> None:
     app.command()(sign)
     app.command()(verify)
+    app.command()(size)
 
 
 def _passphrase() -> str:
@@ -92,3 +93,64 @@ def verify(
         *([("files of the folder", f"{found['files']}, as its manifest lists them")] if found["files"] else []),
         ("signed by", f"{found['signed_by']} ({about})" if found["signed_by"] else "nobody"),
     ])
+
+
+def size(
+    bundle: Annotated[
+        Path | None, typer.Argument(help="An output folder of compile, or its model.edgec; nothing: only the library.",
+                                    show_default=False)
+    ] = None,
+    layers: Annotated[int, typer.Option("--layers", min=0, help="So many of the largest weights.")] = 10,
+    json: Json = False,
+) -> None:
+    """What the bytes of a bundle and of the runtime library are: sections, weights, layers, code per kernel."""
+    from edgec import api
+
+    started = time.time()
+    found = api.size(bundle, layers=layers)
+    if json:
+        print_json(envelope("size", started, **found))
+        return
+    model = found["model"]
+    if model is not None:
+        _print_model(model)
+    _print_library(found["library"], model["kernels"] if model else {})
+
+
+def _print_model(model: dict[str, Any]) -> None:
+    def share(count: int) -> tuple[str, str]:
+        return format_bytes(count), f"{count / model['bytes']:.2%}"
+
+    print_table(("section", "bytes", "share"), [
+        *((name, *share(count)) for name, count in model["sections"].items()),
+        ("header, table, padding", *share(model["padding"])), ("all", *share(model["bytes"]))], model["bundle"])
+    rows = [(form, c["tensors"], *share(c["bytes"]), f"{8 * c['bytes'] / c['values']:.3f}")
+            for form, c in model["forms"].items()]
+    print_table(("stored as", "tensors", "bytes", "share", "bits per value"),
+                [*rows, ("padding between", "", *share(model["weight_padding"]), "")], "\nWeights")
+    if model["layers"]:
+        print_table(("weight", "shape", "stored as", "bytes", "share"), [
+            (w["name"], "x".join(map(str, w["shape"])), w["form"], *share(w["bytes"])) for w in model["layers"]],
+            "\nLargest weights")
+    if model["files"]:
+        print_table(("file", "bytes"), [(name, format_bytes(count)) for name, count in model["files"].items()],
+                    "\nOutput folder")
+
+
+def _print_library(library: dict[str, Any], calls: dict[str, int]) -> None:
+    stripped = "not known for this format" if library["stripped"] is None else format_bytes(library["stripped"])
+    print_table(("runtime library", "bytes"), [
+        (library["path"], format_bytes(library["bytes"])), ("without symbols", stripped)], "\n" if calls else "")
+    if "kernels" not in library:
+        note(f"code per kernel is not known: {library['missing']}")
+        return
+    kernels = library["kernels"]
+    sets = sorted({isa for row in kernels.values() for isa in row["isa"]})
+    print_table(("kernel", *(["calls"] if calls else []), *sets, "checks", "alone"), [
+        (name, *([calls.get(name, "-")] if calls else []), *(row["isa"].get(isa, "-") for isa in sets), row["checks"],
+         row["alone"]) for name, row in sorted(kernels.items())],
+        "\nBytes of code that each kernel needs; alone: that no other one needs")
+    alone = sum(row["alone"] for row in kernels.values())
+    print_table(("code", "bytes"), [
+        ("of one kernel each", alone), ("of several kernels", library["shared"]),
+        ("of all kernels", alone + library["shared"])])
