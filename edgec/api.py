@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -271,3 +271,55 @@ def bench(bundle: Path | str, *, prompt: int = 512, tokens: int = 128, threads: 
 
     with open_bundle(Path(bundle)) as model:
         return bench_bundle(model, prompt, tokens, threads, repetitions, warmup)
+
+
+def sign(bundle: Path | str, key: Path | str, *, passphrase: Callable[[], str] | None = None) -> dict[str, Any]:
+    """Signs a bundle (the file, or its output folder, whose manifest follows) with an Ed25519 private key (PKCS8 PEM).
+
+    passphrase: called for an encrypted key. Returns bundle, bytes, sha256, public_key and replaced (the key of an
+    earlier signature, or ""), keys in hexadecimal. Raises EdgecError.
+    """
+    from edgec.judge.bundle import bundle_path
+    from edgec.keys import private_key
+    from edgec.native.signing import sign_file
+    from edgec.targets.output import relist
+
+    path = bundle_path(Path(bundle))
+    private = private_key(Path(key), passphrase)
+    signed = sign_file(path, private.public, private.sign)
+    relist(path.resolve(), signed.size, signed.sha256)
+    return {"bundle": str(path), "bytes": signed.size, "sha256": signed.sha256, "public_key": private.public.hex(),
+            "replaced": signed.replaced.hex() if signed.replaced else ""}
+
+
+def verify(bundle: Path | str, *, public_key: str | None = None) -> dict[str, Any]:
+    """Checks every hash of a bundle and its signature; of an output folder also the files that its manifest lists.
+
+    public_key: who must have signed it, as a PEM file or 64 hexadecimal digits. Without one a signature must still be
+    valid, by whichever key the file names. Returns bundle, bytes, sections (name -> bytes), signed_by (in hexadecimal,
+    "" for nobody), pinned (whether that is who was asked for) and files. Raises EdgecError: E0401, E0402, E0407.
+    """
+    from edgec.judge.bundle import bundle_path
+    from edgec.keys import public_key as read_key
+    from edgec.native.bundle import read_bundle
+    from edgec.native.session import Model
+    from edgec.targets.output import check_listing
+
+    wanted = None if public_key is None else read_key(public_key)
+    path = bundle_path(Path(bundle))
+    read = read_bundle(path)
+    signer = read.signature.key if read.signature else None
+    with Model(path, verify_weights=True, selftest=False, public_key=wanted if wanted is not None else signer):
+        pass
+    files = check_listing(Path(bundle)) if Path(bundle).is_dir() else 0
+    return {"bundle": str(path), "bytes": len(read.data), "signed_by": signer.hex() if signer else "",
+            "sections": {kind.name: len(data) for kind, data in read.sections.items()},
+            "pinned": wanted is not None, "files": files}
+
+
+def size(bundle: Path | str | None = None, *, layers: int = 10) -> dict[str, Any]:
+    """What the bytes of a bundle and of this machine's runtime library are: size.bundle_size under "model" (None: no
+    bundle was given) and size.library_size under "library". Raises EdgecError."""
+    from edgec.size import bundle_size, library_size
+
+    return {"model": None if bundle is None else bundle_size(Path(bundle), layers), "library": library_size()}

@@ -1,4 +1,4 @@
-"""The `edgec` command. Commands live in cli_build.py and cli_use.py; here are the app, errors and exit codes."""
+"""The `edgec` command. Commands live in cli_build.py, cli_use.py, cli_ship.py; here are the app, errors, exit codes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 import edgec
-from edgec import cli_build, cli_output, cli_use
+from edgec import cli_build, cli_output, cli_ship, cli_use
 from edgec.errors import CODES, EXIT_INTERRUPTED, EXIT_OK, EdgecError
 
 app = typer.Typer(
@@ -21,6 +21,7 @@ app = typer.Typer(
 )
 cli_build.register(app)
 cli_use.register(app)
+cli_ship.register(app)
 
 # typer carries its own copy of click; the base class of its usage errors is found without naming that copy.
 _ClickError: type[Any] = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")

@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 Bundle = Annotated[Path, typer.Argument(help="An output folder of compile, or its model.edgec.", show_default=False)]
 Threads = Annotated[int, typer.Option("-t", "--threads", min=0, help="0: one per core.")]
 Isa = Annotated[str, typer.Option("--isa", help="Force scalar, avx2, avx512, avx512vbmi, amx or neon (default: best).")]
+Verify = Annotated[bool, typer.Option("--verify", help="First check the hashes of all weights.")]
+PublicKey = Annotated[
+    str | None, typer.Option("--public-key", help="KEY.pub (PEM) or 64 hex digits: only a bundle that it has signed.")
+]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of everything random.")]
 
 
@@ -34,11 +38,13 @@ def register(app: typer.Typer) -> None:
 
 
 @contextmanager
-def opened(bundle: Path, isa: str = "") -> Iterator[Model]:
-    """The bundle, opened with the instruction set asked for; warnings of the runtime go to stderr."""
+def opened(bundle: Path, isa: str, verify: bool, public_key: str | None) -> Iterator[Model]:
+    """The bundle, opened with the instruction set and the checks asked for; warnings of the runtime go to stderr."""
     from edgec.judge.bundle import open_bundle
+    from edgec.keys import public_key as read_key
 
-    with ISA.override(isa or ISA.get()), open_bundle(bundle) as model:
+    key = None if public_key is None else read_key(public_key)
+    with ISA.override(isa or ISA.get()), open_bundle(bundle, verify=verify, public_key=key) as model:
         if model.info.warning:
             note(f"warning: {model.info.warning}")
         yield model
@@ -59,13 +65,15 @@ def run(
     inputs: Annotated[Path | None, typer.Option("--inputs", help="FILE.npz with all inputs.")] = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Write the outputs to FILE.npz.")] = None,
     isa: Isa = "",
+    verify: Verify = False,
+    public_key: PublicKey = None,
     json: Json = False,
 ) -> None:
     """Run a bundle: continue a text, or compute outputs from arrays."""
     from edgec.judge import execute
 
     started = time.time()
-    with opened(bundle, isa) as model:
+    with opened(bundle, isa, verify, public_key) as model:
         if model.info.kind == 0:
             if prompt is not None:
                 raise bad_value("--prompt", prompt, "--input NAME=FILE.npy: this bundle is no language model")
@@ -115,6 +123,8 @@ def compare(
     threads: Threads = 0,
     seed: Seed = 0,
     isa: Isa = "",
+    verify: Verify = False,
+    public_key: PublicKey = None,
     json: Json = False,
 ) -> None:
     """How far a bundle's outputs are from the original's. Exit code 1 when a --tol limit is missed."""
@@ -127,7 +137,7 @@ def compare(
     layers = judge_layers.layer_errors(bundle) if per_layer or write_overrides else []
     if write_overrides is not None:
         judge_layers.write_overrides(write_overrides, judge_layers.raising_overrides(layers))
-    with opened(bundle, isa) as model:
+    with opened(bundle, isa, verify, public_key) as model:
         report = compare_bundle(model, reference, arrays=arrays, text=text, tokens=tokens, threads=threads, seed=seed,
                                 allow_pickle=allow_pickle)
     missed = gate(report, limits)
@@ -164,6 +174,8 @@ def eval_(
     std: Annotated[str, typer.Option(help="Divisor per channel.")] = "0.229,0.224,0.225",
     threads: Threads = 0,
     isa: Isa = "",
+    verify: Verify = False,
+    public_key: PublicKey = None,
     json: Json = False,
 ) -> None:
     """Quality: perplexity over a text, or top-1 and top-5 over labelled images."""
@@ -177,7 +189,7 @@ def eval_(
     means, stds = parse_triple("--mean", mean), parse_triple("--std", std)
     if min(stds) <= 0:
         raise bad_value("--std", std, "three numbers above zero")
-    with opened(bundle, isa) as model, progress("evaluating") as update:
+    with opened(bundle, isa, verify, public_key) as model, progress("evaluating") as update:
         if ppl is not None:
             report = evaluate.text(model, ppl, reference, window, samples, threads, update,
                                    allow_pickle=allow_pickle)
@@ -205,6 +217,8 @@ def bench(
     repetitions: Annotated[int, typer.Option("-r", "--repetitions", min=1, help="Timed repetitions.")] = 5,
     warmup: Annotated[int, typer.Option(min=0, help="Untimed repetitions before.")] = 1,
     isa: Isa = "",
+    verify: Verify = False,
+    public_key: PublicKey = None,
     json: Json = False,
 ) -> None:
     """Speed: prompt and generation tokens per second, or latency percentiles for other models."""
@@ -213,7 +227,7 @@ def bench(
 
     started = time.time()
     counts = parse_counts("-t", threads, 1, 1024) if threads else [host_cores()]
-    with opened(bundle, isa) as model:
+    with opened(bundle, isa, verify, public_key) as model:
         language = model.info.kind == 1
         tests = bench_bundle(model, prompt, tokens, counts, repetitions, warmup)
         used = model.info.isa

@@ -18,7 +18,7 @@ State = Literal["ok", "missing", "failed"]
 # Extra -> the modules it brings.
 EXTRAS = {
     "torch": ("torch",), "hf": ("transformers", "mobius"), "cross": ("ziglang",), "images": ("PIL",),
-    "dev": ("pytest", "hypothesis", "mypy", "ruff"),
+    "sign": ("cryptography",), "dev": ("pytest", "hypothesis", "mypy", "ruff"),
 }
 _CORE = ("numpy", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "safetensors", "tokenizers")
 

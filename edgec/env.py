@@ -70,5 +70,6 @@ ISA = EnvVar("EDGEC_ISA", "", "forces the runtime's instruction set: scalar, avx
 ASSETS = EnvVar("EDGEC_ASSETS", "../shared/assets", "where tests and benchmarks find weights, images and text")
 REQUIRE_ASSETS = EnvVar("EDGEC_REQUIRE_ASSETS", 0, "1 turns a skip for missing assets into a failure")
 CACHE = EnvVar("EDGEC_CACHE", "", "folder for cross-built runtimes (default: the user's cache folder)")
+KEY_PASSPHRASE = EnvVar("EDGEC_KEY_PASSPHRASE", "", "passphrase of an encrypted private key of `edgec sign`")
 OFFLINE = EnvVar("EDGEC_OFFLINE", 0, "1 never downloads a model, as HF_HUB_OFFLINE: hub ids come from the cache alone")
 LIBRARY = EnvVar("EDGEC_LIBRARY", "", "path of the native runtime library to load instead of the packaged one")

@@ -55,6 +55,7 @@ CODES: dict[str, Code] = {
     "E0404": Code(EXIT_LIMIT, "context exceeded", "Prompt plus generated tokens do not fit the session's context."),
     "E0405": Code(EXIT_LIMIT, "out of memory", "The session would need more than max_memory, or an allocation failed."),
     "E0406": Code(EXIT_INTERNAL, "self-test failed", "A kernel of this machine's instruction set disagrees with the scalar one."),
+    "E0407": Code(EXIT_INTEGRITY, "signature not valid", "The bundle is not signed, is signed by another key than the one asked for, or was changed after it was signed."),
     "E0501": Code(EXIT_GATE, "gate failed", "A measured value is outside the limit that was asked for."),
     "E0502": Code(EXIT_USAGE, "unusable evaluation data", "The text, images or input file given for evaluation cannot be used."),
 }

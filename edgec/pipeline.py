@@ -19,7 +19,7 @@ from edgec.errors import EdgecError, did_you_mean
 from edgec.ir import verify
 from edgec.ir.execute import Runner, random_inputs, save
 from edgec.ir.info import info_of
-from edgec.ir.model import Array, fingerprint, walk
+from edgec.ir.model import Array, fingerprint, structure_sha256, walk
 from edgec.ir.passes import Context, Pass
 from edgec.ir.rules import RuleReport
 from edgec.ir.shapes import infer_shapes
@@ -270,7 +270,7 @@ def _normalize(source: str | object, options: CompileOptions, ctx: Context) -> P
 
     options.run.check([p.name for p in (*NORMALIZE, *COMPRESS, *LOWER)])
     model = importers.load(source, **options.importer)
-    info_of(model)
+    info_of(model).graph_sha256 = structure_sha256(model)
     if env.SPEC.get():
         verify.check(model, verify.imported, "import")
     return _stage(NORMALIZE, verify.normalized, "normalize", "E0201", ctx, options.run, PassReport(model))
@@ -365,7 +365,7 @@ def compile_model(source: str | object, options: CompileOptions) -> CompileResul
     report = prepare_model(source, options)
     if report.stopped_after:
         return CompileResult(report.model, report, None)
-    emitter = dict(options.emitter)
+    emitter: dict[str, Any] = {**options.emitter, "passes": tuple(r.name for r in report.records)}
     if options.quant is not None:
         state = load_finished(options.quant.folder).state
         # Whether the layers were made on the way or before: the same model gives the same bytes.

@@ -103,6 +103,7 @@ const char *edgec_status_text(edgec_status status) {
     case EDGEC_ERROR_CANCELLED: return "cancelled";
     case EDGEC_ERROR_SELFTEST: return "self-test failed";
     case EDGEC_ERROR_FAULT: return "an index inside the data is out of range";
+    case EDGEC_ERROR_SIGNATURE: return "no valid signature by the wanted key";
     }
     return "unknown status";
 }

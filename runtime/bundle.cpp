@@ -1,5 +1,6 @@
 #include "bundle.h"
 
+#include "ed25519.h"
 #include "sha256.h"
 
 namespace edgec {
@@ -10,6 +11,9 @@ constexpr uint32_t kMaxSections = 16, kMaxStrings = 65536, kMaxTensors = 65536, 
 constexpr uint64_t kMaxManifest = uint64_t(1) << 20;
 constexpr uint32_t kChunkLog2 = 20;
 constexpr uint32_t kOptional = 1;  // section flag: a reader that does not know the kind skips it
+constexpr uint64_t kSignatureBytes = 104;
+constexpr uint32_t kEd25519 = 1;
+constexpr char kSignedDomain[] = "edgec bundle signature 1";  // its NUL is signed too
 
 const char *const kSectionName[SECTION_KINDS] = {
     "", "STRINGS", "TENSORS", "PLAN", "WEIGHTS", "TOKENIZER", "GOLDEN", "MANIFEST", "HASHES", "SIGNATURE"};
@@ -28,6 +32,7 @@ struct SectionRecord {
 
 struct Header {
     uint32_t n_sections;
+    uint8_t versions[16];  // bytes 8..23: format, minimum reader, features
     uint8_t table_digest[32];
 };
 
@@ -46,6 +51,7 @@ edgec_status read_header(const uint8_t *file, uint64_t bytes, Bundle *bundle, He
     header->n_sections = r.u32();
     const uint32_t header_bytes = r.u32();
     memcpy(header->table_digest, r.take(32), 32);
+    memcpy(header->versions, raw + 8, sizeof header->versions);
     const uint8_t *reserved = r.take(24);
     const uint8_t *digest = r.take(32);
     if (major != EDGEC_FORMAT_MAJOR)
@@ -169,6 +175,61 @@ edgec_status copy_sections(const uint8_t *file, const SectionRecord *records, ui
     for (SectionKind kind : required)
         if (!bundle->section[kind].data)
             return fail(message, EDGEC_ERROR_FORMAT, "section table: %s: found none, wanted one", kSectionName[kind]);
+    return EDGEC_OK;
+}
+
+// The message that a signature signs (docs/format.md): all that the file holds but the signature itself, weights by way
+// of HASHES, places by way of the rule that there are no gaps. Returns its length.
+uint64_t signed_message(const Header &header, const SectionRecord *records, uint8_t *to) {
+    const uint8_t *begin = to;
+    const auto put = [&to](const void *from, size_t n) {
+        memcpy(to, from, n);
+        to += n;
+    };
+    uint32_t covered = 0;
+    for (uint32_t i = 0; i < header.n_sections; i++) covered += records[i].kind != SECTION_SIGNATURE;
+    put(kSignedDomain, sizeof kSignedDomain);
+    put(header.versions, sizeof header.versions);
+    put(&covered, 4);
+    for (uint32_t i = 0; i < header.n_sections; i++) {
+        const SectionRecord &s = records[i];
+        if (s.kind == SECTION_SIGNATURE) continue;
+        put(&s.kind, 4), put(&s.flags, 4), put(&s.bytes, 8), put(s.digest, 32);
+    }
+    return uint64_t(to - begin);
+}
+
+void key_text(const uint8_t key[32], char text[17]) {
+    for (int i = 0; i < 8; i++) snprintf(text + 2 * i, 3, "%02x", key[i]);
+}
+
+// Judges the digests of the table, which copy_sections has compared with the bytes that are used.
+edgec_status check_signature(const Header &header, const SectionRecord *records, const Section &s,
+                             const uint8_t *public_key, Message &message) {
+    if (!s.data)
+        return public_key ? fail(message, EDGEC_ERROR_SIGNATURE, "SIGNATURE: found none, wanted one by the given key")
+                          : EDGEC_OK;
+    const SectionRecord &last = records[header.n_sections - 1];
+    Reader r(s.data, s.bytes);
+    const uint32_t algorithm = r.u32(), zero = r.u32();
+    if (last.kind != SECTION_SIGNATURE || last.flags != 0 || s.bytes != kSignatureBytes || zero != 0)
+        return fail(message, EDGEC_ERROR_FORMAT,
+                    "SIGNATURE: found %llu bytes, wanted %llu, zero padding and flags, and the last section",
+                    ull(s.bytes), ull(kSignatureBytes));
+    if (algorithm != kEd25519)
+        return fail(message, EDGEC_ERROR_VERSION, "SIGNATURE: algorithm: found %u, wanted %u (Ed25519)", algorithm,
+                    kEd25519);
+    if (!public_key) return EDGEC_OK;
+    const uint8_t *key = r.take(32), *signature = r.take(64);
+    char found[17], wanted[17];
+    key_text(key, found), key_text(public_key, wanted);
+    if (memcmp(key, public_key, 32) != 0)
+        return fail(message, EDGEC_ERROR_SIGNATURE, "SIGNATURE: found one by the key %s..., wanted one by %s...", found,
+                    wanted);
+    uint8_t text[sizeof kSignedDomain + sizeof header.versions + 4 + 48 * kMaxSections];
+    if (!ed25519_verify(public_key, signature, text, signed_message(header, records, text)))
+        return fail(message, EDGEC_ERROR_SIGNATURE,
+                    "SIGNATURE: the key %s... has not signed this; the file was changed after signing", wanted);
     return EDGEC_OK;
 }
 
@@ -297,8 +358,8 @@ const char *Bundle::string(uint32_t index) const {
     return reinterpret_cast<const char *>(base + 4 + 4 * (uint64_t(n_strings) + 1) + start);
 }
 
-edgec_status bundle_open(const uint8_t *file, uint64_t bytes, const Allocator &allocator, Bundle *bundle,
-                         Message &message) {
+edgec_status bundle_open(const uint8_t *file, uint64_t bytes, const uint8_t *public_key, const Allocator &allocator,
+                         Bundle *bundle, Message &message) {
     bundle->file = file;
     bundle->file_bytes = bytes;
     Header header = {};
@@ -306,6 +367,8 @@ edgec_status bundle_open(const uint8_t *file, uint64_t bytes, const Allocator &a
     edgec_status status = read_header(file, bytes, bundle, &header, message);
     if (status == EDGEC_OK) status = read_table(file, bytes, header, records, message);
     if (status == EDGEC_OK) status = copy_sections(file, records, header.n_sections, allocator, bundle, message);
+    if (status == EDGEC_OK)
+        status = check_signature(header, records, bundle->section[SECTION_SIGNATURE], public_key, message);
     if (status == EDGEC_OK) status = check_strings(bundle, message);
     if (status == EDGEC_OK) status = check_tensors(bundle, allocator, message);
     if (status == EDGEC_OK) status = check_hashes(*bundle, message);

@@ -39,9 +39,9 @@ struct Bundle {
 };
 
 // Verifies container, strings, tensors and hash table of `file`, which must stay readable as long as the bundle is
-// used.
-edgec_status bundle_open(const uint8_t *file, uint64_t bytes, const Allocator &allocator, Bundle *bundle,
-                         Message &message);
+// used. public_key: 32 bytes, then before strings and all that follow the signature by this key; or nullptr.
+edgec_status bundle_open(const uint8_t *file, uint64_t bytes, const uint8_t *public_key, const Allocator &allocator,
+                         Bundle *bundle, Message &message);
 // Compares every chunk of the weights with its hash.
 edgec_status bundle_verify_weights(const Bundle &bundle, Message &message);
 

@@ -58,7 +58,8 @@ edgec_status choose_isa(uint8_t *isa, Message &message) {
 edgec_status open_all(edgec_model *m, const edgec_open_options &options, Message &message) {
     const Allocator a = m->budget.allocator();
     Bundle &bundle = m->bundle;
-    if (edgec_status s = bundle_open(bundle.file, bundle.file_bytes, a, &bundle, message)) return s;
+    if (edgec_status s = bundle_open(bundle.file, bundle.file_bytes, options.public_key, a, &bundle, message))
+        return s;
     if (edgec_status s = plan_parse(bundle, a, &m->plan, message)) return s;
     if (edgec_status s = plan_verify(&m->plan, bundle, a, message)) return s;
     if (edgec_status s = golden_check(bundle, m->plan, message)) return s;
@@ -67,7 +68,8 @@ edgec_status open_all(edgec_model *m, const edgec_open_options &options, Message
     const uint32_t vocab = m->plan.kind == 1 ? m->plan.vocab : 0x7FFFFFFFu;
     if (text.data)
         if (edgec_status s = tokenizer_open(text.data, text.bytes, vocab, a, &m->tokenizer, message)) return s;
-    if (options.verify_weights)
+    // A signature covers the weights by their hashes: without this it would vouch for bytes that nobody has looked at.
+    if (options.verify_weights || options.public_key)
         if (edgec_status s = bundle_verify_weights(bundle, message)) return s;
     if (edgec_status s = choose_isa(&m->isa, message)) return s;
     if (options.skip_selftest || m->isa == SCALAR) return EDGEC_OK;

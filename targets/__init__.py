@@ -26,7 +26,8 @@ class EmitOptions:
     tables of 8 bits (docs/kernels.md). max_context: tokens (None: the model's own maximum).
     prefill_chunk: tokens of one prefill or score call. memory_budget: bytes of planned peak memory, None: no limit.
     golden, tokenizer: store the reference's answers, and the tokenizer, in the bundle.
-    config: the resolved command, written beside the bundle. reports: more files for reports/, each made of the plan.
+    config: the resolved command, written beside the bundle. passes: names of those that ran, in order.
+    reports: more files for reports/, each made of the plan.
     """
 
     weights: Weights = "auto"
@@ -38,6 +39,7 @@ class EmitOptions:
     golden: bool = True
     tokenizer: bool = True
     config: dict[str, Any] = field(default_factory=dict)
+    passes: tuple[str, ...] = ()
     reports: Mapping[str, Callable[[Plan], Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -14,7 +14,7 @@ from edgec.errors import EdgecError
 
 _ELF_MACHINE = {62: "x86_64", 183: "aarch64", 243: "riscv64"}
 _MACHO_CPU = {0x01000007: "x86_64", 0x0100000C: "aarch64"}
-_SHT_DYNSYM, _LC_SYMTAB = 11, 2
+_SHT_SYMTAB, _SHT_DYNSYM, _SHF_ALLOC, _LC_SYMTAB = 2, 11, 2, 2
 _MAX_SYMBOLS = 1 << 20
 
 
@@ -55,13 +55,19 @@ class _Bytes:
         return self.data[start + offset:stop].decode("utf-8", errors="replace")
 
 
-def _read_elf(raw: _Bytes) -> Binary:
+def _elf_sections(raw: _Bytes) -> list[tuple[int, ...]]:
+    """Section headers: name, type, flags, address, offset, size, link, info, alignment, entry size."""
     if raw.unpack("BB", 4) != (2, 1):
         raise raw.fail("an ELF file that is not 64-bit little-endian", "64-bit little-endian ELF")
-    kind, machine = raw.unpack("HH", 16)
     (table,) = raw.unpack("Q", 40)
     entry, count = raw.unpack("HH", 58)
-    sections = [raw.unpack("IIQQQQIIQQ", table + i * entry) for i in range(count)]
+    return [raw.unpack("IIQQQQIIQQ", table + i * entry) for i in range(count)]
+
+
+def _read_elf(raw: _Bytes) -> Binary:
+    sections = _elf_sections(raw)
+    count = len(sections)
+    kind, machine = raw.unpack("HH", 16)
     exports: set[str] = set()
     for section in sections:
         if section[1] != _SHT_DYNSYM:
@@ -144,3 +150,22 @@ def read_binary(path: Path) -> Binary:
     if raw.data[:4] == b"\0asm":
         return _read_wasm(raw)
     raise raw.fail(f"first bytes {raw.data[:4].hex() or 'none'}", "an ELF, 64-bit Mach-O or WebAssembly library")
+
+
+def stripped_bytes(path: Path) -> int | None:
+    """Size of the ELF library at `path` without its tables of symbols and debug sections; None for other formats.
+
+    Raises EdgecError EDGEC-E0007 for a damaged file.
+    """
+    raw = _Bytes(path.read_bytes(), path)
+    if raw.data[:4] != b"\x7fELF":
+        return None
+    sections = _elf_sections(raw)
+    (names,) = raw.unpack("H", 62)
+    if names >= len(sections):
+        raise raw.fail("no table of section names", "a complete library")
+    titles = [raw.name(sections[names][4], section[0], sections[names][5]) for section in sections]
+    gone = [section for section, title in zip(sections, titles, strict=True) if not section[2] & _SHF_ALLOC and (
+        section[1] == _SHT_SYMTAB or title == ".strtab" or title.startswith(".debug"))]
+    # Each takes its record in the table of sections along.
+    return len(raw.data) - sum(section[5] + 64 for section in gone)

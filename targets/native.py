@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -56,6 +58,24 @@ def _tokenizer_section(info: ModelInfo) -> bytes | None:
     return tokenizer_section(info.tokenizer, bos=info.bos_token, eos=info.eos_tokens, vocab_size=info.vocab_size)
 
 
+def _provenance(info: ModelInfo, options: EmitOptions) -> dict[str, Any]:
+    """What the bundle was made of and by which steps (docs/format.md, MANIFEST)."""
+    source = {
+        "weights": info.source_sha256, "graph": info.graph_sha256,
+        "facts": _json_sha256([info.task, info.max_context, info.vocab_size, info.bos_token, info.eos_tokens,
+                               sorted(info.dynamic.items())]),
+        **({"tokenizer": file_sha256(info.tokenizer)} if options.tokenizer and info.tokenizer is not None else {}),
+    }
+    return {"source": source, "source_sha256": _json_sha256(source), "config_sha256": _json_sha256(options.config),
+            "passes": list(options.passes)}
+
+
+def _json_sha256(value: Any) -> str:
+    """SHA-256 of a value as JSON without spaces, keys in order."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def emit(model: ir.Model, device: Device, outdir: Path, options: Mapping[str, Any]) -> Artifact:
     """Compiles a lowered model into `outdir`; options are the fields of EmitOptions.
 
@@ -79,6 +99,7 @@ def emit(model: ir.Model, device: Device, outdir: Path, options: Mapping[str, An
         "model": {"name": info.name, "task": info.task, "sha256": info.source_sha256, "max_context": plan.max_context,
                   "vocab_size": plan.vocab_size},
         "config": dict(chosen.config),
+        "provenance": _provenance(info, chosen),
         "memory": memory,
     }
     if golden is None:

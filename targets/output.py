@@ -59,6 +59,56 @@ def _foreign(outdir: Path) -> list[str]:
     return sorted(name for entry in entries if (name := entry.relative_to(outdir).as_posix()) not in known)
 
 
+def _listed(folder: Path) -> dict[str, Any]:
+    """The manifest of `folder` when it is an output of ours, else {}."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    ours = isinstance(manifest, dict) and "edgec_version" in manifest and isinstance(manifest.get("files"), dict)
+    return manifest if ours else {}
+
+
+def check_listing(folder: Path) -> int:
+    """Compares the files of an output folder with what its manifest lists, and returns how many these are.
+
+    Raises EdgecError EDGEC-E0402 naming the first that is missing or differs.
+    """
+    files = _listed(folder).get("files", {})
+    for name, entry in sorted(files.items()):
+        path = folder / name
+        # A name that leads out of the folder is none that edgec wrote.
+        inside = path.is_file() and folder.resolve() in path.resolve().parents
+        found = {"bytes": path.stat().st_size, "sha256": file_sha256(path)} if inside else {}
+        if found != entry:
+            raise EdgecError("E0402", stage="verify", where=str(path), hint="copy the folder again",
+                             found=f"SHA-256 {found['sha256']}" if found else "no such file in this folder",
+                             wanted=f"{entry} of {MANIFEST}")
+    return len(files)
+
+
+def relist(path: Path, size: int, sha256: str) -> bool:
+    """Keeps the manifest beside `path` true after the file has changed; False when there is none that lists it.
+
+    Raises EdgecError EDGEC-E0004 when the manifest cannot be written.
+    """
+    manifest = _listed(path.parent)
+    if path.name not in manifest.get("files", {}):
+        return False
+    manifest["files"][path.name] = {"bytes": size, "sha256": sha256}
+    final = path.with_name(MANIFEST)
+    part = final.with_name(f".{MANIFEST}.{os.getpid()}.part")
+    try:
+        write_json(part, manifest)
+        shutil.copymode(final, part)
+        part.replace(final)
+    except OSError as e:
+        raise _unwritable(path.parent, e) from e
+    finally:
+        part.unlink(missing_ok=True)
+    return True
+
+
 @contextmanager
 def output_folder(outdir: Path) -> Iterator[Path]:
     """Yields an empty folder to fill; on success it takes the place of `outdir`, on any error nothing has changed.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import shutil
@@ -36,6 +37,22 @@ def _require(present: bool, reason: str) -> None:
 def require() -> Callable[[bool, str], None]:
     """require(condition, reason): for tools and parts a test needs besides assets."""
     return _require
+
+
+@pytest.fixture(scope="session")
+def key_pair(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """key_pair("alice"): the file of a private key, made once per test run; the public one is beside it, `.pub`."""
+    folder = tmp_path_factory.mktemp("keys")
+
+    def make(name: str) -> Path:
+        _require(importlib.util.find_spec("cryptography") is not None, "cryptography is not installed")
+        from edgec.keys import new_key_pair
+
+        if not (folder / name).exists():
+            new_key_pair(folder / name)
+        return folder / name
+
+    return make
 
 
 @pytest.fixture(scope="session")

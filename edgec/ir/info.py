@@ -22,6 +22,7 @@ class ModelInfo:
     max_context, vocab_size, bos_token, eos_tokens: language models only (0, 0, None, ()).
     tokenizer: the `tokenizer.json` beside the model, or None.
     dynamic: symbolic dim name -> (min, max) of generic models.
+    graph_sha256: of the graph as it was imported (structure_sha256), once the pipeline has taken it over.
     parameters: of the checkpoint, 0 for unknown; a graph has tables and scales besides.
     notes: sentences that a user should read before compiling.
     """
@@ -36,6 +37,7 @@ class ModelInfo:
     eos_tokens: tuple[int, ...] = ()
     tokenizer: Path | None = None
     dynamic: dict[str, tuple[int, int]] = field(default_factory=dict)
+    graph_sha256: str = ""
     parameters: int = 0
     notes: tuple[str, ...] = ()
 

@@ -376,8 +376,17 @@ class Fingerprint:
     alive: tuple[object, ...] = field(default=(), compare=False, repr=False)
 
 
+def structure_sha256(model: ir.Model) -> str:
+    """SHA-256 of the graph, the same in any process; of tensors above 1 KiB only types and shapes count."""
+    return _fingerprint(model, identities=False).digest
+
+
 def fingerprint(model: ir.Model) -> Fingerprint:
     """The fingerprint of the main graph with its nested graphs, and of the set of functions."""
+    return _fingerprint(model, identities=True)
+
+
+def _fingerprint(model: ir.Model, identities: bool) -> Fingerprint:
     hasher = hashlib.sha256()
     alive: list[object] = []
     numbers: dict[ir.Value, int] = {}
@@ -400,6 +409,8 @@ def fingerprint(model: ir.Model) -> Fingerprint:
         head = f"{t.dtype} {list(t.shape.numpy())}"
         if t.dtype != ir.DataType.STRING and t.nbytes <= 1024:
             return f"{head} {hashlib.sha256(t.tobytes()).hexdigest()}"
+        if not identities:
+            return head
         alive.append(t)
         return f"{head} at {id(t)}"
 

@@ -22,11 +22,14 @@ def bundle_path(path: Path) -> Path:
     return found
 
 
-def open_bundle(path: Path) -> Model:
-    """The opened model (a context manager). Raises EdgecError EDGEC-E0003, E0401, E0402, E0007."""
+def open_bundle(path: Path, *, verify: bool = False, public_key: bytes | None = None) -> Model:
+    """The opened model (a context manager). verify: check the hashes of all weights. public_key: who must have signed.
+
+    Raises EdgecError EDGEC-E0003, E0401, E0402, E0407, E0007.
+    """
     from edgec.native.session import Model
 
-    return Model(bundle_path(path))
+    return Model(bundle_path(path), verify_weights=verify, public_key=public_key)
 
 
 def need_language_model(model: Model, option: str) -> None:

@@ -12,12 +12,13 @@ import itertools
 import json
 import mmap
 import os
+import shutil
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, ClassVar
 
 import numpy as np
 
@@ -29,10 +30,31 @@ from edgec.native.plan_words import Strings, damaged, decode, encode
 
 MAGIC = b"EDGECBDL"
 MAJOR, MINOR = 1, 0
-_HEADER, _RECORD, _CHUNK_LOG2 = 128, 64, 20
+HEADER, RECORD = 128, 64  # bytes of the header, and of a record of the section table
+_CHUNK_LOG2 = 20
 _CHUNK = 1 << _CHUNK_LOG2
 _MANIFEST_LIMIT = 1 << 20
 _STAGE = "bundle"
+
+
+@dataclass(frozen=True)
+class Signature:
+    """An Ed25519 signature as the section SIGNATURE holds it. key: 32 bytes, the public one. value: 64 bytes."""
+
+    key: bytes
+    value: bytes
+
+    BYTES: ClassVar[int] = 104
+
+    def to_bytes(self) -> bytes:
+        return struct.pack("<II32s64s", 1, 0, self.key, self.value)
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Signature:
+        """Raises EdgecError (E0401) for a section that is no signature; whether it is a valid one is not looked at."""
+        if len(data) != cls.BYTES or struct.unpack_from("<II", data) != (1, 0):
+            raise damaged("SIGNATURE", f"{len(data)} bytes: {data[:8].hex()}...", "an Ed25519 signature of 104 bytes")
+        return cls(data[8:40], data[40:])
 
 
 class Kind(IntEnum):
@@ -52,7 +74,8 @@ class Kind(IntEnum):
 _REQUIRED = (Kind.STRINGS, Kind.TENSORS, Kind.PLAN, Kind.WEIGHTS, Kind.MANIFEST, Kind.HASHES)
 
 
-def _aligned(size: int) -> int:
+def aligned(size: int) -> int:
+    """`size` rounded up to where a section or tensor may begin."""
     return -(-size // ALIGN) * ALIGN
 
 
@@ -82,12 +105,24 @@ def write_bundle(
         Kind.STRINGS: _string_table(strings), Kind.TENSORS: tensors, Kind.PLAN: words, Kind.TOKENIZER: tokenizer,
         Kind.GOLDEN: golden, Kind.MANIFEST: text,
     }
+    with replacing(path) as file:
+        _write_sections(file, plan, {k: v for k, v in small.items() if v}, offsets, weight_bytes)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write that takes the place and the permissions of `path` when it is complete, or leaves it as it is.
+
+    Raises EdgecError (E0004) when it cannot be written.
+    """
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with part.open("w+b") as file:
-            _write_sections(file, plan, {k: v for k, v in small.items() if v}, offsets, weight_bytes)
+            yield file
             file.flush()
             os.fsync(file.fileno())
+        with contextlib.suppress(FileNotFoundError):
+            shutil.copymode(path, part)
         part.replace(path)
     except OSError as e:
         raise EdgecError("E0004", stage=_STAGE, where=str(path), found=e.strerror or str(e),
@@ -101,7 +136,7 @@ def write_bundle(
 def _weight_offsets(plan: Plan) -> tuple[list[int], int]:
     offsets, end = [], 0
     for weight in plan.weights:
-        offsets.append(_aligned(end))
+        offsets.append(aligned(end))
         end = offsets[-1] + weight.bytes
     return offsets, end or ALIGN
 
@@ -128,9 +163,9 @@ def _write_sections(file: BinaryIO, plan: Plan, small: Mapping[Kind, bytes], off
     chunks = -(-weight_bytes // _CHUNK)
     sizes = {**{k: len(v) for k, v in small.items()}, Kind.HASHES: 8 + 32 * chunks, Kind.WEIGHTS: weight_bytes}
     places: dict[Kind, int] = {}
-    at = _HEADER + _RECORD * len(sizes)
+    at = HEADER + RECORD * len(sizes)
     for kind, size in sizes.items():
-        places[kind] = _aligned(at)
+        places[kind] = aligned(at)
         at = places[kind] + size
     total = at
     file.seek(places[Kind.WEIGHTS])
@@ -143,7 +178,7 @@ def _write_sections(file: BinaryIO, plan: Plan, small: Mapping[Kind, bytes], off
             file.write(data)
         digest = bytes(32) if kind is Kind.WEIGHTS else hashlib.sha256(data).digest()
         table += struct.pack("<IIQQ32sQ", kind, 0, places[kind], size, digest, 0)
-    head = struct.pack("<8sHHHHQQII32s24x", MAGIC, MAJOR, MINOR, MAJOR, 0, 0, total, len(sizes), _HEADER,
+    head = struct.pack("<8sHHHHQQII32s24x", MAGIC, MAJOR, MINOR, MAJOR, 0, 0, total, len(sizes), HEADER,
                        hashlib.sha256(table).digest())
     file.seek(0)
     file.write(head + hashlib.sha256(head).digest() + table)
@@ -185,13 +220,19 @@ def _write_weights(file: BinaryIO, plan: Plan, offsets: list[int], size: int) ->
 
 @dataclass(frozen=True)
 class BundleFile:
-    """An opened bundle. sections: kind -> bytes, mapped. plan: its weights read from the file when asked."""
+    """An opened bundle. data: the file, mapped. sections: kind -> its bytes there.
+
+    plan: its weights are read from the file when asked.
+    signature: as stored; nobody has verified it (`Model(path, public_key=...)` does).
+    """
 
     path: Path
+    data: memoryview = field(repr=False)
     version: tuple[int, int]
     sections: Mapping[Kind, memoryview] = field(repr=False)
     plan: Plan
     manifest: dict[str, Any]
+    signature: Signature | None
 
     @property
     def tokenizer(self) -> bytes | None:
@@ -236,13 +277,15 @@ def read_bundle(path: Path) -> BundleFile:
     problems = plan_problems(plan)
     if problems:
         raise damaged("PLAN", problems[0])
-    return BundleFile(path, version, sections, plan, _read_manifest(bytes(sections[Kind.MANIFEST])))
+    signed = sections.get(Kind.SIGNATURE)
+    return BundleFile(path, data, version, sections, plan, _read_manifest(bytes(sections[Kind.MANIFEST])),
+                      None if signed is None else Signature.from_bytes(bytes(signed)))
 
 
 def _read_header(data: memoryview) -> tuple[tuple[int, int], int]:
-    if len(data) < _HEADER or bytes(data[:8]) != MAGIC:
+    if len(data) < HEADER or bytes(data[:8]) != MAGIC:
         raise damaged("header", "no bundle: the first bytes are others", "EDGECBDL")
-    head = bytes(data[:_HEADER])
+    head = bytes(data[:HEADER])
     major, minor, need_major, need_minor, features, total, count, length = struct.unpack_from("<HHHHQQII", head, 8)
     if major != MAJOR:
         raise damaged("header", f"format {major}.{minor}", f"{MAJOR}.x")
@@ -253,11 +296,11 @@ def _read_header(data: memoryview) -> tuple[tuple[int, int], int]:
                       f"at most {MAJOR}.{MINOR}, no features")
     if total != len(data):
         raise damaged("header", f"a length of {total}", f"the file's {len(data)}")
-    if not 1 <= count <= 16 or length != _HEADER or any(head[72:96]):
+    if not 1 <= count <= 16 or length != HEADER or any(head[72:96]):
         raise damaged("header", f"{count} sections, header of {length}, or reserved bytes that are not zero")
-    if len(data) < _HEADER + _RECORD * count:
+    if len(data) < HEADER + RECORD * count:
         raise damaged("header", "the section table lies beyond the end")
-    if hashlib.sha256(data[_HEADER : _HEADER + _RECORD * count]).digest() != head[40:72]:
+    if hashlib.sha256(data[HEADER : HEADER + RECORD * count]).digest() != head[40:72]:
         raise EdgecError("E0402", stage=_STAGE, where="section table", hint="copy the file again")
     return (major, minor), count
 
@@ -265,15 +308,15 @@ def _read_header(data: memoryview) -> tuple[tuple[int, int], int]:
 def _read_sections(data: memoryview, count: int) -> dict[Kind, memoryview]:
     sections: dict[Kind, memoryview] = {}
     seen: set[int] = set()
-    end = _HEADER + _RECORD * count
+    end = HEADER + RECORD * count
     for i in range(count):
-        kind, flags, offset, length, digest, zero = struct.unpack_from("<IIQQ32sQ", data, _HEADER + _RECORD * i)
+        kind, flags, offset, length, digest, zero = struct.unpack_from("<IIQQ32sQ", data, HEADER + RECORD * i)
         where = f"section {i}"
         if kind in seen or flags & ~1 or zero or not length:
             raise damaged(where, f"kind {kind}, flags {flags}, length {length}")
         seen.add(kind)
-        if offset != _aligned(end) or offset + length > len(data):
-            raise damaged(where, f"bytes {offset}..{offset + length}", f"from {_aligned(end)}, within the file")
+        if offset != aligned(end) or offset + length > len(data):
+            raise damaged(where, f"bytes {offset}..{offset + length}", f"from {aligned(end)}, within the file")
         if any(data[end:offset]):
             raise damaged(where, "padding that is not zero")
         end = offset + length
@@ -292,6 +335,8 @@ def _read_sections(data: memoryview, count: int) -> dict[Kind, memoryview]:
     missing = [k.name for k in _REQUIRED if k not in sections]
     if missing:
         raise damaged("section table", f"lacks {', '.join(missing)}")
+    if Kind.SIGNATURE in sections and (kind, flags) != (Kind.SIGNATURE, 0):  # those of the last section
+        raise damaged("section table", "SIGNATURE", "the last section, without flags")
     return sections
 
 
@@ -322,11 +367,11 @@ def _read_tensors(data: bytes, strings: list[str], weights: memoryview) -> tuple
     if len(data) < 8:
         raise damaged("TENSORS", f"{len(data)} bytes")
     count, zero = struct.unpack_from("<II", data)
-    if count > 65536 or zero or len(data) != 8 + _RECORD * count:
+    if count > 65536 or zero or len(data) != 8 + RECORD * count:
         raise damaged("TENSORS", f"{count} records in {len(data)} bytes")
     found, end = [], 0
     for i in range(count):
-        record = struct.unpack_from("<IBBBBQQ8IQ", data, 8 + _RECORD * i)
+        record = struct.unpack_from("<IBBBBQQ8IQ", data, 8 + RECORD * i)
         name, dtype, fmt, rank, pad, offset, size, *dims, tail = record
         where = f"tensor {i}"
         if name >= len(strings) or not 1 <= dtype <= 8 or fmt > 1 or not 1 <= rank <= 8 or pad or tail:
@@ -338,8 +383,8 @@ def _read_tensors(data: bytes, strings: list[str], weights: memoryview) -> tuple
             wanted = storage_bytes(Dtype(dtype), Format(fmt), shape)
         except ValueError as e:
             raise damaged(where, str(e)) from e
-        if size != wanted or offset != _aligned(end) or offset + size > len(weights):
-            raise damaged(where, f"bytes {offset}..{offset + size}", f"{wanted} bytes from {_aligned(end)}")
+        if size != wanted or offset != aligned(end) or offset + size > len(weights):
+            raise damaged(where, f"bytes {offset}..{offset + size}", f"{wanted} bytes from {aligned(end)}")
         if any(weights[end:offset]):
             raise damaged(where, "padding that is not zero")
         end = offset + size

@@ -19,16 +19,15 @@ _NAME = f"libedgec.{_SUFFIX}"
 class Status(IntEnum):
     """edgec_status."""
 
-    OK, ARGUMENT, IO, FORMAT, VERSION, HASH, MEMORY, LIMIT, TENSOR, CONTEXT, UNSUPPORTED, CANCELLED, SELFTEST, FAULT = (
-        range(14)
-    )
+    OK, ARGUMENT, IO, FORMAT, VERSION, HASH, MEMORY, LIMIT, TENSOR, CONTEXT, UNSUPPORTED, CANCELLED, SELFTEST, FAULT, \
+        SIGNATURE = range(15)
 
 
 _CODES = {
     Status.ARGUMENT: "E0403", Status.IO: "E0003", Status.FORMAT: "E0401", Status.VERSION: "E0401",
     Status.HASH: "E0402", Status.MEMORY: "E0405", Status.LIMIT: "E0405", Status.TENSOR: "E0403",
     Status.CONTEXT: "E0404", Status.UNSUPPORTED: "E0403", Status.CANCELLED: "E0403", Status.SELFTEST: "E0406",
-    Status.FAULT: "E0403",
+    Status.FAULT: "E0403", Status.SIGNATURE: "E0407",
 }
 
 
@@ -55,7 +54,7 @@ class Tensor(c.Structure):
 class OpenOptions(c.Structure):
     _fields_ = (
         ("struct_size", c.c_uint32), ("verify_weights", c.c_uint32), ("skip_selftest", c.c_uint32),
-        ("reserved", c.c_uint32), ("allocator", c.c_void_p),
+        ("reserved", c.c_uint32), ("allocator", c.c_void_p), ("public_key", c.c_char_p),
     )
 
 

@@ -135,18 +135,24 @@ class Model:
     """An opened bundle.
 
     source: the path of a bundle, or its bytes. verify_weights: check the hashes of all weights now. selftest: compare
-    the kernels of this CPU with the scalar ones.
+    the kernels of this CPU with the scalar ones. public_key: the 32 bytes of an Ed25519 key that must have signed the
+    bundle, with verify_weights; None: it does not matter who did.
     Raises EdgecError: EDGEC-E0003 no such file, E0007 no native library, E0401 not a usable bundle, E0402 hashes that
-    do not match, E0405 out of memory. A NativeError among them carries the runtime's status.
+    do not match, E0405 out of memory, E0407 not signed by public_key. A NativeError among them carries the runtime's
+    status.
     """
 
     def __init__(
-        self, source: Path | str | bytes, *, verify_weights: bool = False, selftest: bool = True
+        self, source: Path | str | bytes, *, verify_weights: bool = False, selftest: bool = True,
+        public_key: bytes | None = None,
     ) -> None:
         self._library = library()
         self._handle: int | None = None
         self._buffer: Array | None = None
-        options = _sized(OpenOptions, verify_weights=int(verify_weights), skip_selftest=int(not selftest))
+        if public_key is not None and len(public_key) != 32:
+            raise EdgecError("E0403", stage="open", where="public_key", found=f"{len(public_key)} bytes", wanted="32")
+        options = _sized(OpenOptions, verify_weights=int(verify_weights), skip_selftest=int(not selftest),
+                         public_key=public_key)
         message = c.create_string_buffer(MESSAGE_BYTES)
         handle = c.c_void_p()
         tail = (c.byref(options), c.byref(handle), message, MESSAGE_BYTES)

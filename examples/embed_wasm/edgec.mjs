@@ -83,16 +83,19 @@ export class Edgec {
         if (status !== OK) throw new Error(`${this.text(this.c.edgec_status_text(status))}: ${this.text(words)}`);
     }
 
-    /** A Model from the bytes of model.edgec, which are copied. */
-    open(bundle) {
+    /** A Model from the bytes of model.edgec, which are copied. publicKey: 32 bytes; only a bundle that it has signed. */
+    open(bundle, { publicKey = null } = {}) {
+        if (publicKey && publicKey.byteLength !== 32) throw new Error('edgec: a public key has 32 bytes');
         const at = this.allocate(bundle.byteLength);
         this.bytes(at, bundle.byteLength).set(bundle);
         try {
-            return this.lend(4, (handle) => {
-                this.check(this.c.edgec_open_buffer(at, BigInt(bundle.byteLength), 0, handle, this.words, 512),
+            return this.lend(publicKey ?? 32, (key) => this.lend(24, (options) => this.lend(4, (handle) => {
+                this.view.setUint32(options, 24, true);
+                this.view.setUint32(options + 20, publicKey ? key : 0, true);
+                this.check(this.c.edgec_open_buffer(at, BigInt(bundle.byteLength), options, handle, this.words, 512),
                            this.words);
                 return new Model(this, this.view.getUint32(handle, true), at);
-            });
+            })));
         } catch (error) {
             this.c.free(at);
             throw error;

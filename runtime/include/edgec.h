@@ -40,7 +40,8 @@ typedef enum edgec_status {
     EDGEC_ERROR_UNSUPPORTED = 10, /* not possible for this model or in this build */
     EDGEC_ERROR_CANCELLED = 11, /* the callback asked to stop */
     EDGEC_ERROR_SELFTEST = 12,  /* a kernel disagrees with the scalar one, or a golden vector does not match */
-    EDGEC_ERROR_FAULT = 13      /* an index inside the data is out of range */
+    EDGEC_ERROR_FAULT = 13,     /* an index inside the data is out of range */
+    EDGEC_ERROR_SIGNATURE = 14  /* no valid signature by the key that was asked for */
 } edgec_status;
 
 typedef enum edgec_dtype {
@@ -86,6 +87,11 @@ typedef struct edgec_open_options {
     uint32_t skip_selftest;   /* 1: do not compare the kernels of this CPU with the scalar ones */
     uint32_t reserved;
     const edgec_allocator *allocator; /* NULL: the C library's */
+    /* 32 bytes, read during the call: an Ed25519 key. A bundle that it has not signed is refused with
+     * EDGEC_ERROR_SIGNATURE before its contents are interpreted, and the hashes of all weights, through which the
+     * signature covers them, are checked as by verify_weights. NULL: it does not matter who signed. The weights stay in
+     * the file or buffer: whoever can write there while the model is open can change them after the check. */
+    const uint8_t *public_key;
 } edgec_open_options;
 
 typedef struct edgec_session_options {

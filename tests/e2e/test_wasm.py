@@ -6,6 +6,7 @@ import base64
 import importlib.util
 import json
 import re
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 
 import edgec
+from edgec import api
 from edgec.env import CACHE, ISA
 from edgec.quantization import QuantizeOptions
 from edgec.targets.binary import read_binary
@@ -108,6 +110,18 @@ def test_logits_and_tokens_are_the_host_s(compiled: Callable[[str], Path], ask: 
     else:
         assert found["tokens"] == [int(np.argmax(row)) for row in wanted[1:]]
     assert len(set(found["tokens"])) > 8, "too dull to tell anything"
+
+
+def test_a_pinned_key(compiled: Callable[[str], Path], ask: Ask, key_pair: Callable[[str], Path], tmp_path: Path
+                      ) -> None:
+    folder = tmp_path / "signed"
+    shutil.copytree(compiled("auto"), folder)
+    public = api.sign(folder, key_pair("alice"))["public_key"]
+    found = ask("signed", folder, public)
+    assert (found["pinned"], found["free"], found["unseen"]) == (None, None, None)
+    assert "no valid signature" in found["other"]
+    assert "32 bytes" in found["short"]
+    assert "hash mismatch" in found["changed"]
 
 
 def test_files_and_instruction_sets(compiled: Callable[[str], Path], ask: Ask) -> None:

@@ -87,6 +87,18 @@ const commands = {
         return { huge, beyond, full, overrun, limited, after: session.step([5]).length };
     },
 
+    /** A signed bundle, and the hexadecimal digits of its key. */
+    async signed(digits) {
+        const edgec = await Edgec.load(library), whole = await bundle(), publicKey = Buffer.from(digits, 'hex');
+        const changed = Buffer.from(whole), other = Buffer.from(publicKey);
+        changed[whole.length - 200] ^= 1;  // among the weights
+        other[3] ^= 1;
+        const open = (data, options) => attempt(() => edgec.open(data, options).close());
+        return { pinned: open(whole, { publicKey }), free: open(whole), other: open(whole, { publicKey: other }),
+                 short: open(whole, { publicKey: publicKey.subarray(1) }), changed: open(changed, { publicKey }),
+                 unseen: open(changed) };
+    },
+
     /** Damaged and foreign bytes. */
     async damage() {
         const edgec = await Edgec.load(library), whole = await bundle();

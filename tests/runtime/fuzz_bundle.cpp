@@ -19,7 +19,7 @@ extern "C" void __sanitizer_set_death_callback(void (*)(void)) __attribute__((we
 
 namespace {
 
-constexpr uint32_t kMaxSections = 16, kPlan = 3, kWeights = 4, kTokenizer = 5, kKinds = 10;
+constexpr uint32_t kMaxSections = 16, kPlan = 3, kWeights = 4, kTokenizer = 5, kSignature = 9, kKinds = 10;
 constexpr uint64_t kSlack = 1 << 20, kMaxMemory = uint64_t(256) << 20;
 // No phase of a case may take longer, under sanitizers too. For opening and for creating a session that is the
 // runtime's promise, since both are bounded by the file. How long a legal plan computes is the plan's own affair:
@@ -277,7 +277,7 @@ Bytes mutate(Random &r, const Bytes &original) {
 }
 
 struct Statistics {
-    uint64_t cases, opened, sessions, ran, failed, refused[EDGEC_ERROR_FAULT + 1];
+    uint64_t cases, opened, sessions, ran, failed, refused[EDGEC_ERROR_SIGNATURE + 1];
 };
 
 int on_token(void *user, int32_t, const char *text, size_t bytes) {
@@ -294,7 +294,7 @@ bool promise(bool kept, const char *what, Statistics *s) {
     return false;
 }
 
-bool status_known(edgec_status status) { return status >= EDGEC_OK && status <= EDGEC_ERROR_FAULT; }
+bool status_known(edgec_status status) { return status >= EDGEC_OK && status <= EDGEC_ERROR_SIGNATURE; }
 
 void use_text(Random &r, const edgec_model *model, uint32_t vocab, Statistics *s) {
     static const char *const texts[] = {"", "the thing in the <s>than</s>  x", "\xC3\xA9t\xCC\x81 'll <tool> 12\r\n\t ", "\xFF"};
@@ -410,12 +410,23 @@ void use_session(Random &r, edgec_model *model, const edgec_model_info &info, St
     promise(meter.peak <= kMaxMemory + kSlack, "the session took more than max_memory", s);
 }
 
-void use(Random &r, const Bytes &whole, Statistics *s) {
+// The key in the SIGNATURE section of an undamaged bundle, or nullptr.
+const uint8_t *key_of(const Bytes &bundle) {
+    for (uint32_t i = 0; i < get32(bundle.data + 32); i++) {
+        const uint8_t *record = bundle.data + 128 + 64 * i;
+        if (get32(record) == kSignature) return bundle.data + get64(record + 8) + 8;
+    }
+    return nullptr;
+}
+
+// `original`: what `whole` was made of.
+void use(Random &r, const Bytes &whole, const Bytes &original, Statistics *s) {
     Meter meter;
     edgec_allocator allocator = {sizeof allocator, meter_allocate, meter_release, &meter};
     edgec_open_options options = {};
     options.struct_size = sizeof options;
     options.skip_selftest = 1, options.verify_weights = uint32_t(r.below(4) == 0), options.allocator = &allocator;
+    options.public_key = r.chance(30) ? key_of(original) : nullptr;
     char message[512] = "";
     edgec_model *model = nullptr;
     set_timer("open", kSeconds);
@@ -424,6 +435,9 @@ void use(Random &r, const Bytes &whole, Statistics *s) {
     s->cases++;
     promise(status_known(status) && (status == EDGEC_OK) == (model != nullptr), "open gave no status", s);
     promise(status == EDGEC_OK || message[0], "open refused without a reason", s);
+    // Nobody but the signer makes another file that a pinned key accepts.
+    const bool same = whole.n == original.n && memcmp(whole.data, original.data, whole.n) == 0;
+    promise(!options.public_key || status != EDGEC_OK || same, "a pinned key opened a changed file", s);
     // The handle itself comes on top of what the file may cause.
     promise(meter.peak <= whole.n + 2 * kSlack, "opening took more than the file's size and some", s);
     if (status_known(status)) s->refused[status]++;
@@ -483,7 +497,7 @@ int main(int argc, char **argv) {
     for (uint32_t i = 0; i < bundles; i++) {
         Random r = {i};
         current_seed = 0;
-        use(r, bundle[i], &s);
+        use(r, bundle[i], bundle[i], &s);
     }
     promise(s.opened == bundles && s.ran == bundles, "an undamaged bundle does not open and run", &s);
     const uint64_t failed_before = s.failed;
@@ -493,7 +507,7 @@ int main(int argc, char **argv) {
         Random r = {seed};
         current_seed = seed;
         const Bytes whole = mutate(r, bundle[seed % bundles]);
-        use(r, whole, &s);
+        use(r, whole, bundle[seed % bundles], &s);
         free(whole.data);
     }
     for (uint32_t i = 0; i < bundles; i++) free(bundle[i].data);
@@ -503,7 +517,7 @@ int main(int argc, char **argv) {
     for (const Slowest &each : slowest)
         printf("slowest %s: %llu us, case --one %llu\n", each.phase, static_cast<unsigned long long>(each.microseconds),
                static_cast<unsigned long long>(each.seed));
-    for (uint32_t i = 1; i <= EDGEC_ERROR_FAULT; i++) {
+    for (uint32_t i = 1; i <= EDGEC_ERROR_SIGNATURE; i++) {
         if (s.refused[i]) printf("refused %llu: %s\n", static_cast<unsigned long long>(s.refused[i]), edgec_status_text(edgec_status(i)));
     }
     printf("%llu passed, %llu failed\n", static_cast<unsigned long long>(s.cases - (s.failed < s.cases ? s.failed : s.cases)),

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from edgec.keys import private_key
 from edgec.native.bundle import write_bundle
+from edgec.native.signing import sign_file
 from tests.native.tiny_plans import tiny_cnn, tiny_lm, tiny_siblings, tiny_tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -44,12 +46,16 @@ def fuzzer(programs: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def seeds(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+def seeds(tmp_path_factory: pytest.TempPathFactory, key_pair: Callable[[str], Path]) -> list[str]:
     folder = tmp_path_factory.mktemp("seeds")
     write_bundle(folder / "cnn", tiny_cnn(), tokenizer=None, golden=None, manifest={})
     write_bundle(folder / "siblings", tiny_siblings(), tokenizer=None, golden=None, manifest={})
     write_bundle(folder / "lm", tiny_lm(), tokenizer=tiny_tokenizer().to_bytes(), golden=None, manifest={})
-    return [str(folder / name) for name in ("cnn", "lm", "siblings")]
+    # Its key is pinned in some of its cases: then nothing but the file itself may open.
+    shutil.copy(folder / "lm", folder / "signed")
+    key = private_key(key_pair("fuzz"))
+    sign_file(folder / "signed", key.public, key.sign)
+    return [str(folder / name) for name in ("cnn", "lm", "siblings", "signed")]
 
 
 def test_mutations(fuzzer: Path, seeds: list[str]) -> None:

@@ -1,0 +1,65 @@
+"""`edgec size`: what a bundle's bytes are, and what the runtime library's are."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from edgec.errors import EdgecError
+from edgec.judge.bundle import bundle_path
+from edgec.native.bundle import Kind, read_bundle
+from edgec.native.library import library_path
+from edgec.targets.binary import stripped_bytes
+
+_TABLE = "kernel_sizes.json"  # beside the library, by tools/kernel_sizes.py
+
+
+def bundle_size(path: Path, layers: int) -> dict[str, Any]:
+    """The bytes of the bundle `path` (the file, or its output folder).
+
+    bytes: of the file. sections: name -> bytes. padding: header, section table and alignment. forms: of each kind of
+    weight, tensors, values, bytes. layers: the `layers` largest weights. kernels: name -> calls. files: of the folder.
+    Raises EdgecError: E0003, E0401, E0402.
+    """
+    file = bundle_path(path)
+    bundle = read_bundle(file)
+    stored = bundle.plan.stored()
+    forms: dict[str, Counter[str]] = {}
+    for weight in stored:
+        forms.setdefault(weight.form, Counter()).update(
+            tensors=1, values=math.prod(weight.shape), bytes=weight.bytes)
+    sections = {kind.name: len(data) for kind, data in bundle.sections.items()}
+    largest = sorted(stored, key=lambda weight: (-weight.bytes, weight.name))[:layers]
+    return {
+        "bundle": str(file), "bytes": len(bundle.data), "sections": sections,
+        "padding": len(bundle.data) - sum(sections.values()),
+        "weight_padding": sections[Kind.WEIGHTS.name] - sum(weight.bytes for weight in stored),
+        "forms": {form: dict(counts) for form, counts in sorted(forms.items(), key=lambda pair: -pair[1]["bytes"])},
+        "layers": [{"name": w.name, "shape": list(w.shape), "form": w.form, "bytes": w.bytes} for w in largest],
+        "kernels": dict(Counter(call.kernel for entry in bundle.plan.entries for call in entry.calls)),
+        "files": {p.relative_to(path).as_posix(): p.stat().st_size for p in sorted(path.rglob("*")) if p.is_file()}
+        if path.is_dir() else {},
+    }
+
+
+def library_size() -> dict[str, Any]:
+    """The bytes of this machine's runtime library.
+
+    path, bytes; stripped: without symbols, None where that cannot be said. kernels: name -> isa, checks, alone as
+    tools/kernel_sizes.py says, shared: of several kernels; without them missing: why there are none. Raises EdgecError
+    E0007.
+    """
+    path = library_path()
+    found: dict[str, Any] = {"path": str(path), "bytes": path.stat().st_size, "stripped": stripped_bytes(path)}
+    table = path.with_name(_TABLE)
+    try:
+        measured = json.loads(table.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return found | {"missing": f"no {_TABLE} beside the library: it is made when the library is built on Linux"}
+    except ValueError as e:
+        raise EdgecError("E0007", stage="size", where=str(table), found=str(e), wanted="the table of this library",
+                         hint="make build") from e
+    return found | {"kernels": measured["kernels"], "shared": measured["shared"]}

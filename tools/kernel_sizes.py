@@ -1,0 +1,136 @@
+"""What each kernel of kernels.def costs the library: kernel_sizes.py OBJECT... > kernel_sizes.json, for `edgec size`.
+
+Run by CMake after the library is linked, because an installed library has no symbols. Every function is a section of
+its own in the object files, and their relocations say which function needs which: what can be reached from a kernel's
+body on an instruction set is what that costs. Reads 64-bit little-endian ELF and nothing else; needs no package.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+ALLOC, EXECUTABLE, MERGED = 2, 4, 0x10
+SYMTAB, RELA = 2, 4
+CONTRACT = ("check", "tiles", "cost", "scratch")
+# edgec::ISA::KERNEL(const Args &, int64_t, int64_t, void *), and edgec::KERNEL_check(const Args &) and its siblings.
+BODY, RULE = re.compile(r"_ZN5edgec(.+)ERKNS_4ArgsEllPv"), re.compile(r"_ZN5edgec(.+)ERKNS_4ArgsE")
+Section = tuple[str, int]
+
+
+class Objects:
+    """size: bytes of every section that is loaded and not merged with equal ones. needs: section -> sections it names.
+    symbols: name of a function or constant -> its section."""
+
+    def __init__(self, paths: Iterable[Path]) -> None:
+        self.size: dict[Section, int] = {}
+        self.needs: dict[Section, set[Section]] = {}
+        self.symbols: dict[str, Section] = {}
+        self._named: dict[Section, set[str]] = {}
+        for path in paths:
+            self._read(path.read_bytes(), str(path))
+        for section, names in self._named.items():
+            self.needs[section] |= {self.symbols[name] for name in names if name in self.symbols}
+
+    def _read(self, data: bytes, where: str) -> None:
+        if data[:6] != b"\x7fELF\x02\x01":
+            raise SystemExit(f"kernel_sizes: {where}: not a 64-bit little-endian ELF file")
+        (table,), (count,) = struct.unpack_from("<Q", data, 40), struct.unpack_from("<H", data, 60)
+        headers = [struct.unpack_from("<IIQQQQIIQQ", data, table + 64 * i) for i in range(count)]
+        for i, header in enumerate(headers):
+            if header[2] & ALLOC:
+                self.size[where, i] = 0 if header[2] & MERGED else header[5]
+                self.needs[where, i] = set()
+        (symbols,) = (h for h in headers if h[1] == SYMTAB)
+        strings = headers[symbols[6]][4]
+        found: list[tuple[str, int, int]] = []
+        for at in range(symbols[4], symbols[4] + symbols[5], 24):
+            name, info, _, section = struct.unpack_from("<IBBH", data, at)
+            end = data.index(b"\0", strings + name)
+            found.append((data[strings + name : end].decode(), info >> 4, section))
+        for name, binding, section in found:
+            if binding and 0 < section < count:  # of weak ones the linker keeps the first
+                self.symbols.setdefault(name, (where, section))
+        for header in headers:
+            if header[1] != RELA or (where, header[7]) not in self.needs:
+                continue
+            user = (where, header[7])
+            for at in range(header[4], header[4] + header[5], 24):
+                name, binding, section = found[struct.unpack_from("<QQ", data, at)[1] >> 32]
+                if binding:
+                    self._named.setdefault(user, set()).add(name)
+                elif (where, section) in self.needs:
+                    self.needs[user].add((where, section))
+
+    def reached(self, root: Section) -> set[Section]:
+        """What `root` needs, itself included."""
+        seen, todo = {root}, [root]
+        while todo:
+            new = self.needs[todo.pop()] - seen
+            seen |= new
+            todo += new
+        return seen
+
+
+def words(mangled: str) -> list[str]:
+    """`4avx26linear` -> [avx2, linear]; empty for what is no such name."""
+    found = []
+    while mangled:
+        digits = re.match(r"\d+", mangled)
+        if digits is None:
+            return []
+        end = digits.end() + int(digits[0])
+        found.append(mangled[digits.end() : end])
+        mangled = mangled[end:]
+    return found
+
+
+def roots(objects: Objects, kernels: list[str]) -> dict[tuple[str, str], set[Section]]:
+    """(kernel, instruction set, or "" for what all of them share) -> what that needs."""
+    found: dict[tuple[str, str], set[Section]] = {}
+    for name, section in objects.symbols.items():
+        body, rule = BODY.fullmatch(name), RULE.fullmatch(name)
+        if body and len(parts := words(body[1])) > 1 and parts[-1] in kernels:
+            key = parts[-1], "".join(parts[:-1]) if parts[-2] == "vbmi" else parts[-2]
+        elif rule and len(parts := words(rule[1])) == 1 and parts[0].rpartition("_")[2] in CONTRACT:
+            key = parts[0].rpartition("_")[0], ""
+        else:
+            continue
+        if key[0] in kernels:
+            found.setdefault(key, set()).update(objects.reached(section))
+    return found
+
+
+def sizes(objects: Objects, kernels: list[str]) -> dict[str, object]:
+    """Of each kernel, isa: bytes that it needs on each instruction set; checks: what it needs besides, on all of them;
+    alone: what nothing but this kernel needs, and would go with it. shared: what several kernels need."""
+    needed = roots(objects, kernels)
+    users: dict[Section, set[str]] = {}
+    for (kernel, _), sections in needed.items():
+        for section in sections:
+            users.setdefault(section, set()).add(kernel)
+
+    def total(sections: Iterable[Section]) -> int:
+        return sum(objects.size[section] for section in sections)
+
+    return {
+        "schema_version": 1, "shared": total(section for section, names in users.items() if len(names) > 1),
+        "kernels": {name: {
+            "isa": {isa: total(sections) for (kernel, isa), sections in needed.items() if kernel == name and isa},
+            "checks": total(needed[name, ""]), "alone": total(s for s, names in users.items() if names == {name}),
+        } for name in kernels},
+    }
+
+
+def main() -> None:
+    definition = (Path(__file__).resolve().parent.parent / "kernels" / "kernels.def").read_text(encoding="utf-8")
+    kernels = re.findall(r"^(?:KERNEL|LEVELED|NARROW|PORTABLE)\((\w+),", definition, re.MULTILINE)
+    print(json.dumps(sizes(Objects(map(Path, sys.argv[1:])), kernels), indent=1, sort_keys=True))
+
+
+if __name__ == "__main__":
+    main()
