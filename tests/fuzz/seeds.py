@@ -1,0 +1,79 @@
+"""Valid bundles that fuzzing starts from: python -m tests.fuzz.seeds FOLDER writes them, the same every time.
+
+Each also has a section of a kind that no reader knows (SCRIPT, to be skipped): the text that a fuzz target tokenizes,
+or the calls it makes. So every input of every target is one bundle, and one mutator serves them all.
+"""
+
+from __future__ import annotations
+
+import struct
+import sys
+from pathlib import Path
+
+from edgec.compress.formats import Dtype
+from edgec.native.bundle import write_bundle
+from edgec.native.plan import Plan
+from tests.native.tiny_plans import (
+    tiny_bits,
+    tiny_cnn,
+    tiny_lm,
+    tiny_recurrent,
+    tiny_scored_tokenizer,
+    tiny_siblings,
+    tiny_tokenizer,
+)
+from tests.runtime.bundle_surgery import Surgery
+
+SCRIPT = 100  # kScript in bundles.h
+CORPUS = Path(__file__).parent / "corpus"
+TEXT = "the thing in the <s>than</s>  x é\u0301 12 <tool> 's\r\n\t".encode()
+
+
+def _golden() -> bytes:
+    """Of the recurrent network: two outputs, compared so coarsely that any values do."""
+    outputs = b"".join(struct.pack("<IIf", 1, 1, 0.0) for _ in range(2))
+    return struct.pack("<IfQI", 0, 1.0, 7, 2) + outputs
+
+
+def write_seeds(folder: Path) -> list[Path]:
+    """Writes the bundles into `folder` and returns their paths."""
+    plans: dict[str, tuple[Plan, bytes | None, bytes | None]] = {
+        "cnn": (tiny_cnn(), None, None),
+        "lm": (tiny_lm(), tiny_tokenizer().to_bytes(), None),
+        "siblings": (tiny_siblings(), None, None),
+        "bits": (tiny_bits(), None, None),
+        "recurrent": (tiny_recurrent(), None, _golden()),
+        "lm_f16": (tiny_lm(Dtype.F16), tiny_scored_tokenizer().to_bytes(), None),
+    }
+    paths = []
+    for name, (plan, tokenizer, golden) in plans.items():
+        path = folder / name
+        write_bundle(path, plan, tokenizer=tokenizer, golden=golden, manifest={"name": name})
+        path.write_bytes(with_script(path.read_bytes(), TEXT))
+        paths.append(path)
+    return paths
+
+
+def with_script(bundle: bytes, script: bytes) -> bytes:
+    """The bundle with this SCRIPT instead of its own."""
+    surgery = Surgery(bundle)
+    surgery.sections[SCRIPT], surgery.flags[SCRIPT] = bytearray(script), 1
+    return surgery.build()
+
+
+def write_corpus(folder: Path) -> list[Path]:
+    """The seeds, and each once more with every script of tests/fuzz/corpus, in folders of `folder` for each target."""
+    seeds = [path.read_bytes() for path in write_seeds(folder)]
+    for target in ("open", "session", "tokenizer", "calls"):
+        (folder / target).mkdir(exist_ok=True)
+        for i, seed in enumerate(seeds):
+            (folder / target / f"seed{i}").write_bytes(seed)
+        for script in sorted((CORPUS / target).glob("*")) if (CORPUS / target).is_dir() else ():
+            kind, text = script.read_bytes()[:1], script.read_bytes()[1:]
+            (folder / target / script.name).write_bytes(with_script(seeds[kind[0] % len(seeds)], text or b"\0"))
+    return [folder / target for target in ("open", "session", "tokenizer", "calls")]
+
+
+if __name__ == "__main__":
+    Path(sys.argv[1]).mkdir(parents=True, exist_ok=True)
+    write_corpus(Path(sys.argv[1]))
