@@ -63,6 +63,7 @@ def lift(model: ir.Model) -> None:
     ):
         raise EdgecError("E0101", stage=STAGE, where="opset_import", found=f"opset {version}",
                          wanted=f"an opset from {OLDEST} to {OPSET}", hint="export the model again with a newer opset")
+    _check_attributes(model, version)
     problems: list[str] = []
     for node in walk(model) if version > OPSET else ():
         if op_of(node)[0] == "":
@@ -83,6 +84,23 @@ def lift(model: ir.Model) -> None:
             node.version = OPSET
     model.graph.opset_imports.pop("ai.onnx", None)
     model.graph.opset_imports[""] = OPSET
+
+
+def _check_attributes(model: ir.Model, version: int) -> None:
+    """Attributes of standard operators have the type that their operator set gives them: every later stage reads them
+    as that. Raises EdgecError (E0101)."""
+    for node in walk(model):
+        known = schema(node.op_type, version) if op_of(node)[0] == "" else None
+        for name, attr in node.attributes.items() if known is not None else ():
+            if name not in known.attributes:
+                continue
+            wanted = known.attributes[name].type.name
+            # onnx_ir leaves text that is not UTF-8 as bytes.
+            texts = {"STRING": (attr.value,), "STRINGS": attr.value}.get(attr.type.name, ())
+            if attr.type.name != wanted or not all(isinstance(t, str) for t in texts):
+                found = f"the type {attr.type.name}" if attr.type.name != wanted else "text that is not UTF-8"
+                raise EdgecError("E0101", stage=STAGE, where=f"{describe(node)}, attribute {name!r}", found=found,
+                                 wanted=wanted)
 
 
 def _restated(node: ir.Node, version: int) -> list[str]:
