@@ -91,7 +91,9 @@ def _check_attributes(model: ir.Model, version: int) -> None:
     as that. Raises EdgecError (E0101)."""
     for node in walk(model):
         known = schema(node.op_type, version) if op_of(node)[0] == "" else None
-        for name, attr in node.attributes.items() if known is not None else ():
+        if known is None:
+            continue
+        for name, attr in node.attributes.items():
             if name not in known.attributes:
                 continue
             wanted = known.attributes[name].type.name

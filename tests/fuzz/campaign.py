@@ -46,8 +46,8 @@ def main() -> int:
     jobs: list[tuple[str, list[str], Path]] = []
     for i in range(cores):
         first, end = (options.cases * k // cores for k in (i, i + 1))
-        jobs.append((f"bundles{i}", [program, *seeds, "--seed", str(options.first + first), "--count", str(end - first)],
-                     WORK))
+        numbers = ["--seed", str(options.first + first), "--count", str(end - first)]
+        jobs.append((f"bundles{i}", [program, *seeds, *numbers], WORK))
     guided: list[tuple[str, list[str], Path]] = []
     seconds = int(options.minutes * 60 * cores / (len(TARGETS) + 2))
     if not has_libfuzzer():

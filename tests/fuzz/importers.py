@@ -25,8 +25,10 @@ import numpy as np
 
 CPU_SECONDS = 10
 MEMORY = 8 << 30  # address space; the libraries alone map two
-_ODD = (0, 1, -1, 2, 3, 7, 8, 16, 64, 255, 65536, 1 << 20, (1 << 31) - 1, -(1 << 31), 1 << 40, (1 << 63) - 1, -(1 << 63))
-_WORDS = ("", "x", "y", "w", "Relu", "Add", "Loop", "If", "Reshape", "ai.onnx.ml", "é", "a\0b", "n" * 300, "../x", "/etc/passwd")
+_ODD = (0, 1, -1, 2, 3, 7, 8, 16, 64, 255, 65536, 1 << 20, (1 << 31) - 1, -(1 << 31), 1 << 40, (1 << 63) - 1,
+        -(1 << 63))
+_WORDS = ("", "x", "y", "w", "Relu", "Add", "Loop", "If", "Reshape", "ai.onnx.ml", "é", "a\0b", "n" * 300, "../x",
+          "/etc/passwd")
 
 
 def onnx_seeds() -> list[bytes]:
@@ -54,7 +56,8 @@ def onnx_seeds() -> list[bytes]:
     conv = model(
         [node("Conv", ["x", "w", "b"], ["c"], pads=[1, 1, 1, 1], strides=[2, 2]),
          node("BatchNormalization", ["c", "s", "s", "s", "s"], ["n"]), node("Relu", ["n"], ["r"]),
-         node("GlobalAveragePool", ["r"], ["p"]), node("Flatten", ["p"], ["f"]), node("Gemm", ["f", "h"], ["y"], transB=1)],
+         node("GlobalAveragePool", ["r"], ["p"]), node("Flatten", ["p"], ["f"]),
+         node("Gemm", ["f", "h"], ["y"], transB=1)],
         [value("x", f32, "batch", 3, 8, 8)], [value("y", f32, "batch", 5)],
         constant("w", weights(4, 3, 3, 3)), constant("b", weights(4)), constant("s", np.ones(4, np.float32)),
         constant("h", weights(5, 4)))
@@ -62,14 +65,17 @@ def onnx_seeds() -> list[bytes]:
         [node("Shape", ["x"], ["s"]), node("Gather", ["s", "zero"], ["n"], axis=0),
          node("Unsqueeze", ["n", "zeros"], ["m"]), node("Concat", ["m", "rest"], ["t"], axis=0),
          node("Reshape", ["x", "t"], ["r"]), node("Transpose", ["r"], ["q"], perm=[0, 2, 1]),
-         node("MatMul", ["r", "q"], ["p"]), node("Softmax", ["p"], ["o"], axis=-1), node("Slice", ["o", "zeros", "ones", "ones"], ["y"])],
+         node("MatMul", ["r", "q"], ["p"]), node("Softmax", ["p"], ["o"], axis=-1),
+         node("Slice", ["o", "zeros", "ones", "ones"], ["y"])],
         [value("x", f32, "n", 6)], [value("y", f32, "k", 2, 2)],
         constant("zero", np.int64(0)), constant("zeros", np.zeros(1, np.int64)), constant("ones", np.ones(1, np.int64)),
         constant("rest", np.array([2, 3], np.int64)))
     body = helper.make_graph(
-        [node("Add", ["i", "one"], ["next"]), node("Identity", ["c"], ["more"]), node("Mul", ["a", "two"], ["b"])], "body",
+        [node("Add", ["i", "one"], ["next"]), node("Identity", ["c"], ["more"]), node("Mul", ["a", "two"], ["b"])],
+        "body",
         [value("i", i64), value("c", TensorProto.BOOL), value("a", f32, 4)],
-        [value("more", TensorProto.BOOL), value("b", f32, 4)], [constant("one", np.int64(1)), constant("two", np.float32(2))])
+        [value("more", TensorProto.BOOL), value("b", f32, 4)],
+        [constant("one", np.int64(1)), constant("two", np.float32(2))])
     branch = [helper.make_graph([node("Neg" if i else "Abs", ["l"], [f"o{i}"])], f"b{i}", [], [value(f"o{i}", f32, 4)])
               for i in (0, 1)]
     control = model(
@@ -78,14 +84,17 @@ def onnx_seeds() -> list[bytes]:
         [value("x", f32, 4)], [value("y", f32, 4)], constant("turns", np.int64(3)), constant("yes", np.bool_(True)))
     quantized = model(
         [node("QuantizeLinear", ["x", "s", "z"], ["q"]), node("DequantizeLinear", ["q", "s", "z"], ["d"]),
-         node("DequantizeLinear", ["w", "ws"], ["v"], axis=0), node("MatMul", ["d", "v"], ["m"]), node("Cast", ["m"], ["y"], to=f32),
+         node("DequantizeLinear", ["w", "ws"], ["v"], axis=0), node("MatMul", ["d", "v"], ["m"]),
+         node("Cast", ["m"], ["y"], to=f32),
          node("TopK", ["m", "two"], ["t", "at"], axis=-1), node("LSTM", ["l", "lw", "lr"], ["h"], hidden_size=2)],
         [value("x", f32, 2, 4), value("l", f32, 3, 1, 2)],
         [value("y", f32, 2, 3), value("t", f32, 2, 2), value("at", i64, 2, 2), value("h", f32, 3, 1, 1, 2)],
-        constant("s", np.float32(0.1)), constant("z", np.uint8(128)), constant("w", rng.integers(-9, 9, (4, 3)).astype(np.int8)),
+        constant("s", np.float32(0.1)), constant("z", np.uint8(128)),
+        constant("w", rng.integers(-9, 9, (4, 3)).astype(np.int8)),
         constant("ws", np.ones(4, np.float32)), constant("two", np.array([2], np.int64)),
         constant("lw", weights(1, 8, 2)), constant("lr", weights(1, 8, 2)), opset=13)
-    old = model([node("Upsample", ["x"], ["u"], scales=[1.0, 1.0, 2.0, 2.0], mode="nearest"), node("Dropout", ["u"], ["d"]),
+    old = model([node("Upsample", ["x"], ["u"], scales=[1.0, 1.0, 2.0, 2.0], mode="nearest"),
+                 node("Dropout", ["u"], ["d"]),
                  node("Clip", ["d"], ["y"], min=0.0, max=6.0)],
                 [value("x", f32, 1, 2, 3, 3)], [value("y", f32, 1, 2, 6, 6)], opset=7)
     return [conv, shapes, control, quantized, old]
@@ -95,8 +104,8 @@ def safetensors_seeds() -> list[bytes]:
     from safetensors.numpy import save
 
     rng = np.random.default_rng(0)
-    return [save({"a": rng.standard_normal((3, 4)).astype(np.float32), "b.c": np.arange(5), "e": np.zeros((0, 2), np.float16)},
-                 {"format": "pt"}),
+    return [save({"a": rng.standard_normal((3, 4)).astype(np.float32), "b.c": np.arange(5),
+                  "e": np.zeros((0, 2), np.float16)}, {"format": "pt"}),
             save({"x": np.ones((), np.float32), "flag": np.array([True, False]), "u": np.arange(7, dtype=np.uint8)})]
 
 
@@ -136,8 +145,8 @@ def _scalar(field: Any, old: Any, rng: random.Random) -> Any:
 
 
 def _damage_field(message: Any, rng: random.Random) -> None:
-    fields = [f for f in message.DESCRIPTOR.fields if rng.random() < 0.15 or message.ByteSize() and f in
-              [g for g, _ in message.ListFields()]]
+    present = [field for field, _ in message.ListFields()]
+    fields = [field for field in message.DESCRIPTOR.fields if field in present or rng.random() < 0.15]
     if not fields:
         return
     field = rng.choice(fields)
@@ -223,14 +232,18 @@ def mutate_safetensors(data: bytes, rng: random.Random) -> bytes:
             if action == 2:
                 del entry[key]
             elif action == 3:
-                entry[rng.choice(("shape", "dtype", "data_offsets", "more"))] = rng.choice((1, "F32", [], {}, None, [1, 2]))
+                key = rng.choice(("shape", "dtype", "data_offsets", "more"))
+                entry[key] = rng.choice((1, "F32", [], {}, None, [1, 2]))
             elif isinstance(entry[key], list) and entry[key]:
-                entry[key][rng.randrange(len(entry[key]))] = rng.choice((*_ODD, 1.5, "1", None, True, [1], 10**30))
+                at = rng.randrange(len(entry[key]))
+                entry[key][at] = rng.choice((*_ODD, 1.5, "1", None, True, [1], 10**30))
             else:
-                entry[key] = rng.choice(("F64", "F32", "BF16", "I64", "U8", "BOOL", "F8_E4M3", 5, None, [], [1 << 62] * 9))
+                entry[key] = rng.choice(("F64", "F32", "BF16", "I64", "U8", "BOOL", "F8_E4M3", 5, None, [],
+                                         [1 << 62] * 9))
     text = json.dumps(header)
     if rng.random() < 0.1:
-        text = rng.choice(("[" * 100_000, text.replace(":", ":" * 2), text + " " * 50, '{"a":' * 5000, text[:-1] + ',"a":{}}'))
+        text = rng.choice(("[" * 100_000, text.replace(":", ":" * 2), text + " " * 50, '{"a":' * 5000,
+                           text[:-1] + ',"a":{}}'))
     raw = text.encode()
     return len(raw).to_bytes(8, "little") + raw + data[8 + length :]
 
@@ -253,7 +266,8 @@ def read_safetensors(path: Path) -> None:
 
 
 # kind -> file name, first inputs, mutation, door.
-KINDS: dict[str, tuple[str, Callable[[], list[bytes]], Callable[[bytes, random.Random], bytes], Callable[[Path], None]]] = {
+Mutate = Callable[[bytes, random.Random], bytes]
+KINDS: dict[str, tuple[str, Callable[[], list[bytes]], Mutate, Callable[[Path], None]]] = {
     "onnx": ("model.onnx", onnx_seeds, mutate_onnx, read_onnx),
     "safetensors": ("model.safetensors", safetensors_seeds, mutate_safetensors, read_safetensors),
 }

@@ -43,6 +43,14 @@ def test_mutations(fuzzer: Path, seeds: list[str]) -> None:
     assert ran > 0.05 * cases
 
 
+def test_threads_under_thread_sanitizer(seeds: list[str], require: Callable[[bool, str], None]) -> None:
+    require(shutil.which("cmake") is not None, "cmake is not installed")
+    program = build("thread", ["edgec_fuzz_bundle"]) / "edgec_fuzz_bundle"
+    done = subprocess.run([program, *seeds, "--count", "2000"], capture_output=True, text=True, check=False,
+                          timeout=900)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+
+
 def test_replay_is_exact(fuzzer: Path, seeds: list[str]) -> None:
     command = [fuzzer, *seeds, "--one", "77"]
     # Which case was the slowest is a matter of time: a phase of less than a microsecond has none.

@@ -1,5 +1,5 @@
-"""Damaged .onnx and safetensors files: each is imported or refused with an EdgecError. One case: tests/fuzz/importers.py
-KIND --one N; `make fuzz` runs atheris for longer.
+"""Damaged .onnx and safetensors files: each is imported or refused with an EdgecError. One case: importers.py KIND
+--one N; `make fuzz` runs atheris for longer.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-// Things that go wrong below the runtime, on every bundle given: faults CNN_BUNDLE BUNDLE... Prints "N passed, M failed".
+// Things that go wrong below the runtime, on every bundle given: faults CNN_BUNDLE BUNDLE...
+// Prints "N passed, M failed".
 //
 // Starving: everything an application does is done once for every allocation it makes, and that allocation fails. The
 // call it belongs to must say so, give everything back, and work when it is called again.
@@ -311,7 +312,8 @@ void threads(const Bytes &bundle) {
         threads_asked = 0, threads_refused = number < 5 ? number : 0;
         edgec_session *session = nullptr;
         Answer got;
-        bool good = expect(edgec_session_create(model, &options, &session, nullptr, 0) == EDGEC_OK, "a session", number) &&
+        const edgec_status status = edgec_session_create(model, &options, &session, nullptr, 0);
+        bool good = expect(status == EDGEC_OK, "a session", number) &&
                     expect(answer(model, session, number ? &got : &alone), "a run", number) &&
                     expect(!number || same(got, alone), "another result with other threads", number);
         edgec_session_destroy(session);
@@ -408,8 +410,8 @@ void cancelling(const Bytes &bundle) {
         uint32_t made = 0;
         edgec_generate_options options = {};
         options.struct_size = sizeof options;
-        options.max_tokens = 20, options.top_p = 1, options.ignore_eos = 1, options.on_token = count_token, options.user = &stop;
-        options.cancel = &stop.flag;
+        options.max_tokens = 20, options.top_p = 1, options.ignore_eos = 1;
+        options.on_token = count_token, options.user = &stop, options.cancel = &stop.flag;
         if (edgec_session_create(model, nullptr, &session, nullptr, 0) != EDGEC_OK) exit(2);
         if (pthread_create(&thread, nullptr, stop_generation, &stop)) exit(2);
         const edgec_status status = edgec_generate(session, prompt, 3, &options, &made);

@@ -43,7 +43,8 @@ static int use(const char *path) {
         in.data = input;
         for (uint32_t i = 0; i < info.n_outputs; i++) {
             out[i].struct_size = sizeof out[i];
-            if (edgec_model_output(model, i, &out[i]) || out[i].bytes > sizeof output[i]) return failed(path, "outputs");
+            if (edgec_model_output(model, i, &out[i]) || out[i].bytes > sizeof output[i])
+                return failed(path, "outputs of another size");
             out[i].data = output[i];
         }
         if (edgec_run(session, &in, 1, out, info.n_outputs)) return failed(path, edgec_last_error(session));

@@ -1,5 +1,5 @@
-"""The library on CPUs that this machine does not have (qemu): each starts, chooses the instruction set it should, passes
-its own self-test and computes the same numbers; a set that the CPU lacks is refused in words, not by an illegal
+"""The library on CPUs that this machine does not have (qemu): each starts, chooses the instruction set it should,
+passes its own self-test and computes the same numbers; a set that the CPU lacks is refused in words, not by an illegal
 instruction.
 """
 
@@ -59,7 +59,8 @@ def arm(request: pytest.FixtureRequest, require: Require) -> Path:
     sources = sorted(p for part in ("kernels", "runtime") for p in (ROOT / part).rglob("*.cpp")
                      if p.parent.name != "solve")
     digest = hashlib.sha256()
-    for path in sorted(p for part in ("kernels", "runtime") for p in (ROOT / part).rglob("*") if p.is_file()) + [SMOKE]:
+    files = sorted(p for part in ("kernels", "runtime") for p in (ROOT / part).rglob("*") if p.is_file())
+    for path in (*files, SMOKE):
         digest.update(path.read_bytes())
     program = folder / f"arm-{digest.hexdigest()[:20]}"
     if program.exists():
