@@ -15,8 +15,8 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from tests.fuzz.programs import ROOT, TARGETS, build, has_libfuzzer
-from tests.fuzz.seeds import write_corpus, write_seeds
+from tests.fuzz.programs import ROOT, build, has_libfuzzer
+from tests.fuzz.seeds import TARGETS, write_corpus, write_seeds
 
 WORK = ROOT / "build" / "fuzz"
 LIBFUZZER = ("-max_len=65536", "-timeout=5", "-rss_limit_mb=2048", "-print_final_stats=0")

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-TARGETS = ("open", "session", "tokenizer", "calls")
 SANITIZERS = {"sanitize": "address,undefined", "thread": "thread", "libfuzzer": "address,undefined,fuzzer-no-link"}
 
 

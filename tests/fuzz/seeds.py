@@ -25,7 +25,8 @@ from tests.native.tiny_plans import (
 from tests.runtime.bundle_surgery import Surgery
 
 SCRIPT = 100  # kScript in bundles.h
-CORPUS = Path(__file__).parent / "corpus"
+TARGETS = ("open", "session", "tokenizer", "calls")
+CORPUS = Path(__file__).with_name("corpus.txt")
 TEXT = "the thing in the <s>than</s>  x é\u0301 12 <tool> 's\r\n\t".encode()
 
 
@@ -62,16 +63,16 @@ def with_script(bundle: bytes, script: bytes) -> bytes:
 
 
 def write_corpus(folder: Path) -> list[Path]:
-    """The seeds, and each once more with every script of tests/fuzz/corpus, in folders of `folder` for each target."""
+    """A folder below `folder` for each of TARGETS: the seeds, and those that corpus.txt makes of them."""
     seeds = [path.read_bytes() for path in write_seeds(folder)]
-    for target in ("open", "session", "tokenizer", "calls"):
+    for target in TARGETS:
         (folder / target).mkdir(exist_ok=True)
         for i, seed in enumerate(seeds):
             (folder / target / f"seed{i}").write_bytes(seed)
-        for script in sorted((CORPUS / target).glob("*")) if (CORPUS / target).is_dir() else ():
-            kind, text = script.read_bytes()[:1], script.read_bytes()[1:]
-            (folder / target / script.name).write_bytes(with_script(seeds[kind[0] % len(seeds)], text or b"\0"))
-    return [folder / target for target in ("open", "session", "tokenizer", "calls")]
+    for i, line in enumerate(CORPUS.read_text().splitlines()[1:]):
+        target, seed_number, script = line.split()
+        (folder / target / f"found{i}").write_bytes(with_script(seeds[int(seed_number)], bytes.fromhex(script)))
+    return [folder / target for target in TARGETS]
 
 
 if __name__ == "__main__":

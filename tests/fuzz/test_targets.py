@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.fuzz.programs import TARGETS, build, has_libfuzzer
-from tests.fuzz.seeds import write_corpus
+from tests.fuzz.programs import build, has_libfuzzer
+from tests.fuzz.seeds import TARGETS, write_corpus
 
 RUNS = 3000
 
