@@ -38,6 +38,15 @@ def _no_output(proto: onnx.ModelProto) -> None:
     del _node(proto, "Dropout").output[:]
 
 
+def _more_outputs(proto: onnx.ModelProto) -> None:
+    _node(proto, "Upsample").output.append("more")
+    proto.graph.output.append(helper.make_tensor_value_info("more", TensorProto.FLOAT, [1]))
+
+
+def _more_inputs(proto: onnx.ModelProto) -> None:
+    _node(proto, "Dropout").input.extend(["x"] * 3)
+
+
 def _one_scale(proto: onnx.ModelProto) -> None:
     _attribute(proto, "Upsample", "scales").CopyFrom(helper.make_attribute("scales", 2.0))
 
@@ -64,6 +73,8 @@ def _argument(proto: onnx.ModelProto) -> None:
 
 @pytest.mark.parametrize(("seed", "change", "found"), [
     (OLD, _no_output, "no output"),
+    (OLD, _more_outputs, "2 outputs"),
+    (OLD, _more_inputs, "4 inputs"),
     (OLD, _one_scale, "the type FLOAT"),
     (OLD, _bytes_mode, "not UTF-8"),
     (CONTROL, _no_tensor, "without a value"),
@@ -78,6 +89,18 @@ def test_malformed_nodes(seed: int, change: Callable[[onnx.ModelProto], None], f
         _load(proto, tmp_path)
     assert caught.value.code == "E0101"
     assert found in caught.value.found
+
+
+@pytest.mark.parametrize("version", [0, -1, -(1 << 31), -(1 << 63)])
+def test_operator_sets_before_the_first(version: int, tmp_path: Path) -> None:
+    """Without a node that could tell, all versions from there on were counted through."""
+    proto = onnx.load_from_string(onnx_seeds()[OLD])
+    del proto.graph.node[:], proto.graph.output[:]
+    proto.opset_import[0].version = version
+    with pytest.raises(EdgecError) as caught:
+        _load(proto, tmp_path)
+    assert caught.value.code == "E0101"
+    assert f"opset {version}" in caught.value.found
 
 
 @pytest.mark.parametrize("old", [b"Relu", b"GlobalAveragePool", b"batch"])
