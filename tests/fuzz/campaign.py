@@ -28,7 +28,9 @@ def run(name: str, command: list[str], folder: Path) -> bool:
     log = WORK / f"{name}.log"
     with log.open("w") as out:
         status = subprocess.run(command, cwd=folder, stdout=out, stderr=subprocess.STDOUT, check=False).returncode
-    kept = [line for line in log.read_text(errors="replace").splitlines() if line and "# Uses" not in line]
+    progress = ("# Uses", "REDUCE", "NEW ", "RELOAD", "pulse", "######")
+    kept = [line for line in log.read_text(errors="replace").splitlines()
+            if line and not any(word in line for word in progress)]
     print(f"== {name}: exit status {status}", *kept[-9:], sep="\n   ", flush=True)
     return status == 0
 

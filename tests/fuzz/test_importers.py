@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import subprocess
 import sys
@@ -42,3 +43,13 @@ def test_seeds_are_taken_and_other_errors_are_noticed(
     monkeypatch.setitem(importers.KINDS, kind, (name, seeds, mutate, broken))
     with pytest.raises(importers.BrokenPromise, match="KeyError"):
         importers.attempt(kind, seeds()[0], tmp_path)
+
+
+def test_coverage_guides_the_long_run() -> None:
+    """Atheris sees which lines of edgec run: otherwise its corpus would never grow."""
+    if importlib.util.find_spec("atheris") is None:
+        pytest.skip("atheris is not installed, or has no wheel for this Python (tools/setup_test_tools.sh)")
+    command = [sys.executable, "-m", "tests.fuzz.importers", "safetensors", "--seconds", "4"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert max(int(n) for n in re.findall(r"cov: (\d+)", done.stderr)) > 30, done.stderr[-2000:]
