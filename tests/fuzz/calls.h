@@ -286,6 +286,9 @@ class Calls {
         options.skip_selftest = in_.below(16) != 0, options.verify_weights = in_.below(2);
         Sized<edgec_allocator> allocator(in_, {0, in_.below(16) ? meter_allocate : nullptr, meter_release, &meter_});
         options.allocator = in_.below(2) ? static_cast<edgec_allocator *>(allocator) : nullptr;
+        uint8_t *key = static_cast<uint8_t *>(need(calloc(1, 32)));
+        key[0] = in_.byte();
+        options.public_key = in_.below(8) ? nullptr : key;
         Sized<edgec_open_options> given(in_, options);
         const uint32_t off = in_.below(8) == 0 ? in_.below(64) : 0, cut = in_.below(8) == 0 ? in_.byte() : 0;
         const uint64_t n = file_.n - (off > cut ? off : cut);
@@ -302,6 +305,7 @@ class Calls {
         expect(status);
         promise((status == EDGEC_OK) == (opened != nullptr), "a failed open left a model", s_);
         edgec_close(opened);
+        free(key);
         free(copy);
     }
 

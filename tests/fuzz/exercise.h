@@ -199,13 +199,32 @@ inline void use_facts(const edgec_model *model, Statistics *s) {
     if (verbose) printf("manifest: %llu\n", static_cast<unsigned long long>(sum));
 }
 
-inline void use(Random *given, const Bytes &whole, Statistics *s) {
+// The key of a SIGNATURE section, copied to `key`; false where there is none.
+inline bool key_of(const Bytes &bundle, uint8_t *key) {
+    File parts;
+    bool found = false;
+    if (!split(bundle.data, bundle.n, &parts)) return false;
+    for (uint32_t i = 0; i < parts.count; i++) {
+        const Part &p = parts.part[i];
+        if (p.kind != edgec::SECTION_SIGNATURE || p.bytes.n < 40) continue;
+        memcpy(key, p.bytes.data + 8, 32);
+        found = true;
+    }
+    release(&parts);
+    return found;
+}
+
+// original: what `whole` was made of, or nullptr where that is not known.
+inline void use(Random *given, const Bytes &whole, const Bytes *original, Statistics *s) {
     Random fixed = {1}, &r = given ? *given : fixed;
     Meter meter;
     edgec_allocator allocator = {sizeof allocator, meter_allocate, meter_release, &meter};
     edgec_open_options options = {};
     options.struct_size = sizeof options;
     options.skip_selftest = 1, options.verify_weights = uint32_t(r.below(4) == 0), options.allocator = &allocator;
+    uint8_t key[32];
+    const bool pinned = (!given || r.chance(30)) && key_of(original ? *original : whole, key);
+    options.public_key = pinned ? key : nullptr;
     char message[512] = "";
     edgec_model *model = nullptr;
     begin_phase("open");
@@ -214,6 +233,9 @@ inline void use(Random *given, const Bytes &whole, Statistics *s) {
     s->cases++;
     promise(status_known(status) && (status == EDGEC_OK) == (model != nullptr), "open gave no status", s);
     promise(status == EDGEC_OK || message[0], "open refused without a reason", s);
+    // Nobody but the signer makes another file that a pinned key accepts.
+    const bool same = original && whole.n == original->n && memcmp(whole.data, original->data, whole.n) == 0;
+    promise(!original || !pinned || status != EDGEC_OK || same, "a pinned key opened a changed file", s);
     // The handle itself comes on top of what the file may cause.
     promise(meter.peak <= whole.n + 2 * kSlack, "opening took more than the file's size and some", s);
     if (status_known(status)) s->refused[status]++;

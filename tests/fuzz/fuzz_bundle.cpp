@@ -107,7 +107,7 @@ int main(int argc, char **argv) {
     // Undamaged, everything must work: else the cases below would show nothing.
     for (uint32_t i = 0; i < bundles; i++) {
         current_seed = 0;
-        use(nullptr, bundle[i], &s);
+        use(nullptr, bundle[i], &bundle[i], &s);
     }
     promise(s.opened == bundles && s.ran == bundles, "an undamaged bundle does not open and run", &s);
     const uint64_t failed_before = s.failed;
@@ -116,8 +116,8 @@ int main(int argc, char **argv) {
     for (uint64_t seed = first; seed < first + count; seed++) {
         Random r = {seed};
         current_seed = seed;
-        const Bytes whole = mutate(r, bundle[seed % bundles], weigh_all, damage);
-        use(&r, whole, &s);
+        const Bytes &original = bundle[seed % bundles], whole = mutate(r, original, weigh_all, damage);
+        use(&r, whole, &original, &s);
         free(whole.data);
     }
     for (uint32_t i = 0; i < bundles; i++) free(bundle[i].data);

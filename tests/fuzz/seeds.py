@@ -6,13 +6,17 @@ or the calls it makes. So every input of every target is one bundle, and one mut
 
 from __future__ import annotations
 
+import shutil
 import struct
 import sys
 from pathlib import Path
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
 from edgec.compress.formats import Dtype
 from edgec.native.bundle import write_bundle
 from edgec.native.plan import Plan
+from edgec.native.signing import sign_file
 from tests.native.tiny_plans import (
     tiny_bits,
     tiny_cnn,
@@ -52,7 +56,12 @@ def write_seeds(folder: Path) -> list[Path]:
         write_bundle(path, plan, tokenizer=tokenizer, golden=golden, manifest={"name": name})
         path.write_bytes(with_script(path.read_bytes(), TEXT))
         paths.append(path)
-    return paths
+    # Its key is pinned in some of its cases: then nothing but the file itself may open.
+    signed = folder / "signed"
+    shutil.copy(folder / "cnn", signed)
+    key = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
+    sign_file(signed, key.public_key().public_bytes_raw(), key.sign)
+    return [*paths, signed]
 
 
 def with_script(bundle: bytes, script: bytes) -> bytes:

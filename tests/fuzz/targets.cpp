@@ -56,7 +56,7 @@ struct session {
     static uint32_t weigh(uint32_t kind) { return weigh_all(kind); }
     static void run(const Bytes &whole, Statistics *s) {
         Random r = {digest(whole.data, whole.n)};
-        use(&r, whole, s);
+        use(&r, whole, nullptr, s);
     }
 };
 
