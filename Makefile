@@ -17,13 +17,14 @@ export PROMPT TEXT MODEL
 export EDGEC_ASSETS ?= ../shared/assets
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test nightly build lint typecheck meter pytest bench setup setup-test clean
+.PHONY: help demo test nightly fuzz build lint typecheck meter pytest bench setup setup-test clean
 
 help:
 	@echo "make demo      set up, compile a small language model for this machine, generate text, measure it"
 	@echo "               (PROMPT='...', TEXT=FILE, MODEL=FOLDER, TOKENS=N)"
 	@echo "make test      set up with the test tools, then ruff, mypy, the line meter and the tests"
 	@echo "make nightly   the slow tests too          make build   the native runtime, build/libedgec.*"
+	@echo "make fuzz      FUZZ_CASES=1000000 damaged bundles, then FUZZ_MINUTES=10 of guided fuzzing on all cores"
 	@echo "make bench     figures of benchmarks/      make clean   remove .venv and build"
 
 # Setup -----------------------------------------------------------------------------------------------------------
@@ -80,6 +81,11 @@ test: setup-test build
 
 nightly: setup-test build
 	$(PY) -m pytest --durations=25
+
+FUZZ_CASES   ?= 1000000
+FUZZ_MINUTES ?= 10
+fuzz: setup-test
+	PATH="$(abspath $(VENV))/bin:$$PATH" $(PY) -m tests.fuzz.campaign --cases $(FUZZ_CASES) --minutes $(FUZZ_MINUTES)
 
 bench: setup-test build
 	$(PY) benchmarks/bench_mobilenet_v2.py

@@ -37,12 +37,15 @@ edgec_status check_tokens(edgec_session *s, const char *what, const int32_t *tok
     return EDGEC_OK;
 }
 
+// The flag is another thread's to set, at any moment.
+bool cancelled(const volatile int *flag) { return flag && __atomic_load_n(flag, __ATOMIC_RELAXED) != 0; }
+
 // Appends checked tokens; the position moves only when all have run.
 edgec_status append(edgec_session *s, const int32_t *tokens, uint32_t n, const volatile int *cancel) {
     const Plan &plan = s->model->plan;
     uint32_t done = 0;
     while (done < n) {
-        if (cancel && *cancel) return fail(s->message, EDGEC_ERROR_CANCELLED, "stopped by the caller's flag");
+        if (cancelled(cancel)) return fail(s->message, EDGEC_ERROR_CANCELLED, "stopped by the caller's flag");
         const uint32_t left = n - done, chunk = left < plan.prefill_chunk ? left : plan.prefill_chunk;
         const uint32_t entry = chunk == 1 ? plan.decode : plan.prefill;
         edgec_status status = run_entry(s, entry, tokens + done, chunk, s->position + done, s->logits.data());
@@ -99,7 +102,7 @@ edgec_status generate(edgec_session *s, const int32_t *prompt, uint32_t n, const
     Speaker speaker{tokenizer, {}, {}};
     if (edgec_status status = speaker.begin(s)) return status;
     for (uint32_t i = 0; i < o.max_tokens; i++) {
-        if (o.cancel && *o.cancel) return fail(s->message, EDGEC_ERROR_CANCELLED, "stopped by the caller's flag");
+        if (cancelled(o.cancel)) return fail(s->message, EDGEC_ERROR_CANCELLED, "stopped by the caller's flag");
         const int32_t token = sample(&sampler, s->logits.data(), vocab);
         if (!o.ignore_eos && tokenizer && tokenizer_is_stop(tokenizer, token)) break;
         const int stop = speaker.tell(o, token, i + 1 == o.max_tokens);

@@ -59,10 +59,11 @@ struct Runner {
             return fail(s.message, EDGEC_ERROR_MEMORY, "run: cannot be allocated");
         for (uint32_t i = 0; i < n; i++) {
             const edgec_tensor &t = tensors[i];
-            if (t.struct_size != sizeof(edgec_tensor) || !t.name)
-                return fail(s.message, EDGEC_ERROR_ARGUMENT,
-                            "run: %s %u: found struct_size %u and %s, wanted %zu and a name",
-                            what, i, t.struct_size, t.name ? "a name" : "no name", sizeof(edgec_tensor));
+            // Nothing else of a struct of another size may be looked at.
+            if (t.struct_size != sizeof(edgec_tensor))
+                return fail(s.message, EDGEC_ERROR_ARGUMENT, "run: %s %u: struct_size: found %u, wanted %zu", what, i,
+                            t.struct_size, sizeof(edgec_tensor));
+            if (!t.name) return fail(s.message, EDGEC_ERROR_ARGUMENT, "run: %s %u: name is NULL", what, i);
             uint64_t p = 0;
             while (p < ports.size() && strcmp(name(ports[p]), t.name)) p++;
             if (p == ports.size() || (*bound)[p].given)

@@ -1,9 +1,10 @@
 #!/bin/sh
-# Emulators for kernel tests: setup_test_tools.sh PYTHON
+# Emulators and fuzzers for tests: setup_test_tools.sh PYTHON
 # - bochscpu-python (2 MB) into PYTHON's environment: the CPU of Bochs, for AVX-512 (run_in_bochs.py). Here and not
 #   among the project's extras, for it has no wheels for every system that has ours; what it depends on is not used.
-# - qemu-aarch64 and node with apt-get where that is allowed, for the Arm and the WebAssembly builds.
-# Without them those tests skip, and under CI (EDGEC_REQUIRE_ASSETS=1) fail; this script fails there without the last two.
+# - atheris into PYTHON's environment where it has a wheel: fuzzing of importers guided by coverage (make fuzz).
+# - qemu-aarch64, node, llvm-objdump, and clang with its runtime libraries (libFuzzer) with apt-get where that is allowed.
+# Without them those tests skip, and under CI (EDGEC_REQUIRE_ASSETS=1) fail; this script fails there without what apt-get gives.
 set -eu
 
 if [ "$(uname -s)-$(uname -m)" = Linux-x86_64 ]; then
@@ -11,9 +12,26 @@ if [ "$(uname -s)-$(uname -m)" = Linux-x86_64 ]; then
         echo "note: without bochscpu-python the AVX-512 kernels are tested only on a CPU that has AVX-512" >&2
 fi
 
+"$1" -m pip install --quiet --no-deps --only-binary :all: atheris==3.0.0 ||
+    echo "note: without atheris \`make fuzz\` does not fuzz the importers" >&2
+
+# Of clang's own version; of the distribution's where there is no clang yet, which is the same.
+fuzzer_runtime() {
+    version=$(clang -dumpversion 2>/dev/null | cut -d. -f1)
+    [ -n "$version" ] || version=$(apt-cache depends clang 2>/dev/null | sed -n 's/.*Depends: clang-\([0-9]*\)$/\1/p')
+    echo "libclang-rt-$version-dev"
+}
+
+has_libfuzzer() {
+    echo 'int LLVMFuzzerTestOneInput(const unsigned char *data, unsigned long n) { return data && n > 9 ? 0 : 0; }' |
+        clang -fsanitize=fuzzer -x c - -o /dev/null 2>/dev/null
+}
+
 missing() {
     command -v qemu-aarch64 >/dev/null || command -v qemu-aarch64-static >/dev/null || echo qemu-user
     command -v node >/dev/null || echo nodejs
+    command -v llvm-objdump >/dev/null || echo llvm
+    has_libfuzzer || echo clang "$(fuzzer_runtime)"
 }
 
 wanted=$(missing)

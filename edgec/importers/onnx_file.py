@@ -15,7 +15,7 @@ import math
 import mmap
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,10 +130,15 @@ def read(path: Path) -> tuple[ir.Model, Callable[[], str]]:
     if not proto.HasField("graph") or not proto.opset_import:
         raise _bad(path, "no graph or no operator set", "an ONNX model")
     folder = Path(os.path.realpath(path.parent))
-    graphs = list(_graphs(proto))
+    main, bodies = list(_graphs([proto.graph])), list(_graphs(proto.functions))
+    graphs = main + bodies
     nodes = sum(len(g.node) for g in graphs)
     if nodes > MAX_NODES:
         raise _bad(path, f"{nodes} nodes", f"at most {MAX_NODES}")
+    for graph in main:
+        _check_nodes(graph, path, function=False)
+    for graph in bodies:
+        _check_nodes(graph, path, function=True)
     used: dict[str, DataFile] = {}
     for tensor in _tensors(graphs):
         _check_tensor(tensor, path, folder, used)
@@ -149,9 +154,9 @@ def _bad(path: Path, found: str, wanted: str, hint: str = "") -> EdgecError:
     return EdgecError("E0101", stage=STAGE, where=str(path), found=found, wanted=wanted, hint=hint)
 
 
-def _graphs(proto: Any) -> Iterator[Any]:
-    """The graph, nested graphs, and functions (which have `node` too)."""
-    stack: list[Any] = [proto.graph, *proto.functions]
+def _graphs(roots: Sequence[Any]) -> Iterator[Any]:
+    """The graphs or functions (which have `node` too), and those nested in them."""
+    stack: list[Any] = [*roots]
     while stack:
         graph = stack.pop()
         yield graph
@@ -160,6 +165,35 @@ def _graphs(proto: Any) -> Iterator[Any]:
                 if attr.HasField("g"):
                     stack.append(attr.g)
                 stack.extend(attr.graphs)
+
+
+def _check_nodes(graph: Any, path: Path, *, function: bool) -> None:
+    """Nodes are what every later stage takes them for; only in a function may an attribute stand for an argument."""
+    import onnx
+
+    kinds = onnx.AttributeProto
+    if not function and not all(
+        isinstance(v.name, str) for values in (graph.input, graph.output, graph.initializer) for v in values
+    ):
+        raise _bad(path, "a value whose name is not UTF-8", "a valid ONNX model")
+    for node in graph.node:
+        where = f"{path}: node {node.name!r} ({node.op_type!r})"
+        names = (node.op_type, node.domain, node.name, *node.input, *node.output)
+        found = ""
+        # Protobuf gives text that is not UTF-8 as bytes.
+        if not all(isinstance(n, str) for n in (*names, *(a.name for a in node.attribute))):
+            found = "a name that is not UTF-8"
+        elif not node.output:
+            found = "no output"
+        for attr in node.attribute:
+            if attr.ref_attr_name:
+                if not function:
+                    found = f"attribute {attr.name!r} that is an argument {attr.ref_attr_name!r}, outside a function"
+            elif (attr.type == kinds.TENSOR and not attr.HasField("t")) or (
+                    attr.type == kinds.GRAPH and not attr.HasField("g")):
+                found = f"attribute {attr.name!r} without a value"
+        if found:
+            raise EdgecError("E0101", stage=STAGE, where=where, found=found, wanted="a node as ONNX has them")
 
 
 def _tensors(graphs: list[Any]) -> Iterator[Any]:

@@ -58,11 +58,12 @@ def lift(model: ir.Model) -> None:
     if version is None:
         raise EdgecError("E0101", stage=STAGE, where="opset_import", found="no version of the standard operators",
                          wanted=f"an opset from {OLDEST} to {OPSET}")
-    if version < OLDEST and any(
+    if version < 1 or (version < OLDEST and any(
         op_of(n)[0] == "" and schema(n.op_type, version) is not schema(n.op_type, OLDEST) for n in walk(model)
-    ):
+    )):
         raise EdgecError("E0101", stage=STAGE, where="opset_import", found=f"opset {version}",
                          wanted=f"an opset from {OLDEST} to {OPSET}", hint="export the model again with a newer opset")
+    _check_nodes(model, version)
     problems: list[str] = []
     for node in walk(model) if version > OPSET else ():
         if op_of(node)[0] == "":
@@ -83,6 +84,30 @@ def lift(model: ir.Model) -> None:
             node.version = OPSET
     model.graph.opset_imports.pop("ai.onnx", None)
     model.graph.opset_imports[""] = OPSET
+
+
+def _check_nodes(model: ir.Model, version: int) -> None:
+    """Standard operators have no more inputs and outputs than their operator set gives them, and attributes of its
+    types: every later stage reads them as that. Raises EdgecError (E0101)."""
+    for node in walk(model):
+        known = schema(node.op_type, version) if op_of(node)[0] == "" else None
+        if known is None:
+            continue
+        for what, count, most in (("inputs", len(node.inputs), known.max_input),
+                                  ("outputs", len(node.outputs), known.max_output)):
+            if count > most:
+                raise EdgecError("E0101", stage=STAGE, where=describe(node), found=f"{count} {what}",
+                                 wanted=f"at most {most}")
+        for name, attr in node.attributes.items():
+            if name not in known.attributes:
+                continue
+            wanted = known.attributes[name].type.name
+            # onnx_ir leaves text that is not UTF-8 as bytes.
+            texts = {"STRING": (attr.value,), "STRINGS": attr.value}.get(attr.type.name, ())
+            if attr.type.name != wanted or not all(isinstance(t, str) for t in texts):
+                found = f"the type {attr.type.name}" if attr.type.name != wanted else "text that is not UTF-8"
+                raise EdgecError("E0101", stage=STAGE, where=f"{describe(node)}, attribute {name!r}", found=found,
+                                 wanted=wanted)
 
 
 def _restated(node: ir.Node, version: int) -> list[str]:

@@ -161,7 +161,8 @@ EDGEC_API edgec_status edgec_model_input(const edgec_model *model, uint32_t inde
 EDGEC_API edgec_status edgec_model_output(const edgec_model *model, uint32_t index, edgec_tensor *tensor);
 EDGEC_API edgec_status edgec_model_manifest(const edgec_model *model, const char **json, uint64_t *bytes);
 EDGEC_API edgec_status edgec_verify(edgec_model *model); /* hashes of all weights */
-/* Kernels against the scalar ones on synthetic data; golden != 0 also re-runs the compiler's golden vectors. */
+/* Kernels against the scalar ones on synthetic data; golden != 0 also re-runs the compiler's golden vectors, in a session
+ * of its own with no max_memory: the model's allocator limits what it takes. */
 EDGEC_API edgec_status edgec_selftest(edgec_model *model, int golden, char *message, size_t message_bytes);
 
 EDGEC_API edgec_status edgec_session_create(edgec_model *model, const edgec_session_options *options,

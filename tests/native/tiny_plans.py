@@ -1,5 +1,5 @@
-"""Small plans written out by hand, a CNN, siblings and a language model: bundles for tests of the loader and the
-runtime.
+"""Small plans written out by hand, a CNN, siblings, weights of few bits, a recurrent network and a language model:
+bundles for tests of the loader and the runtime.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import numpy as np
 
 from edgec.compress.formats import Array, Dtype, Format
 from edgec.native.dims import Dim, dim, symbol
-from edgec.native.plan import ABSENT, ALIGN, Call, Entry, Operand, Plan, Port, Space, State, Weight
+from edgec.native.plan import ABSENT, ALIGN, Call, Entry, LowBitMatrix, Operand, Plan, Port, Space, State, Weight
 from edgec.native.tokenizer import Flag, TokenizerData
 
 VOCAB, WIDTH, HEADS, KV_HEADS, HEAD, HIDDEN, CONTEXT, CHUNK = 300, 16, 2, 1, 8, 24, 32, 8
@@ -34,6 +34,13 @@ class _Builder:
             fixed = np.asarray(values, np.float32)
             self.weights.append(Weight(name, Dtype.F32, fmt, tuple(dims), lambda: fixed))
         return Operand(Space.WEIGHT, index, 0, Dtype.F32, fmt, tuple(map(dim, dims)))
+
+    def codes(self, name: str, matrix: LowBitMatrix) -> Operand:
+        """Any codes; the bytes are such that any two of them are a small finite f16, and any four a small f32."""
+        random = np.random.default_rng([self.seed, len(self.weights)])
+        values = random.choice(np.array([0x28, 0x2C, 0xA8, 0x2A], np.uint8), matrix.bytes)
+        self.weights.append(Weight(name, Dtype.U8, Format.PLAIN, values.shape, lambda: values))
+        return Operand(Space.WEIGHT, len(self.weights) - 1, 0, Dtype.U8, Format.PLAIN, (dim(matrix.bytes),))
 
     def buffer(self, *dims: Dim | int, dtype: Dtype = Dtype.F32) -> Operand:
         operand = Operand(Space.ARENA, 0, self.arena, dtype, Format.PLAIN, tuple(map(dim, dims)))
@@ -90,7 +97,70 @@ def tiny_siblings() -> Plan:
     return Plan(0, 0, 0, 0, tuple(b.weights), (), (b.entry("main", [image], outs),))
 
 
-def _lm_entry(name: str, weights: list[Weight]) -> Entry:
+def tiny_bits() -> Plan:
+    """image f32 [batch, 5, 5, 7] -> f32 [batch, 40] and [batch, 9], by weights of few bits and palettes; batch 1..3."""
+    batch = symbol("batch", 1, 3)
+    b = _Builder([], 4)
+    image = Port("image", Dtype.F32, (batch, dim(5), dim(5), dim(7)))
+    outs = [Port("wide", Dtype.F32, (batch, dim(40))), Port("narrow", Dtype.F32, (batch, dim(9)))]
+    to = [Operand(Space.OUTPUT, i, 0, Dtype.F32, Format.PLAIN, port.dims) for i, port in enumerate(outs)]
+    x = Operand(Space.INPUT, 0, 0, Dtype.F32, Format.PLAIN, image.dims)
+    conv, head = LowBitMatrix.of(20, 63, 2, 32, 0), LowBitMatrix.of(36, 20, 3, 0, 17)
+    deep, pooled, rows = b.buffer(batch, 5, 5, 20), b.buffer(batch, 1, 1, 20), b.buffer(batch, 36)
+    table, summed, index = b.buffer(batch, 36), b.buffer(batch, 36), b.buffer(batch, dtype=Dtype.I64)
+    b.call("conv2d_bits", deep, x, b.codes("conv", conv), b.weight("conv.bias", (20,)), ABSENT,
+           ints=(3, 3, 1, 1, 1, 1, 1, 1, 1, 0, conv.n, *conv.ints), floats=NO_ACT)
+    b.call("pool2d", pooled, deep, ints=(0, 5, 5, 1, 1, 0, 0, 1, 1, 0))
+    b.call("linear_bits", rows, _reshaped(pooled, batch, 20), b.codes("head", head), ABSENT, ABSENT,
+           ints=(4, 0, head.n, *head.ints), floats=NO_ACT)
+    b.call("iota", index, ints=(0, 1))
+    embedding = LowBitMatrix.of(5, 36, 4, 64, 1)
+    b.call("gather_bits", table, b.codes("embedding", embedding), index,
+           ints=(embedding.n, embedding.k, *embedding.ints))
+    b.call("binary", summed, rows, table, ints=(0,))
+    parts = [LowBitMatrix.of(40, 36, 1, 32, 0), LowBitMatrix.of(9, 36, 4, 32, 1)]
+    b.call("linear_bits_split", to[0], ABSENT, to[1], ABSENT, summed, b.codes("wide", parts[0]), ABSENT,
+           b.codes("narrow", parts[1]), ABSENT, b.weight("wide.bias", (40,)), ABSENT, ABSENT, ABSENT,
+           ints=(0, 32, parts[0].ints[0], parts[0].ints[2], 0, 0, parts[1].ints[0], parts[1].ints[2], 0, 0, 1),
+           floats=NO_ACT)
+    return Plan(0, 0, 0, 0, tuple(b.weights), (), (b.entry("main", [image], outs),))
+
+
+def tiny_recurrent() -> Plan:
+    """signal f32 [steps, 1, 6] -> f32 [2 steps + 1, 5] and the places of its largest values i64 [2, 5]; steps 1..6.
+
+    An LSTM whose hidden and cell state are kept between runs, then its steps twice with a frame of padding, sorted.
+    """
+    steps, hidden = symbol("steps", 1, 6), 5
+    b = _Builder([], 5)
+    signal = Port("signal", Dtype.F32, (steps, dim(1), dim(6)))
+    twice = steps * 2 + 1
+    outs = [Port("frames", Dtype.F32, (twice, dim(hidden))), Port("places", Dtype.I64, (dim(2), dim(hidden)))]
+    to = [Operand(Space.OUTPUT, i, 0, port.dtype, Format.PLAIN, port.dims) for i, port in enumerate(outs)]
+    x = Operand(Space.INPUT, 0, 0, Dtype.F32, Format.PLAIN, signal.dims)
+    kept = [Operand(Space.STATE, i, 0, Dtype.F32, Format.PLAIN, (dim(1), dim(hidden))) for i in (0, 1)]
+    gates, y = b.buffer(steps, 1, 4 * hidden), b.buffer(steps, 1, hidden)
+    new = [b.buffer(1, hidden), b.buffer(1, hidden)]
+    b.call("linear", gates, x, b.weight("gates", (4 * hidden, 6), Format.PANEL16), b.weight("bias", (4 * hidden,)),
+           ABSENT, ints=(0, 0), floats=NO_ACT)
+    b.call("rnn", y, *new, gates, b.weight("recurrent", (4, hidden, hidden), Format.PANEL16), ABSENT, *kept,
+           ints=(4, 0))
+    for state, value in zip(kept, new, strict=True):
+        b.call("copy", state, value)
+    both, padded = b.buffer(steps * 2, hidden), b.buffer(twice, hidden)
+    flat = _reshaped(y, steps, hidden)
+    b.call("concat", both, flat, flat, ints=(0,))
+    b.call("pad", padded, both, ints=(1, 0, 0), floats=(0.5,))
+    shared, largest = b.buffer(hidden, twice), b.buffer(1, 2, hidden)
+    b.call("transpose", shared, padded, ints=(1, 0))
+    b.call("softmax", shared, shared, ints=(0,))
+    b.call("transpose", to[0], shared, ints=(1, 0))
+    b.call("topk", largest, _reshaped(to[1], 1, 2, hidden), _reshaped(padded, 1, twice, hidden), ints=(0,))
+    states = tuple(State(name, Dtype.F32, (dim(1), dim(hidden)), 0) for name in ("hidden", "cell"))
+    return Plan(0, 0, 0, 0, tuple(b.weights), states, (b.entry("main", [signal], outs),))
+
+
+def _lm_entry(name: str, weights: list[Weight], kept: Dtype) -> Entry:
     """One block of attention and gated feed-forward between a tied embedding and head."""
     seq = dim(1) if name == "decode" else symbol("seq", 1, CHUNK)
     past, context = symbol("past", 0, CONTEXT), symbol("context", 1, CONTEXT)
@@ -122,7 +192,7 @@ def _lm_entry(name: str, weights: list[Weight]) -> Entry:
         linear(y, n, weight, y.dims[-1].at_max())
     for y, heads in ((q, HEADS), (k, KV_HEADS)):
         b.call("rope", y, y, cos, sin, ints=(heads, HEAD, 0))
-    caches = [Operand(Space.STATE, i, 0, Dtype.F32, Format.PLAIN, (dim(KV_HEADS), context, dim(HEAD))) for i in (0, 1)]
+    caches = [Operand(Space.STATE, i, 0, kept, Format.PLAIN, (dim(KV_HEADS), context, dim(HEAD))) for i in (0, 1)]
     for cache, new in zip(caches, (k, v), strict=True):
         b.call("kv_write", cache, new, ints=(past,))
     attended, mixed = b.buffer(seq, HEADS * HEAD), b.buffer(seq, WIDTH)
@@ -146,13 +216,13 @@ def _lm_entry(name: str, weights: list[Weight]) -> Entry:
     return b.entry(name, [Port("tokens", Dtype.I32, (seq,))], [logits])
 
 
-def tiny_lm() -> Plan:
-    """A language model of one block: 300 tokens, context 32, chunks of 8."""
+def tiny_lm(kept: Dtype = Dtype.F32) -> Plan:
+    """A language model of one block: 300 tokens, context 32, chunks of 8; keys and values are kept as `kept`."""
     context = symbol("context", 1, CONTEXT)
     weights: list[Weight] = []
-    entries = tuple(_lm_entry(name, weights) for name in ("prefill", "decode", "score"))
+    entries = tuple(_lm_entry(name, weights, kept) for name in ("prefill", "decode", "score"))
     cache = (dim(KV_HEADS), context, dim(HEAD))
-    states = tuple(State(name, Dtype.F32, cache, 1) for name in ("key_cache.0", "value_cache.0"))
+    states = tuple(State(name, kept, cache, 1) for name in ("key_cache.0", "value_cache.0"))
     return Plan(1, CONTEXT, VOCAB, CHUNK, tuple(weights), states, entries)
 
 
@@ -170,4 +240,16 @@ def tiny_tokenizer() -> TokenizerData:
     data.special, data.prefix, data.stop = [298, 299], [298], [299]
     data.lookup = list(range(0x61, 0x7B))
     data.flags, data.pattern, data.bos, data.eos = Flag.NFC | Flag.WHOLE_WORDS, Pattern.GPT2, 298, 299
+    return data
+
+
+def tiny_scored_tokenizer() -> TokenizerData:
+    """Characters with byte pieces, spaces in front and unknown characters, as score-based vocabularies have them."""
+    from edgec.native.tokenizer import Pattern, parse_scored
+
+    pieces = [(b"<unk>", 0.0), (b"<s>", 0.0), (b"</s>", 0.0), *((b"<0x%02X>" % i, 0.0) for i in range(256))]
+    words = (b" ", b"t", b"h", b"e", b"a", b"\xc3\xa9", b"th", b" t", b"the", b" the", b" a")
+    pieces += [(word, -float(i)) for i, word in enumerate(words)]
+    data = parse_scored(pieces)
+    data.pattern, data.digits = Pattern.NONE, 1
     return data

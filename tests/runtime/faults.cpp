@@ -1,9 +1,15 @@
-// Things that go wrong below the runtime: faults CNN_BUNDLE LM_BUNDLE. Prints "N passed, M failed".
+// Things that go wrong below the runtime, on every bundle given: faults CNN_BUNDLE BUNDLE...
+// Prints "N passed, M failed".
 //
 // Starving: everything an application does is done once for every allocation it makes, and that allocation fails. The
 // call it belongs to must say so, give everything back, and work when it is called again.
 // Accounting: a session allocates no more than edgec_session_memory says.
+// Threads: those that the system refuses, and a host's pool that does less than it was told, change no result.
+// Sharing: sessions of one model on several threads compute what one does alone; a flag from another thread stops a
+// generation. Built with ThreadSanitizer, this shows races.
 // Fallback: kernels of the chosen instruction set that answer wrongly must be noticed at open.
+#include <errno.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -16,13 +22,30 @@
 namespace {
 
 int passed, failed;
+const char *file_name = "";
 
 bool expect(bool good, const char *what, uint64_t n) {
     if (good) return true;
-    printf("faults: case %llu: %s\n", static_cast<unsigned long long>(n), what);
+    printf("faults: %s: case %llu: %s\n", file_name, static_cast<unsigned long long>(n), what);
     failed++;
     return false;
 }
+
+// Thread number `refused` (from 1) and all later ones are not started; 0: all are. The linker puts this function
+// before the system's (--wrap, CMakeLists.txt).
+uint32_t threads_asked, threads_refused;
+
+}  // namespace
+
+extern "C" int __real_pthread_create(pthread_t *, const pthread_attr_t *, void *(*)(void *), void *);
+extern "C" int __wrap_pthread_create(pthread_t *thread, const pthread_attr_t *attributes, void *(*entry)(void *),
+                                     void *arg) {
+    const uint32_t number = __atomic_add_fetch(&threads_asked, 1u, __ATOMIC_RELAXED);
+    const bool refuse = threads_refused && number >= threads_refused;
+    return refuse ? EAGAIN : __real_pthread_create(thread, attributes, entry, arg);
+}
+
+namespace {
 
 struct Bytes {
     uint8_t *data;
@@ -34,8 +57,10 @@ Bytes read_file(const char *path) {
     if (!file || fseek(file, 0, SEEK_END) != 0) exit(2);
     Bytes b = {nullptr, uint64_t(ftell(file))};
     rewind(file);
-    b.data = static_cast<uint8_t *>(aligned_alloc(64, (b.n + 63) / 64 * 64));
-    if (!b.data || fread(b.data, 1, b.n, file) != b.n) exit(2);
+    void *memory = nullptr;
+    if (posix_memalign(&memory, 64, b.n)) exit(2);
+    b.data = static_cast<uint8_t *>(memory);
+    if (fread(b.data, 1, b.n, file) != b.n) exit(2);
     fclose(file);
     return b;
 }
@@ -48,7 +73,8 @@ void *starve_allocate(void *user, size_t bytes, size_t alignment) {
     Starver &s = *static_cast<Starver *>(user);
     if (++s.made == s.fail) return nullptr;
     s.live += bytes;
-    return aligned_alloc(alignment, (bytes + alignment - 1) / alignment * alignment);
+    void *memory = nullptr;
+    return posix_memalign(&memory, alignment, bytes) ? nullptr : memory;
 }
 void starve_release(void *user, void *memory, size_t bytes) {
     static_cast<Starver *>(user)->live -= bytes;
@@ -82,20 +108,32 @@ struct Application {
         return expect(false, "a call fails although there is memory again", number);
     }
 
-    void generic() {
-        edgec_tensor in = {}, out = {};
-        in.struct_size = out.struct_size = sizeof in;
-        if (!step("input", false, [&] { return edgec_model_input(model, 0, &in); }) ||
-            !step("output", false, [&] { return edgec_model_output(model, 0, &out); }))
-            return;
-        // One byte off, so that both have to be staged.
-        char *memory = static_cast<char *>(calloc(1, in.bytes + out.bytes + 16));
-        in.data = memory + 1, out.data = memory + 1 + in.bytes;
-        step("run", true, [&] { return edgec_run(session, &in, 1, &out, 1); });
+    void generic(const edgec_model_info &info) {
+        constexpr uint32_t kMost = 4;
+        edgec_tensor in[kMost] = {}, out[kMost] = {};
+        if (!expect(info.n_inputs <= kMost && info.n_outputs <= kMost, "more ports than expected", number)) return;
+        uint64_t total = 0;
+        for (uint32_t k = 0; k < info.n_inputs + info.n_outputs; k++) {
+            const bool input = k < info.n_inputs;
+            const uint32_t i = input ? k : k - info.n_inputs;
+            edgec_tensor &t = input ? in[i] : out[i];
+            t.struct_size = sizeof t;
+            const auto describe = input ? edgec_model_input : edgec_model_output;
+            if (!step("a port", false, [&] { return describe(model, i, &t); })) return;
+            total += t.bytes;
+        }
+        // One byte off, so that all have to be staged.
+        char *const memory = static_cast<char *>(calloc(1, total + 1)), *at = memory + 1;
+        for (uint32_t k = 0; k < info.n_inputs + info.n_outputs; k++) {
+            edgec_tensor &t = k < info.n_inputs ? in[k] : out[k - info.n_inputs];
+            t.data = at, at += t.bytes;
+        }
+        step("run", true, [&] { return edgec_run(session, in, info.n_inputs, out, info.n_outputs); });
         free(memory);
+        save_and_load();
     }
 
-    void language() {
+    void language(const edgec_model_info &info) {
         static const char text[] = "the thing in the <s>than</s>  x \xC3\xA9t\xCC\x81 <tool> 12";
         int32_t tokens[64];
         char back[256];
@@ -109,9 +147,26 @@ struct Application {
         edgec_generate_options options = {};
         options.struct_size = sizeof options;
         options.max_tokens = 3, options.temperature = 1, options.top_p = 0.9f, options.on_token = on_token;
+        options.ignore_eos = 1;
         step("generate", true, [&] { return edgec_generate(session, tokens, 4, &options, nullptr); });
-        expect(edgec_session_position(session) <= 7 && edgec_session_position(session) >= 4, "the position", number);
+        expect(edgec_session_position(session) == 7, "the position", number);
         step("step", true, [&] { return edgec_step(session, tokens, 3, nullptr); });
+        float *rows = static_cast<float *>(calloc(2 * uint64_t(info.vocab_size), sizeof(float)));
+        step("score", true, [&] { return edgec_score(session, tokens, 2, rows); });
+        free(rows);
+        expect(edgec_session_position(session) == 12, "the position", number);
+        save_and_load();
+        step("seek", true, [&] { return edgec_session_seek(session, 5); });
+        step("reset", true, [&] { return edgec_session_reset(session); });
+    }
+
+    void save_and_load() {
+        uint64_t bytes = 0;
+        step("the size of a state", true, [&] { return edgec_session_save(session, nullptr, &bytes); });
+        void *state = calloc(1, bytes);
+        step("save", true, [&] { return edgec_session_save(session, state, &bytes); });
+        step("load", true, [&] { return edgec_session_load(session, state, bytes); });
+        free(state);
     }
 
     void run() {
@@ -132,8 +187,8 @@ struct Application {
             edgec_model_info info = {};
             info.struct_size = sizeof info;
             edgec_model_get_info(model, &info);
-            if (info.kind == 1) language();
-            else generic();
+            if (info.kind == 1) language(info);
+            else generic(info);
         }
         edgec_session_destroy(session);
         edgec_close(model);
@@ -177,6 +232,200 @@ void accounting(const Bytes &bundle) {
         edgec_close(model);
         passed += expect(starver.live == 0, "memory is not given back", threads) && good;
     }
+}
+
+// A tensor of another struct_size is refused, and nothing behind that word is read (a sanitizer sees it).
+void short_struct(const Bytes &bundle) {
+    edgec_model *model = nullptr;
+    edgec_session *session = nullptr;
+    edgec_tensor out = {};
+    uint32_t *size = static_cast<uint32_t *>(malloc(sizeof *size));
+    if (!size) exit(2);
+    *size = sizeof *size;
+    const bool good =
+        edgec_open_buffer(bundle.data, bundle.n, nullptr, &model, nullptr, 0) == EDGEC_OK &&
+        edgec_session_create(model, nullptr, &session, nullptr, 0) == EDGEC_OK &&
+        edgec_run(session, reinterpret_cast<edgec_tensor *>(size), 1, &out, 1) == EDGEC_ERROR_ARGUMENT &&
+        strstr(edgec_last_error(session), "struct_size");
+    edgec_session_destroy(session);
+    edgec_close(model);
+    free(size);
+    passed += expect(good, "a tensor struct of four bytes", 0);
+}
+
+// The numbers a session gives: the logits after some tokens, or the outputs for inputs of 0.5.
+struct Answer {
+    float values[1024];
+    uint64_t n;
+};
+bool answer(edgec_model *model, edgec_session *session, Answer *a) {
+    edgec_model_info info = {};
+    info.struct_size = sizeof info;
+    memset(a, 0, sizeof *a);
+    if (edgec_model_get_info(model, &info) != EDGEC_OK) return false;
+    if (info.kind == 1) {
+        const int32_t tokens[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10};
+        a->n = info.vocab_size;
+        return edgec_step(session, tokens, 10, a->values) == EDGEC_OK;
+    }
+    edgec_tensor in = {}, out[3] = {};
+    float input[1024];
+    for (float &x : input) x = 0.5f;
+    in.struct_size = sizeof in;
+    if (info.n_inputs != 1 || info.n_outputs > 3 || edgec_model_input(model, 0, &in) != EDGEC_OK) return false;
+    in.data = input;
+    if (in.bytes > sizeof input) return false;
+    for (uint32_t i = 0; i < info.n_outputs; i++) {
+        out[i].struct_size = sizeof out[i];
+        if (edgec_model_output(model, i, &out[i]) != EDGEC_OK) return false;
+        out[i].data = a->values + a->n;
+        a->n += out[i].bytes / sizeof(float);
+        if (a->n > 1024) return false;
+    }
+    return edgec_run(session, &in, 1, out, info.n_outputs) == EDGEC_OK;
+}
+
+bool same(const Answer &a, const Answer &b) { return a.n == b.n && !memcmp(a.values, b.values, a.n * sizeof(float)); }
+
+// A host's pool by styles: 0 does nothing, so that the caller has to do it all; 1 only the last piece; 2 all of them
+// twice, backwards.
+void host_run(void *user, void (*work)(void *, uint32_t), void *arg, uint32_t n) {
+    const uint32_t style = *static_cast<uint32_t *>(user);
+    for (uint32_t round = 0; round < style; round++)
+        for (uint32_t i = n; i-- > (style == 1 ? n - 1 : 0);) work(arg, i);
+}
+
+void threads(const Bytes &bundle) {
+    edgec_model *model = nullptr;
+    if (!expect(edgec_open_buffer(bundle.data, bundle.n, nullptr, &model, nullptr, 0) == EDGEC_OK, "open", 0)) return;
+    Answer alone;
+    for (uint32_t number = 0; number < 8; number++) {
+        const uint32_t style = number > 4 ? number - 5 : 0;
+        uint32_t user = style;
+        const edgec_threadpool pool = {sizeof pool, host_run, &user};
+        Starver starver;
+        const edgec_allocator allocator = {sizeof allocator, starve_allocate, starve_release, &starver};
+        edgec_session_options options = {};
+        options.struct_size = sizeof options;
+        options.threads = number ? 4 : 1, options.allocator = &allocator;
+        options.threadpool = number > 4 ? &pool : nullptr;
+        threads_asked = 0, threads_refused = number < 5 ? number : 0;
+        edgec_session *session = nullptr;
+        Answer got;
+        const edgec_status status = edgec_session_create(model, &options, &session, nullptr, 0);
+        bool good = expect(status == EDGEC_OK, "a session", number) &&
+                    expect(answer(model, session, number ? &got : &alone), "a run", number) &&
+                    expect(!number || same(got, alone), "another result with other threads", number);
+        edgec_session_destroy(session);
+        // Refused once, no more are asked for; a host's pool needs none.
+        const uint32_t wanted = number == 0 || number > 4 ? 0 : number < 3 ? number : 3;
+        good = expect(threads_asked == wanted, "the number of threads that were asked for", number) && good;
+        passed += expect(starver.live == 0, "memory is not given back", number) && good;
+    }
+    threads_refused = 0;
+    edgec_close(model);
+}
+
+// A thread of its own that uses a model which others use too.
+struct User {
+    edgec_model *model;
+    uint32_t threads;
+    Answer got;
+    bool good;
+};
+void *use_model(void *memory) {
+    User &u = *static_cast<User *>(memory);
+    u.good = true;
+    for (int round = 0; round < 5; round++) {
+        edgec_session_options options = {};
+        options.struct_size = sizeof options;
+        options.threads = u.threads, options.profile = 1;
+        edgec_session *session = nullptr;
+        char message[512];
+        const char *json;
+        uint64_t bytes, n = 0;
+        edgec_model_info info = {};
+        info.struct_size = sizeof info;
+        u.good = u.good && edgec_session_create(u.model, &options, &session, message, sizeof message) == EDGEC_OK &&
+                 answer(u.model, session, &u.got) && edgec_model_get_info(u.model, &info) == EDGEC_OK &&
+                 edgec_model_manifest(u.model, &json, &bytes) == EDGEC_OK && edgec_verify(u.model) == EDGEC_OK &&
+                 (!info.has_tokenizer || edgec_tokenize(u.model, "the thing", 9, 1, nullptr, &n) == EDGEC_OK) &&
+                 (round || edgec_selftest(u.model, 0, message, sizeof message) == EDGEC_OK);
+        edgec_session_destroy(session);
+    }
+    return nullptr;
+}
+
+void sharing(const Bytes &bundle) {
+    constexpr uint32_t kUsers = 3;
+    edgec_model *model = nullptr;
+    if (!expect(edgec_open_buffer(bundle.data, bundle.n, nullptr, &model, nullptr, 0) == EDGEC_OK, "open", 0)) return;
+    static User alone, user[kUsers];
+    alone.model = model, alone.threads = 1;
+    use_model(&alone);
+    bool good = expect(alone.good, "one session", 0);
+    pthread_t thread[kUsers];
+    for (uint32_t i = 0; i < kUsers; i++) {
+        user[i].model = model, user[i].threads = 1 + i % 2;
+        if (pthread_create(&thread[i], nullptr, use_model, &user[i])) exit(2);
+    }
+    for (uint32_t i = 0; i < kUsers; i++) {
+        pthread_join(thread[i], nullptr);
+        good = expect(user[i].good && same(user[i].got, alone.got), "a session beside others", i) && good;
+    }
+    edgec_close(model);
+    passed += good;
+}
+
+// The other thread waits for the second token, then raises the flag; the callback waits for the flag, so that the
+// generation can only end by it.
+struct Stop {
+    uint32_t tokens = 0;
+    int flag = 0;
+};
+int count_token(void *user, int32_t, const char *, size_t) {
+    Stop &stop = *static_cast<Stop *>(user);
+    if (__atomic_add_fetch(&stop.tokens, 1u, __ATOMIC_RELAXED) == 2)
+        while (!__atomic_load_n(&stop.flag, __ATOMIC_RELAXED)) usleep(100);
+    return 0;
+}
+void *stop_generation(void *memory) {
+    Stop &stop = *static_cast<Stop *>(memory);
+    while (__atomic_load_n(&stop.tokens, __ATOMIC_RELAXED) < 2) usleep(100);
+    __atomic_store_n(&stop.flag, 1, __ATOMIC_RELAXED);
+    return nullptr;
+}
+void cancelling(const Bytes &bundle) {
+    edgec_model *model = nullptr;
+    edgec_session *session = nullptr;
+    edgec_model_info info = {};
+    info.struct_size = sizeof info;
+    if (!expect(edgec_open_buffer(bundle.data, bundle.n, nullptr, &model, nullptr, 0) == EDGEC_OK &&
+                    edgec_model_get_info(model, &info) == EDGEC_OK, "open", 0))
+        return;
+    if (info.kind == 1) {
+        Stop stop;
+        pthread_t thread;
+        const int32_t prompt[] = {1, 2, 3};
+        uint32_t made = 0;
+        edgec_generate_options options = {};
+        options.struct_size = sizeof options;
+        options.max_tokens = 20, options.top_p = 1, options.ignore_eos = 1;
+        options.on_token = count_token, options.user = &stop, options.cancel = &stop.flag;
+        if (edgec_session_create(model, nullptr, &session, nullptr, 0) != EDGEC_OK) exit(2);
+        if (pthread_create(&thread, nullptr, stop_generation, &stop)) exit(2);
+        const edgec_status status = edgec_generate(session, prompt, 3, &options, &made);
+        __atomic_store_n(&stop.tokens, 2u, __ATOMIC_RELAXED);  // whatever happened, the other thread ends
+        pthread_join(thread, nullptr);
+        bool good = expect(status == EDGEC_ERROR_CANCELLED && made == 2 && edgec_session_position(session) == 5,
+                           "a generation that another thread stops", 0);
+        // Stopped before the prompt was in: as if it had never been called.
+        good = expect(edgec_generate(session, prompt, 3, &options, &made) == EDGEC_ERROR_CANCELLED && made == 0 &&
+                          edgec_session_position(session) == 5, "a generation that is stopped at once", 1) && good;
+        passed += expect(edgec_step(session, prompt, 3, nullptr) == EDGEC_OK, "the session afterwards", 2) && good;
+        edgec_session_destroy(session);
+    }
+    edgec_close(model);
 }
 
 edgec::RunFn right;
@@ -223,15 +472,21 @@ void fallback(const Bytes &bundle) {
 }  // namespace
 
 int main(int argc, char **argv) {
-    if (argc != 3) return fprintf(stderr, "usage: faults CNN_BUNDLE LM_BUNDLE\n"), 2;
-    const Bytes cnn = read_file(argv[1]), lm = read_file(argv[2]);
-    starve(cnn);
-    starve(lm);
-    accounting(cnn);
-    accounting(lm);
-    fallback(cnn);
-    free(cnn.data);
-    free(lm.data);
+    if (argc < 2) return fprintf(stderr, "usage: faults CNN_BUNDLE BUNDLE...\n"), 2;
+    for (int i = 1; i < argc; i++) {
+        const Bytes bundle = read_file(argv[i]);
+        file_name = argv[i];
+        starve(bundle);
+        accounting(bundle);
+        threads(bundle);
+        sharing(bundle);
+        cancelling(bundle);
+        if (i == 1) {
+            short_struct(bundle);
+            fallback(bundle);
+        }
+        free(bundle.data);
+    }
     printf("%d passed, %d failed\n", passed, failed);
     return failed != 0;
 }
