@@ -312,7 +312,7 @@ def verify(bundle: Path | str, *, public_key: str | None = None) -> dict[str, An
     with Model(path, verify_weights=True, selftest=False, public_key=wanted if wanted is not None else signer):
         pass
     files = check_listing(Path(bundle)) if Path(bundle).is_dir() else 0
-    return {"bundle": str(path), "bytes": len(read.data), "signed_by": signer.hex() if signer else "",
+    return {"bundle": str(path), "bytes": len(read.data), "signed_by": (wanted or signer or b"").hex(),
             "sections": {kind.name: len(data) for kind, data in read.sections.items()},
             "pinned": wanted is not None, "files": files}
 

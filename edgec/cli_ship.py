@@ -103,7 +103,7 @@ def size(
     layers: Annotated[int, typer.Option("--layers", min=0, help="So many of the largest weights.")] = 10,
     json: Json = False,
 ) -> None:
-    """What the bytes of a bundle and of the runtime library are: sections, weights, layers, code per kernel."""
+    """What the bytes of a bundle and of this machine's runtime library are: sections, weights, code per kernel."""
     from edgec import api
 
     started = time.time()

@@ -62,4 +62,4 @@ def library_size() -> dict[str, Any]:
     except ValueError as e:
         raise EdgecError("E0007", stage="size", where=str(table), found=str(e), wanted="the table of this library",
                          hint="make build") from e
-    return found | {"kernels": measured["kernels"], "shared": measured["shared"]}
+    return found | {key: measured[key] for key in ("kernels", "shared", "missing") if key in measured}

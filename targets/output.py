@@ -72,9 +72,12 @@ def _listed(folder: Path) -> dict[str, Any]:
 def check_listing(folder: Path) -> int:
     """Compares the files of an output folder with what its manifest lists, and returns how many these are.
 
-    Raises EdgecError EDGEC-E0402 naming the first that is missing or differs.
+    Raises EdgecError EDGEC-E0402 naming the first that is missing or differs, or a manifest that lists none.
     """
     files = _listed(folder).get("files", {})
+    if not files and (folder / MANIFEST).exists():
+        raise EdgecError("E0402", stage="verify", where=str(folder / MANIFEST), found="no list of files",
+                         wanted="the manifest of an output folder", hint="copy the folder again")
     for name, entry in sorted(files.items()):
         path = folder / name
         # A name that leads out of the folder is none that edgec wrote.

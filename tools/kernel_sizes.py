@@ -22,6 +22,10 @@ BODY, RULE = re.compile(r"_ZN5edgec(.+)ERKNS_4ArgsEllPv"), re.compile(r"_ZN5edge
 Section = tuple[str, int]
 
 
+class UnreadableError(Exception):
+    """Why there is no table. No reason to fail the build of the library."""
+
+
 class Objects:
     """size: bytes of every section that is loaded and not merged with equal ones. needs: section -> sections it names.
     symbols: name of a function or constant -> its section."""
@@ -38,14 +42,16 @@ class Objects:
 
     def _read(self, data: bytes, where: str) -> None:
         if data[:6] != b"\x7fELF\x02\x01":
-            raise SystemExit(f"kernel_sizes: {where}: not a 64-bit little-endian ELF file")
+            raise UnreadableError("the library was not built from 64-bit little-endian ELF files")
         (table,), (count,) = struct.unpack_from("<Q", data, 40), struct.unpack_from("<H", data, 60)
         headers = [struct.unpack_from("<IIQQQQIIQQ", data, table + 64 * i) for i in range(count)]
         for i, header in enumerate(headers):
             if header[2] & ALLOC:
                 self.size[where, i] = 0 if header[2] & MERGED else header[5]
                 self.needs[where, i] = set()
-        (symbols,) = (h for h in headers if h[1] == SYMTAB)
+        symbols = next((h for h in headers if h[1] == SYMTAB), None)
+        if symbols is None:
+            return
         strings = headers[symbols[6]][4]
         found: list[tuple[str, int, int]] = []
         for at in range(symbols[4], symbols[4] + symbols[5], 24):
@@ -109,6 +115,9 @@ def sizes(objects: Objects, kernels: list[str]) -> dict[str, object]:
     """Of each kernel, isa: bytes that it needs on each instruction set; checks: what it needs besides, on all of them;
     alone: what nothing but this kernel needs, and would go with it. shared: what several kernels need."""
     needed = roots(objects, kernels)
+    bodies = {kernel for kernel, isa in needed if isa}
+    if bodies != set(kernels) or any((name, "") not in needed for name in kernels):
+        raise UnreadableError("the library was built from files without the symbols of all kernels")
     users: dict[Section, set[str]] = {}
     for (kernel, _), sections in needed.items():
         for section in sections:
@@ -129,7 +138,11 @@ def sizes(objects: Objects, kernels: list[str]) -> dict[str, object]:
 def main() -> None:
     definition = (Path(__file__).resolve().parent.parent / "kernels" / "kernels.def").read_text(encoding="utf-8")
     kernels = re.findall(r"^(?:KERNEL|LEVELED|NARROW|PORTABLE)\((\w+),", definition, re.MULTILINE)
-    print(json.dumps(sizes(Objects(map(Path, sys.argv[1:])), kernels), indent=1, sort_keys=True))
+    try:
+        table = sizes(Objects(map(Path, sys.argv[1:])), kernels)
+    except UnreadableError as e:
+        table = {"schema_version": 1, "missing": str(e)}
+    print(json.dumps(table, indent=1, sort_keys=True))
 
 
 if __name__ == "__main__":

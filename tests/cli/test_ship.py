@@ -13,10 +13,12 @@ from typing import Any
 
 import pytest
 
-from edgec.env import KEY_PASSPHRASE
+from edgec.env import KEY_PASSPHRASE, LIBRARY
 from edgec.native.bundle import HEADER, RECORD, Kind, read_bundle
+from edgec.native.library import library_path
 from edgec.targets.output import check_listing
 from tests.runtime.bundle_surgery import Surgery
+from tests.runtime.test_kernel_sizes import KERNELS
 
 Cli = Callable[..., Any]
 Keys = Callable[[str], Path]
@@ -153,6 +155,10 @@ def test_verify_compares_the_other_files(edgec_cli: Cli, folder: Path) -> None:
         manifest["files"] = {name: entry}
         (folder / "manifest.json").write_text(json.dumps(manifest))
         assert "no such file in this folder" in edgec_cli("verify", folder).err
+    (folder / "manifest.json").write_text("{")
+    assert edgec_cli("verify", folder).code == 6
+    (folder / "manifest.json").unlink()
+    assert edgec_cli("verify", folder).code == 0
 
 
 def test_new_keys(edgec_cli: Cli, tmp_path: Path, require: Callable[[bool, str], None], key_pair: Keys) -> None:
@@ -206,3 +212,44 @@ def test_encrypted_keys(edgec_cli: Cli, folder: Path, tmp_path: Path, key_pair: 
     with KEY_PASSPHRASE.override("open"):
         assert edgec_cli("sign", folder, "--key", locked).code == 0
     assert edgec_cli("verify", folder, "--public-key", f"{plain}.pub").code == 0
+
+
+def test_size_of_a_bundle(edgec_cli: Cli, prose_bundle: Path) -> None:
+    found = json.loads(edgec_cli("size", prose_bundle, "--layers", 3, "--json").out)
+    assert (found["schema_version"], found["command"]) == (1, "size")
+    model, file = found["model"], prose_bundle / "model.edgec"
+    assert model["bytes"] == file.stat().st_size == sum(model["sections"].values()) + model["padding"]
+    assert model["files"]["model.edgec"] == model["bytes"]
+    stored = read_bundle(file).plan.stored()
+    forms = model["forms"]
+    assert {form.form for form in stored} == set(forms)
+    assert sum(form["tensors"] for form in forms.values()) == len(stored)
+    weights = sum(form["bytes"] for form in forms.values())
+    assert weights + model["weight_padding"] == model["sections"]["WEIGHTS"]
+    assert [layer["bytes"] for layer in model["layers"]] == sorted((w.bytes for w in stored), reverse=True)[:3]
+    assert model["kernels"]["linear"] > 1
+    assert json.loads(edgec_cli("size", file, "--json").out)["model"]["files"] == {}
+    text = edgec_cli("size", prose_bundle)
+    assert text.code == 0
+    for word in ("WEIGHTS", "Largest weights", "calls", "attention_cached", model["layers"][0]["name"]):
+        assert word in text.out, word
+
+
+def test_size_of_the_library(edgec_cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    found = json.loads(edgec_cli("size", "--json").out)
+    library = found["library"]
+    assert found["model"] is None
+    assert library["bytes"] == library_path().stat().st_size
+    assert library["stripped"] <= 400 * 1024
+    assert set(library["kernels"]) == set(KERNELS)
+    copy = Path(shutil.copy(library_path(), tmp_path / "libedgec.so"))
+    with LIBRARY.override(str(copy)):
+        bare = edgec_cli("size")
+        assert bare.code == 0
+        assert "not known" in bare.err
+        assert "alone" not in bare.out
+        assert "kernels" not in json.loads(edgec_cli("size", "--json").out)["library"]
+        copy.with_name("kernel_sizes.json").write_text('{"schema_version": 1, "missing": "a reason"}')
+        assert "a reason" in edgec_cli("size").err
+        copy.with_name("kernel_sizes.json").write_text("{")
+        assert edgec_cli("size").code == 2

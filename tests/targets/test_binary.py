@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from edgec.errors import EdgecError
-from edgec.targets.binary import read_binary
+from edgec.native.library import library_path
+from edgec.targets.binary import read_binary, stripped_bytes
 from edgec.targets.devices import host_arch, host_os
 
 
@@ -104,3 +105,24 @@ def test_damage_never_escapes(elf: Path, tmp_path: Path) -> None:
                 codes.append(e.code)
     assert set(codes) == {"E0007"}
     assert len(codes) > 100
+
+
+def test_stripped_bytes(tmp_path: Path, require: Callable[[bool, str], None]) -> None:
+    """What `strip` leaves, but for the alignment of what it moves."""
+    require(shutil.which("strip") is not None, "no strip")
+    require(host_os() == "linux", "reads ELF files")
+    copy = tmp_path / "lib.so"
+    shutil.copy(library_path(), copy)
+    subprocess.run(["strip", "--strip-all", str(copy)], check=True)
+    found = stripped_bytes(library_path())
+    assert found is not None
+    assert abs(found - copy.stat().st_size) <= 64
+    assert stripped_bytes(copy) == copy.stat().st_size < library_path().stat().st_size
+    copy.write_bytes(macho([]))
+    assert stripped_bytes(copy) is None
+    for n in (0, 1):
+        data = bytearray(library_path().read_bytes())
+        data[62:64] = b"\xff\xff" if n else data[62:64]
+        copy.write_bytes(data if n else data[:2000])
+        with pytest.raises(EdgecError, match="E0007"):
+            stripped_bytes(copy)
