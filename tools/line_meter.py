@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # Lines of code per folder. tests and benchmarks have no budget: they are only shown.
 BUDGETS: dict[str, int | None] = {
-    "edgec": 16400, "passes": 6000, "targets": 1200, "runtime": 6000, "kernels": 7000,
+    "edgec": 16500, "passes": 6000, "targets": 1200, "runtime": 6000, "kernels": 7000,
     "tools": 800, "examples": 800, "benchmarks": None, "tests": None,
 }
 FILE_LIMIT = 700
