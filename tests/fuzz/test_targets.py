@@ -36,6 +36,6 @@ def test_corpus_and_what_follows(target: str, programs: Path, corpus: dict[str, 
     command = [program, corpus[target], f"-runs={RUNS}", "-seed=1", "-max_len=65536", "-timeout=20"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=600)
     assert done.returncode == 0, done.stderr[-6000:]
-    found = [int(n) for n in re.findall(r"cov: (\d+)", done.stderr)]
-    # A mutator that only breaks bundles would learn nothing.
-    assert found[-1] > 1.1 * found[0], done.stderr[-2000:]
+    found = [int(n) for n in re.findall(r"ft: (\d+)", done.stderr)]
+    # A mutator that only breaks bundles would learn nothing; how many edges are new depends on the threads' timing.
+    assert found[-1] > 1.2 * found[0], done.stderr[-2000:]
