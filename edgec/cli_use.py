@@ -134,10 +134,10 @@ def compare(
     started = time.time()
     limits = parse_tolerances("--tol", tol or [])
     arrays = read_arrays([], inputs)
-    layers = judge_layers.layer_errors(bundle) if per_layer or write_overrides else []
-    if write_overrides is not None:
-        judge_layers.write_overrides(write_overrides, judge_layers.raising_overrides(layers))
     with opened(bundle, isa, verify, public_key) as model:
+        layers = judge_layers.layer_errors(bundle) if per_layer or write_overrides else []
+        if write_overrides is not None:
+            judge_layers.write_overrides(write_overrides, judge_layers.raising_overrides(layers))
         report = compare_bundle(model, reference, arrays=arrays, text=text, tokens=tokens, threads=threads, seed=seed,
                                 allow_pickle=allow_pickle)
     missed = gate(report, limits)

@@ -52,7 +52,7 @@ def _foreign(outdir: Path) -> list[str]:
         manifest = json.loads((outdir / MANIFEST).read_text(encoding="utf-8"))
         if "edgec_version" in manifest:
             listed = {MANIFEST, *manifest["files"]}
-    except (FileNotFoundError, ValueError, TypeError, KeyError):
+    except (FileNotFoundError, ValueError, TypeError, KeyError, RecursionError):
         pass  # no manifest of ours: every file is foreign
     known = listed | {Path(name).parent.as_posix() for name in listed}
     entries = outdir.rglob("*") if listed else outdir.iterdir()
@@ -63,7 +63,7 @@ def _listed(folder: Path) -> dict[str, Any]:
     """The manifest of `folder` when it is an output of ours, else {}."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     ours = isinstance(manifest, dict) and "edgec_version" in manifest and isinstance(manifest.get("files"), dict)
     return manifest if ours else {}
@@ -83,7 +83,7 @@ def check_listing(folder: Path) -> int:
         # A name that leads out of the folder is none that edgec wrote.
         inside = path.is_file() and folder.resolve() in path.resolve().parents
         found = {"bytes": path.stat().st_size, "sha256": file_sha256(path)} if inside else {}
-        if found != entry:
+        if not inside or found != entry:
             raise EdgecError("E0402", stage="verify", where=str(path), hint="copy the folder again",
                              found=f"SHA-256 {found['sha256']}" if found else "no such file in this folder",
                              wanted=f"{entry} of {MANIFEST}")

@@ -135,6 +135,8 @@ def read(path: Path) -> tuple[ir.Model, Callable[[], str]]:
     nodes = sum(len(g.node) for g in graphs)
     if nodes > MAX_NODES:
         raise _bad(path, f"{nodes} nodes", f"at most {MAX_NODES}")
+    if not _is_text(proto.producer_name, proto.producer_version, proto.domain, proto.doc_string, proto.metadata_props):
+        raise _bad(path, "a name or description that is not UTF-8", "a valid ONNX model")
     for graph in main:
         _check_nodes(graph, path, function=False)
     for graph in bodies:
@@ -167,18 +169,26 @@ def _graphs(roots: Sequence[Any]) -> Iterator[Any]:
                 stack.extend(attr.graphs)
 
 
+def _is_text(*parts: Any) -> bool:
+    """Whether strings, and the keys and values of metadata, are text: protobuf gives what is not UTF-8 as bytes."""
+    return all(isinstance(part, str) if isinstance(part, (str, bytes)) else
+               all(isinstance(e.key, str) and isinstance(e.value, str) for e in part) for part in parts)
+
+
 def _check_nodes(graph: Any, path: Path, *, function: bool) -> None:
     """Nodes are what every later stage takes them for; only in a function may an attribute stand for an argument."""
     import onnx
 
     kinds = onnx.AttributeProto
+    if not _is_text(graph.name, graph.doc_string, graph.metadata_props, *(n.metadata_props for n in graph.node)):
+        raise _bad(path, "a name or description that is not UTF-8", "a valid ONNX model")
     if not function and not all(
         isinstance(v.name, str) for values in (graph.input, graph.output, graph.initializer) for v in values
     ):
         raise _bad(path, "a value whose name is not UTF-8", "a valid ONNX model")
     for node in graph.node:
         where = f"{path}: node {node.name!r} ({node.op_type!r})"
-        names = (node.op_type, node.domain, node.name, *node.input, *node.output)
+        names = (node.op_type, node.domain, node.name, node.doc_string, *node.input, *node.output)
         found = ""
         # Protobuf gives text that is not UTF-8 as bytes.
         if not all(isinstance(n, str) for n in (*names, *(a.name for a in node.attribute))):

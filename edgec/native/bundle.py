@@ -31,6 +31,7 @@ from edgec.native.plan_words import Strings, damaged, decode, encode
 MAGIC = b"EDGECBDL"
 MAJOR, MINOR = 1, 0
 HEADER, RECORD = 128, 64  # bytes of the header, and of a record of the section table
+MAX_SECTIONS = 16
 _CHUNK_LOG2 = 20
 _CHUNK = 1 << _CHUNK_LOG2
 _MANIFEST_LIMIT = 1 << 20
@@ -296,7 +297,7 @@ def _read_header(data: memoryview) -> tuple[tuple[int, int], int]:
                       f"at most {MAJOR}.{MINOR}, no features")
     if total != len(data):
         raise damaged("header", f"a length of {total}", f"the file's {len(data)}")
-    if not 1 <= count <= 16 or length != HEADER or any(head[72:96]):
+    if not 1 <= count <= MAX_SECTIONS or length != HEADER or any(head[72:96]):
         raise damaged("header", f"{count} sections, header of {length}, or reserved bytes that are not zero")
     if len(data) < HEADER + RECORD * count:
         raise damaged("header", "the section table lies beyond the end")

@@ -45,8 +45,8 @@ DTYPES: dict[ir.DataType, Dtype] = {
     ir.DataType.FLOAT: Dtype.F32, ir.DataType.INT8: Dtype.I8, ir.DataType.UINT8: Dtype.U8,
     ir.DataType.INT32: Dtype.I32, ir.DataType.INT64: Dtype.I64, ir.DataType.BOOL: Dtype.BOOL,
 }
-# Values of these types come and go as they are, and are float32 in between.
 _ADD = 0  # of `binary`
+# Values of these types come and go as they are, and are float32 in between.
 HALVES: dict[ir.DataType, Dtype] = {ir.DataType.FLOAT16: Dtype.F16, ir.DataType.BFLOAT16: Dtype.BF16}
 
 

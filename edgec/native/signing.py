@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgec.errors import EdgecError
-from edgec.native.bundle import HEADER, RECORD, Kind, Signature, aligned, read_bundle, replacing
+from edgec.native.bundle import HEADER, MAX_SECTIONS, RECORD, Kind, Signature, aligned, read_bundle, replacing
 
 _DOMAIN = b"edgec bundle signature 1\0"
 _COPIED = 1 << 20
@@ -59,6 +59,9 @@ def sign_file(path: Path, key: bytes, sign: Callable[[bytes], bytes]) -> Signed:
     bundle = read_bundle(path)
     bundle.verify_weights()
     data, records = bundle.data, _records(bundle.data)
+    if len(records) >= MAX_SECTIONS:
+        raise EdgecError("E0401", stage="sign", where=str(path), found=f"{len(records)} sections besides a signature",
+                         wanted=f"at most {MAX_SECTIONS - 1}: there is no room for one")
     signature = Signature(key, sign(_message(data, records))).to_bytes()
     places, end = [], HEADER + RECORD * (len(records) + 1)
     for length in (*(r.length for r in records), len(signature)):

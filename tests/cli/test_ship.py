@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from edgec.env import KEY_PASSPHRASE, LIBRARY
+from edgec.errors import EdgecError
 from edgec.native.bundle import HEADER, RECORD, Kind, read_bundle
 from edgec.native.library import library_path
 from edgec.targets.output import check_listing
@@ -253,3 +254,13 @@ def test_size_of_the_library(edgec_cli: Cli, monkeypatch: pytest.MonkeyPatch, tm
         assert "a reason" in edgec_cli("size").err
         copy.with_name("kernel_sizes.json").write_text("{")
         assert edgec_cli("size").code == 2
+
+
+@pytest.mark.parametrize(("manifest", "where"), [
+    ('{"edgec_version": "1", "files": {"model.edgec": {}}}', "model.edgec"), ("[" * 100_000, "manifest.json")])
+def test_a_manifest_that_hides_what_is_missing(manifest: str, where: str, tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text(manifest)
+    with pytest.raises(EdgecError) as caught:
+        check_listing(tmp_path)
+    assert caught.value.code == "E0402"
+    assert caught.value.where.endswith(where)

@@ -114,6 +114,22 @@ def test_names_that_are_not_text(old: bytes, tmp_path: Path) -> None:
     assert caught.value.code == "E0101"
 
 
+@pytest.mark.parametrize("field", ["node", "graph", "producer", "key", "value"])
+def test_descriptions_that_are_not_text(field: str, tmp_path: Path) -> None:
+    x, y = (helper.make_tensor_value_info(n, TensorProto.FLOAT, [4]) for n in "xy")
+    node = helper.make_node("Relu", ["x"], ["y"], doc_string="text of node")
+    proto = helper.make_model(helper.make_graph([node], "text of graph", [x], [y]), producer_name="text of producer",
+                              opset_imports=[helper.make_opsetid("", 17)])
+    entry = proto.metadata_props.add()
+    entry.key, entry.value = "text of key", "text of value"
+    data = proto.SerializeToString()
+    assert data.count(f"text of {field}".encode()) == 1
+    (tmp_path / "model.onnx").write_bytes(data.replace(b"text of " + field.encode(), b"\xffext of " + field.encode()))
+    with pytest.raises(EdgecError) as caught:
+        door.load(tmp_path / "model.onnx", check=False)
+    assert caught.value.code == "E0101"
+
+
 def test_arguments_inside_a_function_are_allowed(tmp_path: Path) -> None:
     inner = helper.make_node("LeakyRelu", ["a"], ["b"])
     inner.attribute.append(onnx.AttributeProto(name="alpha", type=onnx.AttributeProto.FLOAT, ref_attr_name="slope"))

@@ -196,6 +196,18 @@ def test_sections_that_the_signer_does_not_know_are_kept_and_signed(tmp_path: Pa
     assert without_signature(path.read_bytes()) == more.build()
 
 
+def test_a_bundle_without_room_for_a_signature_is_left_as_it_is(tmp_path: Path, key: Path) -> None:
+    path = write(tmp_path / "lm")
+    full = Surgery(path.read_bytes())
+    for kind in range(77, 77 + 16 - len(full.sections)):
+        full.sections[kind], full.flags[kind] = bytearray(b"new"), OPTIONAL
+    path.write_bytes(full.build())
+    with pytest.raises(EdgecError) as caught:
+        sign(path, key)
+    assert caught.value.code == "E0401"
+    assert path.read_bytes() == full.build()
+
+
 @pytest.mark.parametrize(
     ("change", "status", "text"),
     [
