@@ -182,16 +182,13 @@ def _check_nodes(graph: Any, path: Path, *, function: bool) -> None:
     kinds = onnx.AttributeProto
     if not _is_text(graph.name, graph.doc_string, graph.metadata_props, *(n.metadata_props for n in graph.node)):
         raise _bad(path, "a name or description that is not UTF-8", "a valid ONNX model")
-    if not function and not all(
-        isinstance(v.name, str) for values in (graph.input, graph.output, graph.initializer) for v in values
-    ):
+    if not function and not _is_text(*(v.name for v in (*graph.input, *graph.output, *graph.initializer))):
         raise _bad(path, "a value whose name is not UTF-8", "a valid ONNX model")
     for node in graph.node:
         where = f"{path}: node {node.name!r} ({node.op_type!r})"
         names = (node.op_type, node.domain, node.name, node.doc_string, *node.input, *node.output)
         found = ""
-        # Protobuf gives text that is not UTF-8 as bytes.
-        if not all(isinstance(n, str) for n in (*names, *(a.name for a in node.attribute))):
+        if not _is_text(*names, *(a.name for a in node.attribute)):
             found = "a name that is not UTF-8"
         elif not node.output:
             found = "no output"

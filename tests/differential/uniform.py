@@ -12,7 +12,8 @@ NAME = "uniform"
 
 
 class Uniform(PrimitiveProvider):
-    """Booleans and integers of bounded range. seed: of the next test function."""
+    """Booleans and integers of bounded range, all that graphs are drawn from; another kind of draw is an error in the
+    strategy. seed: of the next test function."""
 
     lifetime = "test_function"
     seed: ClassVar[int] = 0
@@ -30,13 +31,13 @@ class Uniform(PrimitiveProvider):
         return self._random.randint(min_value, max_value)
 
     def draw_float(self, **_: Any) -> float:
-        raise NotImplementedError("graphs draw no floats")
+        raise AssertionError("graphs draw no floats")
 
     def draw_string(self, *_: Any, **__: Any) -> str:
-        raise NotImplementedError("graphs draw no text")
+        raise AssertionError("graphs draw no text")
 
     def draw_bytes(self, *_: Any, **__: Any) -> bytes:
-        raise NotImplementedError("graphs draw no bytes")
+        raise AssertionError("graphs draw no bytes")
 
 
 AVAILABLE_PROVIDERS[NAME] = f"{__name__}.Uniform"

@@ -8,6 +8,7 @@ import importlib.util
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -45,10 +46,10 @@ def test_seeds_are_taken_and_other_errors_are_noticed(
         importers.attempt(kind, seeds()[0], tmp_path)
 
 
-def test_coverage_guides_the_long_run() -> None:
+def test_coverage_guides_the_long_run(require: Callable[[bool, str], None]) -> None:
     """Atheris sees which lines of edgec run: otherwise its corpus would never grow."""
-    if importlib.util.find_spec("atheris") is None:
-        pytest.skip("atheris is not installed, or has no wheel for this Python (tools/setup_test_tools.sh)")
+    require(importlib.util.find_spec("atheris") is not None,
+            "atheris is not installed, or has no wheel for this Python (tools/setup_test_tools.sh)")
     command = [sys.executable, "-m", "tests.fuzz.importers", "safetensors", "--seconds", "4"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -163,6 +163,15 @@ def test_hostile_arguments_under_sanitizers(build: Build) -> None:
     _passes([made, "--hostile", "100", "--seed", "3"])
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("isa", NATIVE_ISAS)
+def test_every_kernel_under_sanitizers(build: Build, isa: str) -> None:
+    program = build("sanitized", (_compiler(),), (*SANITIZERS, "-O1"), ("-DKT_ASAN=1", "-O1"), SANITIZERS[:1])
+    if _lacks(_run([program, "--isa", isa, "--list"])):
+        pytest.skip(f"this CPU has no {isa}")
+    _passes([program, "--isa", isa, "--hostile", "0"])
+
+
 def test_aarch64_by_emulation(build: Build, require: Callable[[bool, str], None]) -> None:
     emulator = shutil.which("qemu-aarch64") or shutil.which("qemu-aarch64-static")
     require(emulator is not None, "qemu-aarch64 is not installed (apt-get install qemu-user)")

@@ -33,7 +33,7 @@ from tests.native.plan_interpreter import Interpreter
 # Relative distance of logits from float32's. A product is off by 0.02 % with tables of 15 bits, 0.1 % with 6+6 and in
 # 16-bit integers (many tokens on avx2 and avx512vbmi), and by up to 0.5 % where amx rounds activations to bf16 for many
 # tokens; layers of random weights add that up.
-BOUNDS = {"scalar": 1e-5, "amx": 2e-2, "avx512vbmi": 5e-3, "avx512": 5e-3, "avx2": 5e-3, "neon": 5e-3}
+BOUNDS = {"scalar": 1e-5, "amx": 2e-2, "avx512vbmi": 2e-3, "avx512": 5e-3, "avx2": 5e-3, "neon": 5e-3}
 SPECS = [BitsSpec(2, 64), BitsSpec(3, 32), BitsSpec(4, 128, True)]
 
 

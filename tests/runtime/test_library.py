@@ -92,7 +92,14 @@ EVEX = re.compile(r"%zmm|%[xy]mm(1[6-9]|2\d|3[01])|%k[0-7]")
 VBMI = re.compile(r"vperm[it]?2?b$|vpermb$|vpmultishiftqb|vpdp(bu|ws)sds?|vpcompress[bw]|vpexpand[bw]|vpsh[lr]dv?[wdq]|"
                   r"vpopcnt[bwdq]|vpshufbitqmb")
 AMX = re.compile(r"t(ile|dp|load|store)|ldtilecfg|sttilecfg|vdpbf16ps|vcvtne2?ps2?bf16|vcvtneps2bf16")
+FP16 = re.compile(r"v\w+(ph|sh)$(?<!ph2ps)(?<!cvtps2ph)|vcvtph2(?!ps$)|vcvtsh|vmovw$")  # but those of F16C
 BASELINE = re.compile(r"v|(andn|bextr|bls[ir]|blsmsk|bzhi|mulx|pdep|pext|rorx|sarx|shlx|shrx)[lq]?$")
+# SSE3 to SSE4.2, POPCNT and others that x86-64-v1 lacks. No tzcnt: older CPUs take it for bsf, and compilers know.
+NEWER = re.compile(
+    r"(popcnt|lzcnt|movbe|crc32)[bwlq]?$|adcx|adox|rdrand|rdseed|aes(enc|dec|imc|keygen)|pclmul|sha(1|256)|gf2p8|"
+    r"addsubp|h(add|sub)p|lddqu|mov(d|sl|sh)dup|fisttp|ph(add|sub|minpos)|pmaddubsw|pmulhrsw|pshufb|psign[bwd]|pabs[bwd]|"
+    r"palignr|round[ps][sd]|dpp[sd]|p?blend|insertps|extractps|p(insr|extr)[bdq]|pmov[sz]x|ptest|pmul(ld|dq)|"
+    r"pcmp(eqq|gtq|[ei]str)|packusdw|p(max|min)(s[bd]|u[wd])$|mpsadbw|movntdqa")
 
 
 def _level(function: str) -> str:
@@ -106,8 +113,8 @@ def _level(function: str) -> str:
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="reads x86 instructions")
 def test_vector_instructions_only_where_the_cpu_was_asked(require: Callable[[bool, str], None]) -> None:
     """Outside the kernels of avx2 and avx512 nothing may need more than the baseline: no VEX or EVEX encoding (all
-    their names begin with v) and none of BMI, so that one build starts on every CPU. And no level has what only a
-    higher one asks the CPU for."""
+    their names begin with v), none of BMI and none of SSE3 and later, so that one build starts on every CPU. And no
+    level has what only a higher one asks the CPU for."""
     require(shutil.which("objdump") is not None, "no objdump")
     code = subprocess.run(["objdump", "-d", "-C", "--no-show-raw-insn", str(library_path())], check=True,
                           capture_output=True, text=True).stdout
@@ -119,11 +126,12 @@ def test_vector_instructions_only_where_the_cpu_was_asked(require: Callable[[boo
         elif "\t" in line:
             name, _, operands = line.split("\t")[1].partition(" ")
             level = _level(function)
-            kinds = {"BASELINE": bool(BASELINE.match(name)), "EVEX": bool(EVEX.search(operands)),
-                     "VBMI": bool(VBMI.match(name)), "AMX": bool(AMX.match(name))}
-            allowed = {"": (), "avx2": ("BASELINE",), "avx512": ("BASELINE", "EVEX"),
-                       "avx512::vbmi": ("BASELINE", "EVEX", "VBMI"),
-                       "avx512::amx": ("BASELINE", "EVEX", "VBMI", "AMX")}[level]
+            kinds = {"BASELINE": bool(BASELINE.match(name)), "NEWER": bool(NEWER.match(name)),
+                     "EVEX": bool(EVEX.search(operands)), "VBMI": bool(VBMI.match(name)),
+                     "AMX": bool(AMX.match(name)), "FP16": bool(FP16.match(name))}
+            avx2 = ("BASELINE", "NEWER")
+            allowed = {"": (), "avx2": avx2, "avx512": (*avx2, "EVEX"), "avx512::vbmi": (*avx2, "EVEX", "VBMI"),
+                       "avx512::amx": (*avx2, "EVEX", "VBMI", "AMX")}[level]
             wrong |= {(kind, name, function) for kind, found in kinds.items() if found and kind not in allowed}
             vectors.update((level, kind) for kind, found in kinds.items() if found)
     require("edgec::scalar::linear(" in code, "the library has no symbols")
@@ -156,3 +164,14 @@ def test_arm_needs_only_the_baseline(tmp_path: Path, require: Callable[[bool, st
     found, products = unknown(toolchain.cross_library(device("aarch64-linux")))
     assert found == 0
     assert products > 100
+
+
+def test_the_searches_know_what_they_look_for() -> None:
+    newer = ("popcnt", "popcntq", "pshufb", "pmulld", "roundps", "crc32q", "lzcnt", "movbe", "aesenc", "adcx",
+             "sha256rnds2", "pminud", "pmaxsd", "haddps", "ptest", "pextrd", "pinsrb", "blendvps", "pblendw")
+    plain = ("pshufd", "pshufw", "pmaxsw", "pminub", "pextrw", "pinsrw", "tzcnt", "shl", "addps", "pmuludq", "bsf",
+             "packuswb", "movdqa")
+    assert [name for name in newer if not NEWER.match(name)] == []
+    assert [name for name in plain if NEWER.match(name)] == []
+    assert [name for name in ("vaddph", "vfmadd231sh", "vcvtph2w", "vmovw") if not FP16.match(name)] == []
+    assert [name for name in ("vcvtph2ps", "vcvtps2ph", "vaddps", "vmovss", "vpshufb") if FP16.match(name)] == []
