@@ -53,7 +53,8 @@ setup-test: $(VENV)/.stamp-dev
 
 # The installed package finds the library in build/ of a checkout; the first cmake run belongs to the install above.
 build: $(VENV)/.stamp-core
-	@PATH="$(abspath $(VENV))/bin:$$PATH" cmake --build build --target edgec_runtime edgec_solve --parallel $(JOBS) >build/make.log 2>&1 \
+	@PATH="$(abspath $(VENV))/bin:$$PATH" cmake --build build --target edgec_runtime edgec_solve edgec_bench edgec_ort edgec_tvm \
+	    --parallel $(JOBS) >build/make.log 2>&1 \
 	    || { cat build/make.log; exit 1; }
 
 # Demo ------------------------------------------------------------------------------------------------------------
@@ -80,6 +81,7 @@ test: setup-test build
 	$(PY) -m pytest -m "not slow" --durations=15
 
 nightly: setup-test build
+	tools/setup_test_tools.sh $(PY) browser
 	$(PY) -m pytest --durations=25
 
 FUZZ_CASES   ?= 1000000

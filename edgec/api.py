@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from edgec.errors import EdgecError
@@ -15,11 +17,14 @@ from edgec.errors import EdgecError
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from edgec.decoupling import DecoupleOptions
     from edgec.judge.speed import Samples
     from edgec.pipeline import QuantProgress
-    from edgec.quantization import QuantizeOptions
+    from edgec.quantization import QuantizeOptions, StaticOptions
     from edgec.support import CheckReport
     from edgec.targets import Artifact
+    from edgec.targets.coreml_options import CoreMLOptions
+    from edgec.targets.devices import Device
 
 # Files that are models or parts of models; any other is taken for a bundle.
 _MODEL_SUFFIXES = (".py", ".onnx", ".gguf", ".safetensors", ".pt2", ".pt", ".pth", ".ckpt", ".h5", ".tflite", ".json")
@@ -33,87 +38,125 @@ def _silent(done: int, total: int, what: str) -> None:
 @dataclass(frozen=True)
 class Compiled:
     """artifact: None after a dry run or stop_after. memory: planned bytes, empty after stop_after. quant: what
-    reports/quant.json says, empty without quantization."""
+    reports/quant.json says, empty without quantization; decoupled: the same of reports/decouple.json."""
 
     artifact: Artifact | None
     memory: dict[str, Any]
     passes: list[dict[str, Any]]
     quant: dict[str, Any] = field(default_factory=dict)
+    decoupled: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         artifact = self.artifact
         written = {"output": str(artifact.outdir), "files": artifact.manifest["files"]} if artifact else {}
         quant = {"quant": self.quant} if self.quant else {}
+        quant |= {"decoupled": self.decoupled} if self.decoupled else {}
         return {**written, **quant, "memory": self.memory, "passes": self.passes}
 
 
 def compile(
-    source: str | object, output: Path | str = "out", *, target: str = "host", ctx: int | None = None,
+    source: str | object, output: Path | str = "out", *, target: str = "host", backend: str = "native",
+    opset: int | None = None, library: bool = False, coreml: CoreMLOptions | None = None, ctx: int | None = None,
     dynamic: Dynamic | None = None, weights: str = "auto", kv: str = "f32", arithmetic: str = "exact",
     memory_budget: int | None = None,
     dump_dir: Path | None = None, stop_after: str | None = None, print_after: str | None = None,
     dry_run: bool = False, tokenizer: bool = True, example_inputs: Sequence[Any] | None = None,
-    allow_pickle: bool = False, custom_ops: Mapping[Any, Any] | None = None, quant: QuantizeOptions | None = None,
-    quant_from: Path | str | None = None, progress: QuantProgress = _silent,
+    allow_pickle: bool = False, custom_ops: Mapping[Any, Any] | None = None,
+    quant: QuantizeOptions | StaticOptions | None = None, quant_from: Path | str | None = None,
+    decouple: DecoupleOptions | None = None, progress: QuantProgress = _silent,
 ) -> Compiled:
-    """Compiles `source` (a Hugging Face folder or hub id, an .onnx file, FILE.py:FACTORY, a torch module) for `target`.
+    """Compiles `source` for `target`: a Hugging Face folder or hub id, an .onnx file, FILE.py:FACTORY, zoo:NAME, a
+    torch module.
 
+    backend: native, ort for a folder with model.onnx that onnxruntime runs (opset: of that file; library: with edgec's
+    kernels as custom operators), or coreml for one with model.mlpackage (coreml: its settings).
     weights: auto, f32, f16, bf16. kv: f32, f16. arithmetic: exact, or fast products with weights of few bits. ctx: most
     tokens of a session. dynamic: {input: {axis: (min, max)}}.
     example_inputs: what a torch module's forward takes. custom_ops: what operators of torch.library are in ONNX.
     memory_budget: bytes. tokenizer: False leaves it out of the bundle. allow_pickle: also pickled weights, read by
     torch's restricted unpickler in a process of its own. quant: quantize on the way, in a folder beside `output` that
-    an interrupted compile leaves and the same compile continues. quant_from: use what `quantize` left there.
-    progress(done, all, what) of quant. Raises EdgecError.
+    an interrupted compile leaves and the same compile continues; StaticOptions: into 8-bit integers, activations too.
+    quant_from: use what `quantize` left there. decouple: first, convolutions become depthwise-separable pairs within a
+    budget (docs/cli.md). progress(done, all, what) of both. Raises EdgecError.
     """
-    from edgec.pipeline import CompileOptions, QuantStep, RunOptions, compile_model, prepare_model
-    from edgec.targets import EmitOptions, native
+    from edgec import backends
+    from edgec.pipeline import (
+        CompileOptions,
+        DecoupleStep,
+        QuantStep,
+        RunOptions,
+        StaticStep,
+        compile_model,
+        emit_options,
+        prepare_model,
+    )
+    from edgec.quantization import StaticOptions
+    from edgec.targets import native
     from edgec.targets.devices import device
     from edgec.targets.output import check_output
 
     device(target)
+    row = backends.backend(backend)
+    if coreml is not None and backend != "coreml":
+        raise EdgecError("E0002", stage="options", where="--coreml-...", found=f"with --backend {backend}",
+                         wanted="--backend coreml")
     output = Path(output)
-    if quant is not None and (dry_run or quant_from is not None):
+    static = isinstance(quant, StaticOptions)
+    if quant is not None and ((dry_run and not static) or quant_from is not None):
         raise EdgecError("E0002", stage="compile", where="quant", wanted="one of the two",
                          found="quant with quant_from" if quant_from is not None else "quant in a dry run",
                          hint="quantize first (edgec quantize), then compile with --quant-from")
+    if decouple is not None and quant_from is not None:
+        raise EdgecError("E0002", stage="compile", where="decouple", found="decouple with quant_from",
+                         wanted="one of the two",
+                         hint="layers that were quantized before are those of the whole convolutions: use --quant")
     if not dry_run and not stop_after:
         check_output(output)
-    step = None
-    if quant is not None:
+    step: QuantStep | StaticStep | None = None
+    if isinstance(quant, StaticOptions):
+        step = StaticStep(quant, progress)
+    elif quant is not None:
         step = QuantStep(output.with_name(output.name + ".quant"), quant, progress)
     elif quant_from is not None:
         step = QuantStep(Path(quant_from))
     # Without paths: the same model compiled anywhere gives the same bytes.
-    config = {"target": target, "ctx": ctx, "weights": weights, "kv": kv, "arithmetic": arithmetic,
+    config = {"target": target, **({} if backend == backends.DEFAULT else {"backend": backend, "opset": opset}),
+              **({"library": True} if library else {}), **({} if coreml is None else {"coreml": coreml.to_json()}),
+              "ctx": ctx, "weights": weights, "kv": kv, "arithmetic": arithmetic,
               "memory_budget": memory_budget,
               "tokenizer": tokenizer,
               "dynamic": {name: {str(axis): list(pair) for axis, pair in axes.items()}
                           for name, axes in (dynamic or {}).items()}}
     emitter: dict[str, Any] = {"weights": weights, "kv": kv, "arithmetic": arithmetic, "max_context": ctx,
-                               "memory_budget": memory_budget, "tokenizer": tokenizer, "config": config}
+                               "memory_budget": memory_budget, "tokenizer": tokenizer, "opset": opset,
+                               "library": library, "config": config, **({} if coreml is None else {"coreml": coreml})}
     options = CompileOptions(
-        target=target, outdir=output, emitter=emitter,
+        target=target, backend=backend, outdir=output, emitter=emitter,
         importer=_importer_options(source, ctx, dynamic, example_inputs, allow_pickle)
         | ({"custom_ops": custom_ops} if custom_ops else {}),
         run=RunOptions(dump_dir=dump_dir, print_after=(print_after,) if print_after else (),
                        stop_after=stop_after or ""),
-        quant=step,
+        quant=step, decouple=None if decouple is None else DecoupleStep(decouple, progress),
     )
+    chosen = emit_options(options)
     if dry_run:
         report = prepare_model(source, options)
-        memory = {} if report.stopped_after else native.plan_model(report.model, EmitOptions(**emitter))[1]
-        return Compiled(None, memory, report.to_json())
+        memory: dict[str, Any] = {}
+        if not report.stopped_after and backend == backends.DEFAULT:
+            memory = native.plan_model(report.model, chosen)[1]
+        elif not report.stopped_after:
+            row.emitter.check(report.model, chosen)
+        return Compiled(None, memory, report.to_json(), decoupled=report.decoupled)
     result = compile_model(source, options)
     artifact = result.artifact
     if artifact is None:
-        return Compiled(None, {}, result.report.to_json())
+        return Compiled(None, {}, result.report.to_json(), decoupled=result.report.decoupled)
     found: dict[str, Any] = {}
     if step is not None:
         found = json.loads((artifact.outdir / "reports" / "quant.json").read_text(encoding="utf-8"))
-        if quant is not None:
+        if quant is not None and isinstance(step, QuantStep):
             shutil.rmtree(step.folder)
-    return Compiled(artifact, artifact.memory, result.report.to_json(), found)
+    return Compiled(artifact, artifact.memory, result.report.to_json(), found, result.report.decoupled)
 
 
 def quantize(
@@ -163,6 +206,10 @@ def inspect(source: str, *, allow_pickle: bool = False) -> dict[str, Any]:
     allow_pickle: as of compile.
     """
     path = Path(source)
+    if path.is_dir() and (path / "manifest.json").is_file() and not (path / "model.edgec").is_file():
+        from edgec.judge.bundle import refuse_foreign
+
+        refuse_foreign(path)
     if (path.is_file() and path.suffix not in _MODEL_SUFFIXES) or (path / "model.edgec").is_file():
         if allow_pickle:
             raise EdgecError("E0002", stage="inspect", where="allow_pickle", found="a bundle, which holds no pickles",
@@ -225,10 +272,11 @@ def _inspect_bundle(path: Path) -> dict[str, Any]:
 
 
 def check(
-    source: str | object, *, target: str = "host", ctx: int | None = None, dynamic: Dynamic | None = None,
+    source: str | object, *, target: str = "host", backend: str = "native", opset: int | None = None,
+    library: bool = False, ctx: int | None = None, dynamic: Dynamic | None = None,
     example_inputs: Sequence[Any] | None = None, save_node: Path | None = None, allow_pickle: bool = False,
 ) -> CheckReport:
-    """Everything in `source` that cannot be compiled for `target`, grouped by operator and reason.
+    """Everything in `source` that cannot be compiled for `target` and `backend`, grouped by operator and reason.
 
     Imports the model, runs all passes and, when every operator can be compiled, plans. save_node: a folder for one
     runnable .onnx file per different node among them; nothing else is written. allow_pickle: as of compile. Raises
@@ -237,7 +285,20 @@ def check(
     from edgec.support import examine
 
     return examine(source, target, _importer_options(source, ctx, dynamic, example_inputs, allow_pickle), ctx,
-                   save_node)
+                   save_node, backend, opset, library)
+
+
+@contextmanager
+def bundle_of(bundle: Path | str) -> Iterator[Path]:
+    """A bundle's path for the length of a `with` block; `zoo:NAME` is compiled for this machine first."""
+    from edgec.zoo import PREFIX
+
+    if not str(bundle).startswith(PREFIX):
+        yield Path(bundle)
+        return
+    with TemporaryDirectory(prefix="edgec-zoo-") as folder:
+        compile(str(bundle), Path(folder) / "out")
+        yield Path(folder) / "out"
 
 
 def compare(bundle: Path | str, reference: str, **options: Any) -> dict[str, Any]:
@@ -245,7 +306,7 @@ def compare(bundle: Path | str, reference: str, **options: Any) -> dict[str, Any
     from edgec.judge.bundle import open_bundle
     from edgec.judge.compare import compare_bundle
 
-    with open_bundle(Path(bundle)) as model:
+    with bundle_of(bundle) as path, open_bundle(path) as model:
         return compare_bundle(model, reference, **options)
 
 
@@ -257,7 +318,7 @@ def evaluate(bundle: Path | str, *, ppl: Path | str | None = None, images: Path 
 
     if (ppl is None) == (images is None):
         raise EdgecError("E0002", stage="evaluate", where="ppl, images", found="both or none", wanted="one of the two")
-    with open_bundle(Path(bundle)) as model:
+    with bundle_of(bundle) as path, open_bundle(path) as model:
         if ppl is not None:
             return judge.text(model, Path(ppl), **options)
         return judge.images(model, Path(str(images)), **options)
@@ -269,25 +330,43 @@ def bench(bundle: Path | str, *, prompt: int = 512, tokens: int = 128, threads: 
     from edgec.judge.bench import bench_bundle
     from edgec.judge.bundle import open_bundle
 
-    with open_bundle(Path(bundle)) as model:
+    with bundle_of(bundle) as path, open_bundle(path) as model:
         return bench_bundle(model, prompt, tokens, threads, repetitions, warmup)
+
+
+def detect() -> Device:
+    """This machine, measured into a device row; see judge.detect."""
+    from edgec.judge.detect import detect as measured
+
+    return measured()
+
+
+def profile(bundle: Path | str, *, device: str = "local", target: str = "", **options: Any) -> dict[str, Any]:
+    """Where time goes on `device`; options are the fields of judge.profile.ProfileOptions. Raises EdgecError."""
+    from edgec.judge.profile import ProfileOptions, profile_bundle
+    from edgec.targets.transport import transport
+
+    there = transport(device, target)
+    with bundle_of(bundle) as path:
+        return profile_bundle(path, there, ProfileOptions(**options))
 
 
 def sign(bundle: Path | str, key: Path | str, *, passphrase: Callable[[], str] | None = None) -> dict[str, Any]:
     """Signs a bundle (the file, or its output folder, whose manifest follows) with an Ed25519 private key (PKCS8 PEM).
 
-    passphrase: called for an encrypted key. Returns bundle, bytes, sha256, public_key and replaced (the key of an
-    earlier signature, or ""), keys in hexadecimal. Raises EdgecError.
+    A symbolic link stays one: the file that it leads to is signed, and the manifests on both sides follow. passphrase:
+    called for an encrypted key. Returns bundle, bytes, sha256, public_key and replaced (the key of an earlier
+    signature, or ""), keys in hexadecimal. Raises EdgecError.
     """
     from edgec.judge.bundle import bundle_path
     from edgec.keys import private_key
     from edgec.native.signing import sign_file
-    from edgec.targets.output import relist
+    from edgec.targets.output import relisting
 
     path = bundle_path(Path(bundle))
     private = private_key(Path(key), passphrase)
-    signed = sign_file(path, private.public, private.sign)
-    relist(path.resolve(), signed.size, signed.sha256)
+    with relisting(path) as put:
+        signed = sign_file(path, private.public, private.sign, lambda new: put(new.size, new.sha256))
     return {"bundle": str(path), "bytes": signed.size, "sha256": signed.sha256, "public_key": private.public.hex(),
             "replaced": signed.replaced.hex() if signed.replaced else ""}
 

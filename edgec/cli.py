@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 import edgec
-from edgec import cli_build, cli_output, cli_ship, cli_use
+from edgec import cli_build, cli_output, cli_ship, cli_train, cli_use
 from edgec.errors import CODES, EXIT_INTERRUPTED, EXIT_OK, EdgecError
 
 app = typer.Typer(
@@ -20,6 +20,7 @@ app = typer.Typer(
     help="Compile PyTorch and Hugging Face models to one file for edge devices, and run, compare and measure it.",
 )
 cli_build.register(app)
+cli_train.register(app)
 cli_use.register(app)
 cli_ship.register(app)
 

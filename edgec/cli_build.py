@@ -14,31 +14,47 @@ import typer
 from edgec.cli_output import envelope, note, print_json, print_table, stdout
 from edgec.cli_quantize import (
     Calib,
+    CalibMethod,
     CalibSamples,
     CalibSeed,
     CalibWindow,
+    Corrected,
+    Equalized,
     Force,
     MaxMemory,
     Method,
     Override,
     Quant,
     print_layers,
+    print_pairs,
+    print_static,
     quant_progress,
     quantize,
     quantize_options,
+    static_options,
 )
 from edgec.cli_values import bad_value, choice, format_bytes, parse_bytes, parse_dynamic
 from edgec.errors import CODES, EXIT_GATE, EXIT_UNSUPPORTED, EdgecError, did_you_mean
 
 if TYPE_CHECKING:
+    from edgec.quantization import QuantizeOptions, StaticOptions
     from edgec.support import Problem
 
 Source = Annotated[
-    str, typer.Argument(help="A Hugging Face folder or ORG/NAME, FILE.gguf, FILE.onnx or FILE.py:FACTORY.",
+    str, typer.Argument(help="A Hugging Face folder or ORG/NAME, FILE.gguf, FILE.onnx, FILE.py:FACTORY or zoo:NAME.",
                         show_default=False)
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout instead of tables.")]
 Target = Annotated[str, typer.Option("--target", help="Device row; `edgec targets` lists them.")]
+Backend = Annotated[
+    str, typer.Option("--backend", help="native (model.edgec and its runtime), ort (model.onnx), coreml (.mlpackage), "
+                           "tvm (model.so).")
+]
+Opset = Annotated[
+    int | None, typer.Option("--opset", help="Of model.onnx, 17 to 24 (default 23); with --backend ort.")
+]
+Library = Annotated[bool, typer.Option(
+    "--library", help="edgec's kernels as operators beside model.onnx; with --backend ort.")]
 Context = Annotated[
     int | None, typer.Option("--ctx", min=1, help="Most tokens of a session (default: the model's).")
 ]
@@ -49,6 +65,7 @@ AllowPickle = Annotated[
     bool, typer.Option("--allow-pickle", help="Also pickled weights, unpickled with care in another process.")
 ]
 
+_STATIC = "static8"
 _WEIGHTS = {"auto": "auto", "fp32": "f32", "fp16": "f16", "bf16": "bf16"}
 _LAYER_NUMBER = re.compile(r"\.\d+\.")
 _KV = {"fp32": "f32", "fp16": "f16"}
@@ -126,7 +143,8 @@ def _print_storage(weights: list[dict[str, Any]]) -> None:
 
 
 def check(
-    model: Source, target: Target = "host", ctx: Context = None, dynamic: Dynamic = None,
+    model: Source, target: Target = "host", backend: Backend = "native", opset: Opset = None,
+    library: Library = False, ctx: Context = None, dynamic: Dynamic = None,
     save_node: Annotated[
         Path | None, typer.Option("--save-node", help="Write each node that cannot be compiled as an .onnx file here.")
     ] = None,
@@ -137,7 +155,8 @@ def check(
     from edgec import api
 
     started = time.time()
-    report = api.check(model, target=target, ctx=ctx, dynamic=parse_dynamic("--dynamic", dynamic or []),
+    report = api.check(model, target=target, backend=backend, opset=opset, library=library, ctx=ctx,
+                       dynamic=parse_dynamic("--dynamic", dynamic or []),
                        save_node=save_node, allow_pickle=allow_pickle)
     if json:
         print_json(envelope("check", started, target, **report.to_dict()))
@@ -162,6 +181,9 @@ def compile_(
     model: Source,
     output: Annotated[Path, typer.Option("-o", "--output", help="Output folder.")] = Path("out"),
     target: Target = "host",
+    backend: Backend = "native",
+    opset: Opset = None,
+    library: Library = False,
     ctx: Context = None,
     dynamic: Dynamic = None,
     weights: Annotated[
@@ -169,7 +191,7 @@ def compile_(
     ] = "auto",
     kv: Annotated[str, typer.Option(help="Storage of the key/value cache: fp32, fp16.")] = "fp32",
     arithmetic: Annotated[
-        str, typer.Option(help="Few rows times weights of few bits: exact (off by 0.1 %), fast (by up to 1.5 %).")
+        str, typer.Option(help="Products with weights of few bits: exact (off by 0.1 %), fast (by up to 1.5 %).")
     ] = "exact",
     memory_budget: Annotated[
         str | None, typer.Option(help="Fail when the planned peak memory is above, as 900M or 1.5G.")
@@ -183,9 +205,28 @@ def compile_(
     calib_samples: CalibSamples = 128,
     calib_window: CalibWindow = 0,
     calib_seed: CalibSeed = 0,
+    calib_method: CalibMethod = None,
+    equalize: Equalized = None,
+    bias_correction: Corrected = None,
     method: Method = "auto",
     force: Force = False,
     max_memory: MaxMemory = None,
+    coreml_target: Annotated[str, typer.Option(
+        "--coreml-target", help="Oldest system of the package: iOS16, iOS17, iOS18; auto takes what the weights need.")
+    ] = "auto",
+    coreml_precision: Annotated[
+        str, typer.Option("--coreml-precision", help="What the package computes in: fp16, fp32.")
+    ] = "fp16",
+    coreml_image: Annotated[list[str] | None, typer.Option(
+        "--coreml-image", help="INPUT=rgb:SCALE:BIAS,BIAS,BIAS: this input takes pictures (also bgr, gray).")] = None,
+    coreml_sizes: Annotated[list[str] | None, typer.Option(
+        "--coreml-sizes", help="DIM=16,64: the sizes that a dim may have, instead of its range.")] = None,
+    coreml_force: Annotated[bool, typer.Option(
+        "--coreml-force", help="Allow weight formats that cost more bits there than they promise (hlq3, hlq4).")
+    ] = False,
+    decouple: Annotated[str | None, typer.Option(
+        "--decouple", help="Convolutions become depthwise-separable pairs: macs=0.5 or latency=0.6 of what there is.")
+    ] = None,
     ppl: Annotated[Path | None, typer.Option("--ppl", help="Then the result's perplexity over this text.")] = None,
     dump_dir: Annotated[Path | None, typer.Option(help="Write the graph after each pass, NNN_pass.onnx.")] = None,
     stop_after: Annotated[str | None, typer.Option(help="Stop after this pass; with --dump-dir.")] = None,
@@ -197,30 +238,62 @@ def compile_(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Do everything but write: says memory and sizes.")] = False,
     json: Json = False,
 ) -> None:
-    """Compile a model into a folder: model.edgec, the runtime library, edgec.h, manifest and reports."""
+    """Compile a model into a folder: model.edgec with library and header, or model.onnx, or model.mlpackage."""
     from edgec import api
+    from edgec.targets.coreml_options import CoreMLOptions
 
     started = time.time()
-    given = [name for name, value, default in (
-        ("--quant-override", override or None, None), ("--calib", calib, None), ("--calib-samples", calib_samples, 128),
-        ("--calib-window", calib_window, 0), ("--calib-seed", calib_seed, 0), ("--quant-method", method, "auto"),
-        ("--force", force, False), ("--max-memory", max_memory, None)) if value != default]
+    static = quant == _STATIC
+    # (option, value, default, whether it is one of --quant static8, and of other formats)
+    known = (
+        ("--quant-override", override or None, None, True, True), ("--calib", calib, None, True, True),
+        ("--calib-samples", calib_samples, 128, True, True), ("--calib-window", calib_window, 0, False, True),
+        ("--calib-seed", calib_seed, 0, True, True), ("--calib-method", calib_method, None, True, False),
+        ("--equalize", equalize, None, True, False), ("--bias-correction", bias_correction, None, True, False),
+        ("--quant-method", method, "auto", False, True), ("--force", force, False, False, True),
+        ("--max-memory", max_memory, None, False, True))
+    # Both kinds of compression look at samples.
+    samples = () if decouple is None else ("--calib", "--calib-samples", "--calib-seed")
+    given = [name for name, value, default, *_ in known if value != default and name not in samples]
+    strange = [name for name, _, _, *fits in known if name in given and not fits[0 if static else 1]]
+    if quant is not None and strange:
+        raise bad_value(strange[0], f"with --quant {quant}", "without it: it belongs to --quant "
+                        + ("a format of weights, as hlq2" if static else _STATIC))
     if quant is None and given:
         raise bad_value("--quant", None, f"a format, as hlq2: {', '.join(given)} would change nothing without it",
                         "with --quant-from: these belong to `edgec quantize`" if quant_from is not None else "")
+    idle = [name for name, value, default, *_ in known if name in samples and value != default]
+    if quant is None and calib is None and idle:
+        raise bad_value("--calib", None, f"samples: {idle[0]} would change nothing without them")
     if ppl is not None and not ppl.is_file():
         # Before an hour's work, not after it.
         raise EdgecError("E0003", stage="compile", where="--ppl", found=f"no such file: {ppl}", wanted="a text file")
-    options = None if quant is None else quantize_options(
-        quant, override, calib, calib_samples, calib_window, calib_seed, method, force, max_memory, 0)
+    options: QuantizeOptions | StaticOptions | None = None
+    if static:
+        options = static_options(override, calib, calib_samples, calib_seed, calib_method, equalize, bias_correction)
+    elif quant is not None:
+        options = quantize_options(
+            quant, override, calib, calib_samples, calib_window, calib_seed, method, force, max_memory, 0)
+    pairs = None
+    if decouple is not None:
+        from edgec.decoupling import DecoupleOptions
+
+        pairs = DecoupleOptions(decouple, calib, calib_samples, calib_seed)
+    for_coreml = (coreml_target, coreml_precision, coreml_image or [], coreml_sizes or [], coreml_force)
+    coreml = None if for_coreml == ("auto", "fp16", [], [], False) else CoreMLOptions.parse(*for_coreml)
+    if ppl is not None and backend == "coreml":
+        raise bad_value("--ppl", str(ppl), "with a backend whose results run here: Core ML is Apple's")
     with quant_progress() as update:
         result = api.compile(
-            model, output, target=target, ctx=ctx, dynamic=parse_dynamic("--dynamic", dynamic or []),
+            model, output, target=target, backend=backend, opset=opset, library=library, coreml=coreml,
+            ctx=ctx,
+            dynamic=parse_dynamic("--dynamic", dynamic or []),
             weights=choice("--weights", weights, _WEIGHTS), kv=choice("--kv", kv, _KV),
             arithmetic=choice("--arithmetic", arithmetic, _ARITHMETIC),
             memory_budget=parse_bytes("--memory-budget", memory_budget) if memory_budget is not None else None,
             dump_dir=dump_dir, stop_after=stop_after, print_after=print_after, dry_run=dry_run,
-            tokenizer=tokenizer, allow_pickle=allow_pickle, quant=options, quant_from=quant_from, progress=update,
+            tokenizer=tokenizer, allow_pickle=allow_pickle, quant=options, quant_from=quant_from,
+            decouple=pairs, progress=update,
         )
     quality = api.evaluate(result.artifact.outdir, ppl=ppl) if result.artifact is not None and ppl is not None else {}
     if json:
@@ -228,15 +301,19 @@ def compile_(
         return
     if result.memory:
         _print_memory(result.memory)
+    if result.decoupled:
+        print_pairs(result.decoupled)
     if result.artifact is None:
         note("dry run: nothing was written" if dry_run else f"stopped after {stop_after}: nothing was emitted")
         return
     artifact = result.artifact
     if result.quant:
-        print_layers(result.quant["layers"], result.quant["kept"])
+        (print_static if static else print_layers)(result.quant["layers"], result.quant["kept"])
     rows = [(str(path.relative_to(artifact.outdir)), format_bytes(path.stat().st_size))
             for path in sorted(artifact.outdir.rglob("*")) if path.is_file()]
     print_table(("file", "size"), rows, f"\n{artifact.outdir}")
+    for text in artifact.notes:
+        note(f"note: {text}")
     if quality:
         print_table(("perplexity", "predictions"), [
             (f"{side['perplexity']:.6g}", side["predictions"]) for side in quality["sides"].values()], quality["about"])
@@ -244,20 +321,25 @@ def compile_(
 
 
 def targets(
-    name: Annotated[str | None, typer.Argument(help="Show one row in full.", show_default=False)] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="Show one row in full; detect: measure this machine into one.",
+                                   show_default=False)
+    ] = None,
     json: Json = False,
 ) -> None:
     """The device rows that can be compiled for."""
+    from edgec import api
     from edgec.targets.devices import device, devices
 
     started = time.time()
-    rows = [device(name)] if name is not None else list(devices())
+    rows = [api.detect() if name == "detect" else device(name)] if name is not None else list(devices())
     if json:
         print_json(envelope("targets", started, targets=[row.to_dict() for row in rows]))
     elif name is not None:
         fields = rows[0].to_dict()
         print_table(("field", "value"), [
-            (k, " ".join(v) if isinstance(v, tuple) else format_bytes(v) if k in _SIZES and v else v or "-")
+            (k, ", ".join(f"{count} {kind}" for kind, count in v) or "-" if k == "clusters" else
+             " ".join(v) if isinstance(v, tuple) else format_bytes(v) if k in _SIZES and v else v or "-")
             for k, v in fields.items()
         ])
     else:

@@ -59,10 +59,14 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def print_json(document: dict[str, Any]) -> None:
+def json_text(document: dict[str, Any]) -> str:
     # A file name that is not UTF-8 must not stop the document: its odd bytes become question marks.
     text = json.dumps(_plain(document), indent=2, ensure_ascii=False, allow_nan=False, default=str)
-    sys.stdout.write(text.encode("utf-8", "replace").decode() + "\n")
+    return text.encode("utf-8", "replace").decode() + "\n"
+
+
+def print_json(document: dict[str, Any]) -> None:
+    sys.stdout.write(json_text(document))
     sys.stdout.flush()
 
 

@@ -17,13 +17,14 @@ from edgec.cli_values import bad_value, format_bytes, parse_bytes, parse_dynamic
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from edgec.quantization import QuantizeOptions
+    from edgec.quantization import QuantizeOptions, StaticOptions
 
 Quant = Annotated[str | None, typer.Option(
-    "--quant", help="hlq2, hlq3, hlq4, int2, int3, int4, int8, palette1..8; with g32, g64 or g128 (default).")]
+    "--quant", help="hlq2, hlq3, hlq4, int2, int3, int4, int8, palette1..8; with g32, g64 or g128 (default). "
+                    "compile also: static8, 8-bit integers for activations too.")]
 Override = Annotated[list[str] | None, typer.Option(
-    "--quant-override", help="GLOB=FORMAT or GLOB=none for layers by name, or @FILE of such lines; the last that "
-                              "matches decides. Repeatable.")]
+    "--quant-override", help="GLOB=FORMAT or GLOB=none (static8: f32) for layers by name, or @FILE of such "
+                              "lines; the last that matches decides. Repeatable.")]
 Calib = Annotated[str | None, typer.Option(
     "--calib", help="self, none, FILE.txt, FILE.npz or a folder of images. Default: self for language models of at "
                     "most 3 bits, else none.")]
@@ -32,6 +33,12 @@ CalibWindow = Annotated[int, typer.Option("--calib-window", min=0, help="Tokens 
 CalibSeed = Annotated[int, typer.Option("--calib-seed", min=0, help="Which samples are drawn.")]
 Method = Annotated[str, typer.Option(
     "--quant-method", help="The solver, for layers of a format that it can make; auto: the best for what is known.")]
+CalibMethod = Annotated[str | None, typer.Option(
+    "--calib-method", help="Of static8: minmax, percentile (percentile:99.9), entropy or mse. Default: mse.")]
+Equalized = Annotated[bool | None, typer.Option(
+    "--equalize/--no-equalize", help="Of static8: equal ranges of the weights on either side. Default: no.")]
+Corrected = Annotated[bool | None, typer.Option(
+    "--bias-correction/--no-bias-correction", help="Of static8: no shift of the mean by rounding. Default: no.")]
 Force = Annotated[bool, typer.Option("--force", help="At most 3 bits without calibration all the same.")]
 MaxMemory = Annotated[str | None, typer.Option("--max-memory", help="Refuse to need more than this, as 4G.")]
 
@@ -84,17 +91,28 @@ def quantize_options(
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406), std: tuple[float, float, float] = (0.229, 0.224, 0.225),
 ) -> QuantizeOptions:
     """The options of a quantization from those of a command. Raises EdgecError (E0002, E0003)."""
-    from edgec.quantization import QuantizeOptions
+    from edgec.quantization import QuantizeOptions, check_override
 
     limit = parse_bytes("--max-memory", max_memory) if max_memory is not None else None
-    overrides = tuple(_override_lines(override or ()))
+    overrides = tuple(_override_lines(override or (), check_override))
     return QuantizeOptions(quant, overrides, calib, samples, window, seed, mean, std, method, force, limit, threads)
 
 
-def _override_lines(texts: Sequence[str]) -> Iterator[str]:
-    """The overrides, those of `@FILE` from its lines that are neither empty nor comments (#)."""
-    from edgec.quantization import check_override
+def static_options(
+    override: Sequence[str] | None, calib: str | None, samples: int, seed: int, method: str | None,
+    equalize: bool | None, correct: bool | None,
+) -> StaticOptions:
+    """The options of a static quantization from those of a command; None: the default. Raises EdgecError."""
+    from edgec.compress.regions import Choice
+    from edgec.quantization import StaticOptions
 
+    given: dict[str, Any] = {"method": method, "equalize": equalize, "correct": correct}
+    lines = tuple(_override_lines(override or (), lambda text, where: Choice.parse(text, where)))
+    return StaticOptions(calib, samples, seed, overrides=lines, **{k: v for k, v in given.items() if v is not None})
+
+
+def _override_lines(texts: Sequence[str], check: Callable[[str, str], object]) -> Iterator[str]:
+    """The overrides, those of `@FILE` from its lines that are neither empty nor comments (#); check(text, where)."""
     for text in texts:
         if not text.startswith("@"):
             yield text
@@ -107,7 +125,7 @@ def _override_lines(texts: Sequence[str]) -> Iterator[str]:
                             "`edgec compare --write-overrides FILE` writes one") from e
         for number, line in enumerate(lines, 1):
             if line.strip() and not line.lstrip().startswith("#"):
-                check_override(line.strip(), f"--quant-override {text}, line {number}")
+                check(line.strip(), f"--quant-override {text}, line {number}")
                 yield line.strip()
 
 
@@ -137,6 +155,19 @@ def quant_progress() -> Iterator[Callable[[int, int, str], None]]:
     yield line
 
 
+def print_static(layers: Sequence[Mapping[str, Any]], kept: Sequence[Mapping[str, Any]]) -> None:
+    """The table of regions with the range of each result, the sizes of their weights, and what stayed in float."""
+    rows = [(layer["name"], layer["op"], format_bytes(layer["bytes"]) if "bytes" in layer else "-",
+             f"{layer['low']:.4g} .. {layer['high']:.4g}", layer["zero"],
+             "exact" if layer["sqnr_db"] is None else f"{layer['sqnr_db']:.1f} dB") for layer in layers]
+    print_table(("layer", "operator", "bytes", "range", "zero", "own SQNR"), rows)
+    if kept:
+        print_table(("in float", "because"), [(k["name"], k["reason"]) for k in kept], "\nNot quantized")
+    size, whole = (sum(layer.get(key, 0) for layer in layers) for key in ("bytes", "float_bytes"))
+    note(f"{len(layers)} operators on 8-bit integers, {format_bytes(size)} of weights and biases instead of "
+         f"{format_bytes(whole)}")
+
+
 def print_layers(layers: Sequence[Mapping[str, Any]], kept: Sequence[Mapping[str, Any]]) -> None:
     """The table of layers, and what was left out."""
     calibrated = any("accumulated" in layer for layer in layers)
@@ -160,3 +191,16 @@ def print_layers(layers: Sequence[Mapping[str, Any]], kept: Sequence[Mapping[str
         note(f"{len(dead)} layers had zeros alone as input and were made without samples: {', '.join(dead)}")
     if kept:
         print_table(("left as it is", "because"), [(k["name"], k["reason"]) for k in kept], "\nNot quantized")
+
+
+def print_pairs(found: Mapping[str, Any]) -> None:
+    """The table of decoupled convolutions, the sums, and what was left out."""
+    timed = any("ms" in layer for layer in found["layers"])
+    rows = [[x["name"], f"{x['inputs']} to {x['outputs']}, {' x '.join(map(str, x['kernel']))}", x["rank"],
+             f"{x['error']:.3e}", f"{x['macs'] / 1e6:.2f}", f"{x['macs_after'] / 1e6:.2f}",
+             *([f"{x['ms']:.3f}", f"{x['ms_after']:.3f}"] if timed else [])] for x in found["layers"]]
+    print_table(("convolution", "shape", "rank", "error", "MMACs", "after", *(("ms", "after") if timed else ())), rows)
+    ms = f", {found['ms']['before']:.3f} ms to {found['ms']['after']:.3f} ms" if "ms" in found else ""
+    note(f"{found['macs']['before'] / 1e6:.1f} million multiplications to {found['macs']['after'] / 1e6:.1f}{ms}")
+    if found["kept"]:
+        print_table(("left as it is", "because"), [(k["name"], k["reason"]) for k in found["kept"]], "\nNot decoupled")

@@ -1,4 +1,4 @@
-"""Commands on compiled bundles: run, compare, eval, bench."""
+"""Commands on compiled bundles: run, compare, eval, bench, profile, diff."""
 
 from __future__ import annotations
 
@@ -11,18 +11,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edgec.cli_build import AllowPickle, Json
-from edgec.cli_output import envelope, note, print_json, print_table, progress
+from edgec.cli_output import envelope, json_text, note, print_json, print_table, progress
 from edgec.cli_quantize import print_layers
 from edgec.cli_values import bad_value, parse_counts, parse_tolerances, parse_triple, read_arrays
 from edgec.env import ISA
 from edgec.errors import EdgecError
 
 if TYPE_CHECKING:
-    from edgec.native.session import Model
+    from edgec.judge.opened import Opened
 
-Bundle = Annotated[Path, typer.Argument(help="An output folder of compile, or its model.edgec.", show_default=False)]
+Bundle = Annotated[
+    Path, typer.Argument(help="An output folder of compile, its model.edgec, or zoo:NAME.", show_default=False)
+]
 Threads = Annotated[int, typer.Option("-t", "--threads", min=0, help="0: one per core.")]
-Isa = Annotated[str, typer.Option("--isa", help="Force scalar, avx2, avx512, avx512vbmi, amx or neon (default: best).")]
+Isa = Annotated[
+    str, typer.Option("--isa", help="Force scalar, avx2, avx512, avx512vbmi, amx, neon or neondot (default: best).")
+]
 Verify = Annotated[bool, typer.Option("--verify", help="First check the hashes of all weights.")]
 PublicKey = Annotated[
     str | None, typer.Option("--public-key", help="KEY.pub (PEM) or 64 hex digits: only a bundle that it has signed.")
@@ -35,16 +39,24 @@ def register(app: typer.Typer) -> None:
     app.command()(compare)
     app.command("eval")(eval_)
     app.command()(bench)
+    app.command()(profile)
+    app.command()(diff)
 
 
 @contextmanager
-def opened(bundle: Path, isa: str, verify: bool, public_key: str | None) -> Iterator[Model]:
+def opened(bundle: Path, isa: str, verify: bool, public_key: str | None) -> Iterator[Opened]:
     """The bundle, opened with the instruction set and the checks asked for; warnings of the runtime go to stderr."""
+    from edgec.api import bundle_of
     from edgec.judge.bundle import open_bundle
+    from edgec.judge.ort_model import OrtModel
     from edgec.keys import public_key as read_key
 
     key = None if public_key is None else read_key(public_key)
-    with ISA.override(isa or ISA.get()), open_bundle(bundle, verify=verify, public_key=key) as model:
+    with (ISA.override(isa or ISA.get()), bundle_of(bundle) as path,
+          open_bundle(path, verify=verify, public_key=key) as model):
+        if isa and isinstance(model, OrtModel) and not model.library:
+            raise bad_value("--isa", isa, "without it: these are kernels of onnxruntime, which chooses by itself",
+                            "compile with --library, or --backend native")
         if model.info.warning:
             note(f"warning: {model.info.warning}")
         yield model
@@ -214,6 +226,9 @@ def bench(
     prompt: Annotated[int, typer.Option("-p", "--prompt", min=0, help="Prompt tokens; 0: skip.")] = 512,
     tokens: Annotated[int, typer.Option("-n", "--tokens", min=0, help="Generated tokens; 0: skip.")] = 128,
     threads: Annotated[str, typer.Option("-t", "--threads", help="Thread counts, as 1,2.")] = "",
+    sweep_threads: Annotated[
+        bool, typer.Option("--sweep-threads", help="Every thread count from 1 to the cores, and which is fastest.")
+    ] = False,
     repetitions: Annotated[int, typer.Option("-r", "--repetitions", min=1, help="Timed repetitions.")] = 5,
     warmup: Annotated[int, typer.Option(min=0, help="Untimed repetitions before.")] = 1,
     isa: Isa = "",
@@ -222,17 +237,22 @@ def bench(
     json: Json = False,
 ) -> None:
     """Speed: prompt and generation tokens per second, or latency percentiles for other models."""
-    from edgec.judge.bench import bench_bundle
+    from edgec.judge.bench import bench_bundle, fastest, sweep
     from edgec.targets.devices import host, host_cores
 
     started = time.time()
-    counts = parse_counts("-t", threads, 1, 1024) if threads else [host_cores()]
+    if sweep_threads and threads:
+        raise bad_value("-t", threads, "without it: --sweep-threads chooses the counts")
+    counts = sweep(host_cores()) if sweep_threads else (
+        parse_counts("-t", threads, 1, 1024) if threads else [host_cores()])
     with opened(bundle, isa, verify, public_key) as model:
         language = model.info.kind == 1
         tests = bench_bundle(model, prompt, tokens, counts, repetitions, warmup)
         used = model.info.isa
+    best = fastest(tests) if sweep_threads else None
     if json:
-        print_json(envelope("bench", started, isa=used, device=host().to_dict(), tests=[t.to_dict() for t in tests]))
+        print_json(envelope("bench", started, isa=used, device=host().to_dict(), tests=[t.to_dict() for t in tests],
+                            fastest_threads=best))
         return
     rows = [t.to_dict() for t in tests]
     if language:
@@ -247,3 +267,124 @@ def bench(
             [(r["test"], r["threads"], *(f"{1e3 * r['seconds'][q]:.3f}" for q in ("p50", "p90", "p99")),
               r["repetitions"]) for r in rows], f"{bundle}, {used}",
         )
+    for name, count in (best or {}).items():
+        note(f"{name}: fastest with {count} thread{'s' if count > 1 else ''} (by the median)")
+
+
+FailIf = Annotated[
+    list[str] | None, typer.Option("--fail-if", help="NAME>NUMBER, as p50_ms>12: then exit code 1. Repeatable.")
+]
+
+
+def profile(
+    bundle: Bundle,
+    device: Annotated[
+        str, typer.Option("--device", help="local, ssh:HOST, adb[:SERIAL], qemu:ARCH[:CPU], wasm:node or "
+                                           "exec:'CMD {program} {args}'.")
+    ] = "local",
+    target: Annotated[
+        str, typer.Option("--target", help="Device row that the program is built for (default: what the device is).")
+    ] = "",
+    prompt: Annotated[int, typer.Option("-p", "--prompt", min=1, max=1 << 20, help="Prompt tokens.")] = 128,
+    tokens: Annotated[int, typer.Option("-n", "--tokens", min=1, max=2000, help="Tokens decoded behind it.")] = 32,
+    threads: Annotated[int, typer.Option("-t", "--threads", min=0, max=1024, help="0: one per core there.")] = 0,
+    repetitions: Annotated[int, typer.Option("-r", "--repetitions", min=1, max=2000, help="Least timed runs.")] = 20,
+    warmup: Annotated[int, typer.Option(min=0, max=1000, help="Untimed runs before.")] = 3,
+    min_ms: Annotated[int, typer.Option("--min-ms", min=0, max=600000, help="Least time of each phase.")] = 300,
+    most: Annotated[int, typer.Option("--calls", min=0, help="So many of the longest in the table; 0: all.")] = 20,
+    trace: Annotated[Path | None, typer.Option("--trace", help="Write a Chrome/Perfetto trace to FILE.")] = None,
+    html: Annotated[Path | None, typer.Option("--html", help="Write a report with charts to FILE.")] = None,
+    markdown: Annotated[Path | None, typer.Option("--markdown", help="Write a report to FILE.")] = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Write the JSON document to FILE.")] = None,
+    write_overrides: Annotated[
+        Path | None, typer.Option("--write-overrides", help="More bits where quantized layers lose most, fewer where "
+                                                            "time goes and room is left, for --quant-override @FILE.")
+    ] = None,
+    fail_if: FailIf = None,
+    isa: Isa = "",
+    json: Json = False,
+) -> None:
+    """Where time goes on a device: every call's kernel, ms, GB/s and GOP/s against what the machine can do."""
+    from edgec.api import bundle_of
+    from edgec.judge import layers as judge_layers
+    from edgec.judge import profile as judge
+    from edgec.judge import report as views
+    from edgec.judge.conditions import failing, parse_conditions
+    from edgec.targets.output import check_writable, write_text
+    from edgec.targets.transport import transport
+
+    started = time.time()
+    conditions = parse_conditions(fail_if or [], views.FIGURES)
+    there = transport(device, target)
+    options = judge.ProfileOptions(threads, repetitions, warmup, min_ms, prompt, tokens, isa)
+    for path in (trace, html, markdown, output, write_overrides):
+        if path is not None:
+            check_writable(path)
+    with bundle_of(bundle) as path:
+        judge.check_wanted(path, [c.name for c in conditions], write_overrides is not None)
+        found = judge.profile_bundle(path, there, options)
+    document = envelope("profile", started, target, **found)
+    for file, text in ((trace, views.trace), (html, views.html_report), (markdown, views.markdown)):
+        if file is not None:
+            write_text(file, text(found))
+    if output is not None:
+        write_text(output, json_text(document))
+    if json:
+        print_json(document)
+    else:
+        print_table(("what", "found"), views.fact_rows(found))
+        print_table(views.TEST_COLUMNS, views.test_rows(found), "\nPhases")
+        for test in found["tests"]:
+            print_table(views.CALL_COLUMNS, views.call_rows(test, most), f"\nCalls of {test['name']}")
+    # Last: what was measured is there, whatever these find wrong.
+    if write_overrides is not None:
+        judge_layers.write_overrides(write_overrides, judge.overrides(found))
+    _gate("profile", str(bundle), failing(conditions, views.figures(found)), fail_if)
+
+
+def diff(
+    a: Annotated[Path, typer.Argument(help="A document of profile --json or -o.", show_default=False)],
+    b: Annotated[Path, typer.Argument(help="Another one.", show_default=False)],
+    least: Annotated[float, typer.Option(min=0, max=1, help="Smaller changes of a median do not count.")] = 0.02,
+    most: Annotated[int, typer.Option("--calls", min=0, help="So many calls that changed most; 0: all.")] = 10,
+    fail_if: FailIf = None,
+    json: Json = False,
+) -> None:
+    """What changed between two profiles, and whether it is more than noise."""
+    from edgec.judge import diff as judge
+    from edgec.judge.conditions import failing, parse_conditions
+
+    started = time.time()
+    conditions = parse_conditions(fail_if or [])
+    found = judge.diff_profiles(judge.read_profile(a), judge.read_profile(b), least)
+    if json:
+        print_json(envelope("diff", started, **found))
+    else:
+        columns = ("A ms", "B ms", "change", "95 % of change", "p", "more than noise")
+        print_table(("phase", *columns), [(t["name"], *_changed(t)) for t in found["tests"]], f"{a} -> {b}")
+        for test in found["tests"]:
+            print_table(("layer", "kernel", *columns), [
+                (c["layer"], c["kernel_a"] if c["kernel_a"] == c["kernel_b"] else f"{c['kernel_a']} -> {c['kernel_b']}",
+                 *_changed(c)) for c in test["calls"][: most or None]], f"\nCalls of {test['name']}")
+        for test in found["tests"]:
+            if not test["calls_decidable"]:
+                note(f"{test['name']}: too few samples for {len(test['calls'])} calls: none of them can be more than "
+                     f"noise; {test['samples_for_calls']} on each side would do (profile -r)")
+            for side, only in (("A", test["only_a"]), ("B", test["only_b"])):
+                if only:
+                    note(f"{test['name']}: only in {side}: {', '.join(only[:8])}{', ...' if len(only) > 8 else ''}")
+        for row in found["conditions"]:
+            note(f"not the same: {row['name']}: {row['a']} -> {row['b']}")
+    _gate("diff", f"{a}, {b}", failing(conditions, judge.diff_figures(found)), fail_if)
+
+
+def _changed(row: dict[str, Any]) -> tuple[str, ...]:
+    change = "-" if row["change"] is None else f"{row['change']:+.1%}"
+    return (f"{row['a_ms']:.4f}", f"{row['b_ms']:.4f}", change, "{:+.1%} .. {:+.1%}".format(*row["ci95"]),
+            f"{row['p']:.2g}", "yes" if row["significant"] else "no")
+
+
+def _gate(stage: str, where: str, held: list[str], asked: list[str] | None) -> None:
+    if held:
+        raise EdgecError("E0501", stage=stage, where=where, found="; ".join(held),
+                         wanted="none of: " + ", ".join(asked or []))

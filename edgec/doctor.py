@@ -18,7 +18,8 @@ State = Literal["ok", "missing", "failed"]
 # Extra -> the modules it brings.
 EXTRAS = {
     "torch": ("torch",), "hf": ("transformers", "mobius"), "cross": ("ziglang",), "images": ("PIL",),
-    "sign": ("cryptography",), "dev": ("pytest", "hypothesis", "mypy", "ruff"),
+    "sign": ("cryptography",), "ort": ("onnxruntime_genai",), "coreml": ("coremltools",), "tvm": ("tvm",),
+    "dev": ("pytest", "hypothesis", "mypy", "ruff"),
 }
 _CORE = ("numpy", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "safetensors", "tokenizers")
 
@@ -87,9 +88,26 @@ def _selftest() -> Finding:
     return Finding("self-test", "ok", run_selftest())
 
 
+def _devices() -> Finding:
+    """What `edgec profile --device` can reach from here."""
+    from edgec.native.library import library_path
+    from edgec.targets.transport import TOOLS
+
+    ready = ["local"] if (library_path().parent / "edgec_bench").is_file() else []
+    absent = [] if ready else ["local needs edgec_bench (make build)"]
+    for kind, (tools, hint) in TOOLS.items():
+        if any(map(shutil.which, tools)):
+            ready.append(kind)
+        else:
+            absent.append(f"{kind} needs {tools[0]} ({hint})")
+    return Finding("devices of profile", "missing" if absent else "ok", ", ".join(ready) + "".join(
+        f"; {text}" for text in absent))
+
+
 _CHECKS: tuple[tuple[str, Callable[[], Finding]], ...] = (
     ("python", _python), ("cpu", _cpu), ("runtime library", _library), ("runtime sources", _sources),
     ("C++ compiler", _compiler), ("self-test", _selftest),
+    ("devices of profile", _devices),
 )
 
 

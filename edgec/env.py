@@ -66,7 +66,7 @@ class EnvVar(Generic[T]):
 DEBUG = EnvVar("EDGEC_DEBUG", 0, "1 summary, 2 time per pass and kernel, 3 rules fired, 4 plan text, 5 IR text")
 CHECK = EnvVar("EDGEC_CHECK", 0, "1 runs the model before and after each pass and names the pass that broke it")
 SPEC = EnvVar("EDGEC_SPEC", 1, "0 skips the executable stage specifications")
-ISA = EnvVar("EDGEC_ISA", "", "forces the runtime's instruction set: scalar, avx2, avx512, avx512vbmi, amx, neon")
+ISA = EnvVar("EDGEC_ISA", "", "forces an instruction set: scalar, avx2, avx512, avx512vbmi, amx, neon, neondot")
 ASSETS = EnvVar("EDGEC_ASSETS", "../shared/assets", "where tests and benchmarks find weights, images and text")
 REQUIRE_ASSETS = EnvVar("EDGEC_REQUIRE_ASSETS", 0, "1 turns a skip for missing assets into a failure")
 CACHE = EnvVar("EDGEC_CACHE", "", "folder for cross-built runtimes (default: the user's cache folder)")

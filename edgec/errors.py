@@ -49,6 +49,7 @@ CODES: dict[str, Code] = {
     "E0301": Code(EXIT_UNSUPPORTED, "unsupported operators", "The backend has no kernel or decomposition for some operators; all of them are listed."),
     "E0302": Code(EXIT_UNSUPPORTED, "unsupported shape", "A shape cannot be determined or planned before running."),
     "E0303": Code(EXIT_LIMIT, "memory budget exceeded", "The planned peak memory is above --memory-budget."),
+    "E0304": Code(EXIT_UNSUPPORTED, "format without a kernel", "The backend could only unpack these weights at load, and they are too large for that; choose a format that it reads, or the native backend."),
     "E0401": Code(EXIT_INTEGRITY, "not a usable bundle", "The file is not an edgec bundle, is damaged, or needs a newer reader."),
     "E0402": Code(EXIT_INTEGRITY, "hash mismatch", "The bundle's bytes do not match its hashes: it was damaged or changed."),
     "E0403": Code(EXIT_USAGE, "wrong argument at run time", "A tensor name, shape, dtype, token or position does not fit the model."),
@@ -58,6 +59,9 @@ CODES: dict[str, Code] = {
     "E0407": Code(EXIT_INTEGRITY, "signature not valid", "The bundle is not signed, is signed by another key than the one asked for, or was changed after it was signed."),
     "E0501": Code(EXIT_GATE, "gate failed", "A measured value is outside the limit that was asked for."),
     "E0502": Code(EXIT_USAGE, "unusable evaluation data", "The text, images or input file given for evaluation cannot be used."),
+    "E0503": Code(EXIT_USAGE, "random weights", "The model comes from the zoo, where nobody has trained it: there is no quality to measure."),
+    "E0601": Code(EXIT_DEVICE, "device not reachable", "The device of --device, the tool that reaches it (ssh, adb, qemu, node) or the compiler for its program is missing or does not answer."),
+    "E0602": Code(EXIT_DEVICE, "run on the device failed", "The device was reached, and the program or a command there failed, or what came back is not what the program prints."),
 }
 
 

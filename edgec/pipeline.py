@@ -6,7 +6,7 @@ import gc
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,21 +14,23 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as ir
 
-from edgec import env
+from edgec import backends, env
 from edgec.errors import EdgecError, did_you_mean
 from edgec.ir import verify
 from edgec.ir.execute import Runner, random_inputs, save
 from edgec.ir.info import info_of
 from edgec.ir.model import Array, fingerprint, structure_sha256, walk
+from edgec.ir.ops import DOMAIN, LIBRARY
 from edgec.ir.passes import Context, Pass
 from edgec.ir.rules import RuleReport
 from edgec.ir.shapes import infer_shapes
+from edgec.targets import Artifact, EmitOptions
 
 if TYPE_CHECKING:
     from edgec.compress.store import Finished
-    from edgec.native.plan import Plan, StoredWeight
-    from edgec.quantization import QuantizeOptions
-    from edgec.targets import Artifact
+    from edgec.decoupling import Decoupled, DecoupleOptions
+    from edgec.native.plan import StoredWeight
+    from edgec.quantization import QuantizeOptions, StaticOptions
 
 QuantProgress = Callable[[int, int, str], None]
 
@@ -49,11 +51,14 @@ class PassRecord:
 
 @dataclass
 class PassReport:
-    """All passes run so far, in order; `model` is the result."""
+    """All passes run so far, in order; `model` is the result. decoupled, static: what a decoupling or a static
+    quantization reports, or nothing."""
 
     model: ir.Model
     records: list[PassRecord] = field(default_factory=list)
     stopped_after: str = ""
+    decoupled: dict[str, Any] = field(default_factory=dict)
+    static: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> list[dict[str, Any]]:
         return [
@@ -104,6 +109,10 @@ def run_passes(
         if record.modified:
             infer_shapes(report.model)
         _log(record, report.model, debug)
+        if checker is not None and record.modified and any(
+                node.domain == DOMAIN and node.op_type in LIBRARY for node in walk(report.model)):
+            _say(f"EDGEC_CHECK: after {step.name} the graph needs edgec's library: nothing is compared from here")
+            checker = None
         if checker is not None:
             checker.after(step, report.model, record.modified)
         if options.dump_dir is not None:
@@ -236,16 +245,34 @@ class QuantStep:
 
 
 @dataclass(frozen=True)
+class DecoupleStep:
+    """Convolutions to depthwise-separable pairs, before anything is quantized. progress(done, all, what)."""
+
+    options: DecoupleOptions
+    progress: QuantProgress = lambda done, total, what: None
+
+
+@dataclass(frozen=True)
+class StaticStep:
+    """Static 8-bit integers on the way. progress as of QuantStep."""
+
+    options: StaticOptions
+    progress: QuantProgress = lambda done, total, what: None
+
+
+@dataclass(frozen=True)
 class CompileOptions:
-    """Settings of one compile. importer, emitter: keyword arguments of the door and of the backend."""
+    """Settings of one compile. importer, emitter: keyword arguments of the door and of EmitOptions."""
 
     target: str = "host"
+    backend: str = backends.DEFAULT
     outdir: Path = Path("out")
     importer: Mapping[str, Any] = field(default_factory=dict)
     emitter: Mapping[str, Any] = field(default_factory=dict)
     passes: Mapping[str, object] = field(default_factory=dict)
     run: RunOptions = field(default_factory=RunOptions)
-    quant: QuantStep | None = None
+    quant: QuantStep | StaticStep | None = None
+    decouple: DecoupleStep | None = None
 
 
 @dataclass(frozen=True)
@@ -257,23 +284,49 @@ class CompileResult:
     artifact: Artifact | None
 
 
+def emit_options(options: CompileOptions) -> EmitOptions:
+    """The emitter's settings, checked by the backend. Raises EdgecError (E0002, E0005)."""
+    from edgec.targets.devices import device
+
+    # What only the end of a compile knows is no setting.
+    chosen = EmitOptions(**{k: v for k, v in options.emitter.items() if k not in ("passes", "reports")})
+    backends.backend(options.backend).emitter.check_options(chosen, device(options.target))
+    return chosen
+
+
 def _context(options: CompileOptions) -> Context:
-    from edgec.native.lower import capabilities, unsupported
+    emitter, chosen = backends.backend(options.backend).emitter, emit_options(options)
+    return Context(capabilities=emitter.capabilities(chosen), refuses=emitter.refuses(chosen),
+                   options={**emitter.pass_options(chosen), **options.passes})
 
-    return Context(capabilities=capabilities(), refuses=unsupported, options=dict(options.passes))
 
-
-def _normalize(source: str | object, options: CompileOptions, ctx: Context) -> PassReport:
-    """Import and the exact passes."""
+def import_model(source: str | object, options: CompileOptions) -> ir.Model:
+    """The model as the door gives it; of one that was imported before, a copy that shares its weights."""
     from edgec import importers
-    from edgec.passes import COMPRESS, LOWER, NORMALIZE
+    from edgec.passes import COMPRESS, NORMALIZE
 
-    options.run.check([p.name for p in (*NORMALIZE, *COMPRESS, *LOWER)])
+    row = backends.backend(options.backend)
+    options.run.check([p.name for p in (*NORMALIZE, *COMPRESS, *row.lower) if p.name not in row.skips])
+    if isinstance(source, ir.Model):
+        return _copy(source)
     model = importers.load(source, **options.importer)
     info_of(model).graph_sha256 = structure_sha256(model)
     if env.SPEC.get():
         verify.check(model, verify.imported, "import")
-    return _stage(NORMALIZE, verify.normalized, "normalize", "E0201", ctx, options.run, PassReport(model))
+    return model
+
+
+def _normalize(model: ir.Model, options: CompileOptions, ctx: Context) -> PassReport:
+    """The exact passes that the backend wants."""
+    from edgec.passes import NORMALIZE
+
+    row = backends.backend(options.backend)
+    wanted = tuple(p for p in NORMALIZE if p.name not in row.skips)
+    return _stage(wanted, _normal_form(options), "normalize", "E0201", ctx, options.run, PassReport(model))
+
+
+def _normal_form(options: CompileOptions) -> verify.Spec:
+    return verify.canonical if "static_kv" in backends.backend(options.backend).skips else verify.normalized
 
 
 def _stage(passes: Sequence[Pass], spec: verify.Spec, stage: str, code: str, ctx: Context, run: RunOptions,
@@ -285,11 +338,12 @@ def _stage(passes: Sequence[Pass], spec: verify.Spec, stage: str, code: str, ctx
     return report
 
 
-def _lower(ctx: Context, run: RunOptions, report: PassReport) -> PassReport:
-    from edgec.passes import LOWER
-
-    # The user wrote an operator that the target lacks: that is E0301, not a defect of a pass.
-    return _stage(LOWER, verify.lowered(ctx.capabilities), "lower", "E0301", ctx, run, report)
+def _lower(options: CompileOptions, ctx: Context, run: RunOptions, report: PassReport) -> PassReport:
+    row = backends.backend(options.backend)
+    # The user wrote an operator that the target lacks: that is E0301, not a defect of a pass. The native plan says more
+    # about what it refuses than its passes can.
+    spec = verify.lowered(ctx.capabilities, True, ctx.refuses) if row.nested else verify.lowered(ctx.capabilities)
+    return _stage(row.lower, spec, "lower", "E0301", ctx, run, report)
 
 
 def prepare_model(source: str | object, options: CompileOptions) -> PassReport:
@@ -297,31 +351,73 @@ def prepare_model(source: str | object, options: CompileOptions) -> PassReport:
     from edgec.passes import COMPRESS
 
     ctx = _context(options)
-    report = _normalize(source, options, ctx)
+    model = import_model(source, options)
+    # Samples are drawn and layers are looked at as the native runtime has the model, which calibration runs.
+    apart = options.backend != backends.DEFAULT and isinstance(options.quant, QuantStep) and bool(
+        options.quant.options) and bool(backends.backend(options.backend).skips)
+    native_form = _native_form(model) if apart else None
+    report = _normalize(model, options, ctx)
     if report.stopped_after:
         return report
-    if options.quant is not None:
+    rest, form = COMPRESS, _normal_form(options)
+    if options.decouple is not None:
+        # Pairs first: what is quantized then are their weights, calibrated in the graph that they are in.
+        after = 1 + [p.name for p in COMPRESS].index("decouple_conv")
+        rest = COMPRESS[after:]
+        _check_lowers(report.model, options)
+        made = _decoupled(report.model, options.decouple, options.target)
+        ctx.decoupled, report.decoupled = made.pairs, made.report
+        report = _stage(COMPRESS[:after], form, "compress", "E0201", ctx, options.run, report)
+        if report.stopped_after:
+            return report
+    if isinstance(options.quant, StaticStep):
+        from edgec.quantization import open_static
+
+        _check_lowers(report.model, options)
+        static = open_static(report.model, options.quant.options, options.quant.progress)
+        ctx.static, report.static = static, static.report
+    elif options.quant is not None:
         if options.quant.options is not None:
             _check_lowers(report.model, options)
-        ctx.quantized = _finished_layers(report.model, options.quant)
-    report = _stage(COMPRESS, verify.normalized, "compress", "E0201", ctx, options.run, report)
-    return report if report.stopped_after else _lower(ctx, options.run, report)
+        step = options.quant
+        if step.options is not None and backends.backend(options.backend).uniform_heads:
+            step = replace(step, options=replace(step.options, uniform_heads=True))
+        ctx.quantized = _finished_layers(native_form or report.model, step)
+    report = _stage(rest, form, "compress", "E0201", ctx, options.run, report)
+    return report if report.stopped_after else _lower(options, ctx, options.run, report)
+
+
+def _native_form(model: ir.Model) -> ir.Model:
+    """A normalized copy as the native backend has it; weights are shared."""
+    options = CompileOptions()
+    return _normalize(_copy(model), options, _context(options)).model
+
+
+def _copy(model: ir.Model) -> ir.Model:
+    copy = model.clone()
+    copy.meta.update(model.meta)
+    return copy
+
+
+def _decoupled(model: ir.Model, step: DecoupleStep, target: str) -> Decoupled:
+    from edgec import decoupling
+    from edgec.targets.devices import device, host
+
+    row, here = device(target), host()
+    # Times of this machine say something about a target that runs the same code here.
+    timed = row.name == here.name
+    return decoupling.decouple(model, step.options, _float_bundle, timed=timed, progress=step.progress)
 
 
 def _check_lowers(model: ir.Model, options: CompileOptions) -> None:
     """Raises what the target has against the model (E0301, E0302) before hours go into its weights; reads none."""
-    from edgec.native.lower import build_plan
-
-    emitter = options.emitter
-    build_plan(_lowered_copy(model), weights="f32", kv=emitter.get("kv", "f32"), low_bit=False,
-               max_context=emitter.get("max_context"))
+    # Weights as they are: how they are stored is no question here, and reading them is what this goes before.
+    plain = replace(options, passes={**options.passes, "narrow_weights.weights": "f32"})
+    backends.backend(options.backend).emitter.check(_lowered_copy(model, plain), emit_options(plain))
 
 
-def _lowered_copy(model: ir.Model) -> ir.Model:
-    copy = model.clone()
-    copy.meta.update(model.meta)
-    options = CompileOptions()
-    return _lower(_context(options), options.run, PassReport(copy)).model
+def _lowered_copy(model: ir.Model, options: CompileOptions) -> ir.Model:
+    return _lower(options, _context(options), RunOptions(), PassReport(_copy(model))).model
 
 
 def _finished_layers(model: ir.Model, step: QuantStep) -> Finished:
@@ -340,25 +436,24 @@ def _finished_layers(model: ir.Model, step: QuantStep) -> Finished:
 def quantize_model(source: str | object, importer: Mapping[str, Any], step: QuantStep) -> Finished:
     """The quantization alone, into step.folder. Raises EdgecError."""
     options = CompileOptions(importer=importer)
-    return _finished_layers(_normalize(source, options, _context(options)).model, step)
+    return _finished_layers(_normalize(import_model(source, options), options, _context(options)).model, step)
 
 
 def _float_bundle(model: ir.Model, path: Path) -> None:
     """The normalized `model` as it is, compiled for this machine to `path`, without tokenizer and golden vectors."""
     from edgec.native.bundle import write_bundle
-    from edgec.targets import EmitOptions, native
+    from edgec.targets import native
 
-    plan = native.plan_model(_lowered_copy(model), EmitOptions())[0]
+    plan = native.plan_model(_lowered_copy(model, CompileOptions()), EmitOptions())[0]
     write_bundle(path, plan, tokenizer=None, golden=None, manifest={})
 
 
 def compile_model(source: str | object, options: CompileOptions) -> CompileResult:
-    """Compiles `source` (Hugging Face folder, FILE.py:FACTORY, torch module) for `options.target`.
+    """Compiles `source` (a Hugging Face folder, FILE.py:FACTORY, a torch module, what import_model gave).
 
     Writes the artifact to `options.outdir`. Raises EdgecError; an unknown target is found before the model is read.
     """
     from edgec.compress.store import load_finished
-    from edgec.targets import native
     from edgec.targets.devices import device
 
     row = device(options.target)
@@ -366,22 +461,42 @@ def compile_model(source: str | object, options: CompileOptions) -> CompileResul
     if report.stopped_after:
         return CompileResult(report.model, report, None)
     emitter: dict[str, Any] = {**options.emitter, "passes": tuple(r.name for r in report.records)}
-    if options.quant is not None:
+    reports: dict[str, Any] = {}
+    if options.decouple is not None:
+        emitter["config"] = {**emitter.get("config", {}), "decouple": {
+            key: report.decoupled[key] for key in ("budget", "calibration")}}
+        reports["decouple.json"] = lambda weights: report.decoupled
+    if isinstance(options.quant, StaticStep):
+        arguments = options.quant.options.arguments()
+        emitter["config"] = {**emitter.get("config", {}), "quant": arguments}
+        reports["quant.json"] = partial(_static_report, arguments, report.static)
+    elif options.quant is not None:
         state = load_finished(options.quant.folder).state
         # Whether the layers were made on the way or before: the same model gives the same bytes.
         emitter["config"] = {**emitter.get("config", {}), "quant": state["arguments"]}
-        emitter["reports"] = {"quant.json": partial(_quant_report, state)}
-    artifact = native.emit(report.model, row, options.outdir, emitter)
+        reports["quant.json"] = partial(_quant_report, state)
+    emit = backends.backend(options.backend).emitter.emit
+    artifact = emit(report.model, row, options.outdir, {**emitter, "reports": reports})
     return CompileResult(report.model, report, artifact)
 
 
-def _quant_report(state: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
-    """reports/quant.json: every quantized layer, how the plan stores it, and which kernels read it."""
+def _quant_report(state: Mapping[str, Any], weights: Sequence[StoredWeight]) -> dict[str, Any]:
+    """reports/quant.json: every quantized layer, how it is stored, and which kernels read it."""
     # A weight that was joined with its siblings bears all their names.
-    stored = {name: w for w in plan.stored() for name in w.name.split("+")}
+    stored = {name: w for w in weights for name in w.name.split("+")}
     return {"arguments": state["arguments"], "kept": state["kept"], "layers": [
         {**{k: v for k, v in layer.items() if k != "file"}, **_stored(stored.get(layer["name"]), layer["rows"])}
         for layer in state["layers"]
+    ]}
+
+
+def _static_report(arguments: Mapping[str, Any], found: Mapping[str, Any], weights: Sequence[StoredWeight]
+                   ) -> dict[str, Any]:
+    """reports/quant.json of a static quantization: layers with their own errors, every activation's range."""
+    stored = {w.name.removesuffix(".codes"): w for w in weights}
+    return {"arguments": dict(arguments), **found, "layers": [
+        {**layer, **(_stored(stored.get(layer["name"]), layer["rows"]) if "rows" in layer else {})}
+        for layer in found["layers"]
     ]}
 
 

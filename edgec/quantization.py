@@ -1,4 +1,5 @@
-"""`edgec quantize`: from what the user asked for to a folder of quantized layers. The work is done in compress/."""
+"""What a user asked of a quantization, handed to compress/: a folder of quantized layers (`edgec quantize`), or static
+8-bit integers."""
 
 from __future__ import annotations
 
@@ -13,8 +14,12 @@ from edgec.calibration import NONE, SELF, CalibOptions, open_samples
 from edgec.compress import driver
 from edgec.compress.formats import Array, PaletteSpec
 from edgec.compress.policy import CALIBRATED_BITS, Override, Spec, needs_calibration, parse_override, parse_spec
+from edgec.compress.ranges import Method as RangeMethod
+from edgec.compress.regions import STATIC
+from edgec.compress.regions import Choice as StaticChoice
 from edgec.compress.solvers import LinearStats, Method, quantize_matrix, quantize_palette
 from edgec.compress.solvers.native import MAX_THREADS
+from edgec.compress.static import Static
 from edgec.compress.store import Finished, Packed, load_finished, opened
 from edgec.errors import EdgecError, did_you_mean
 from edgec.ir.info import info_of
@@ -31,7 +36,9 @@ class QuantizeOptions:
 
     calib: `self`, `none` or a path; None: `self` for language models where few bits need it, else `none`. force: few
     bits without calibration all the same. method: of the solvers, for layers of formats that it can make. max_memory:
-    bytes of this process. threads: 0: all. Raises EdgecError (E0002, E0003) for values that no model could take.
+    bytes of this process. threads: 0: all. uniform_heads: a head whose bits are raised takes uniform codes, for
+    backends that store bit planes of few bits only. Raises EdgecError (E0002, E0003) for values that no model could
+    take.
     """
 
     quant: str
@@ -46,8 +53,12 @@ class QuantizeOptions:
     force: bool = False
     max_memory: int | None = None
     threads: int = 0
+    uniform_heads: bool = False
 
     def __post_init__(self) -> None:
+        if self.quant == STATIC:
+            raise EdgecError("E0002", stage=_STAGE, where="--quant", found=STATIC, wanted="a format of weights: hlq2",
+                             hint=f"edgec compile --quant {STATIC} --calib FOLDER rounds activations too, on the way")
         _plain(parse_spec(self.quant), "--quant")
         for text in self.overrides:
             check_override(text)
@@ -67,6 +78,54 @@ class QuantizeOptions:
     def samples_from(self, source: str) -> CalibOptions:
         """The options of a calibration from `source`. Raises EdgecError (E0002, E0003)."""
         return CalibOptions(source, self.samples, self.window, self.seed, self.mean, self.std)
+
+
+@dataclass(frozen=True)
+class StaticOptions:
+    """Static 8-bit integers, `--quant static8`. calib: a path, images or arrays of what the model will read.
+    method: of the ranges, as ranges.Method.parse takes it. equalize, correct: the passes Equalize and CorrectBias.
+    overrides: `GLOB=f32` or `GLOB=static8`. The others as of QuantizeOptions. Raises EdgecError (E0002, E0003)."""
+
+    calib: str | None
+    samples: int = 128
+    seed: int = 0
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    method: str = "mse"
+    equalize: bool = False
+    correct: bool = False
+    overrides: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        RangeMethod.parse(self.method)
+        for text in self.overrides:
+            StaticChoice.parse(text)
+        if self.calib in (None, NONE, SELF):
+            raise EdgecError("E0002", stage=_STAGE, where="--calib", found=self.calib or "nothing",
+                             wanted=f"samples of what the model will read: {STATIC} has a range for every activation",
+                             hint="--calib FOLDER of images, FILE.npz or FILE.txt; not those it will be judged on")
+        self.source()
+
+    def source(self) -> CalibOptions:
+        return CalibOptions(self.calib or NONE, self.samples, 0, self.seed, self.mean, self.std)
+
+    def arguments(self) -> dict[str, Any]:
+        """What the report and the bundle say: no paths, the same for the same samples."""
+        return {"quant": STATIC, "overrides": list(self.overrides), "method": str(RangeMethod.parse(self.method)),
+                "equalize": self.equalize, "bias_correction": self.correct, "calibration": self.source().identity()}
+
+
+def open_static(model: ir.Model, options: StaticOptions, progress: driver.Progress) -> Static:
+    """The samples for the normalized `model` and the settings, for the passes. Raises EdgecError."""
+    def none_drawn(path: Path) -> None:
+        raise AssertionError("samples of the model's own are refused by the options")
+
+    if info_of(model).task == "causal-lm":
+        raise EdgecError("E0002", stage=_STAGE, where="--quant", found=f"{STATIC} for a language model",
+                         wanted="weights of few bits: hlq4, int8")
+    return Static(
+        open_samples(model, options.source(), Path(), none_drawn, progress), RangeMethod.parse(options.method),
+        tuple(StaticChoice.parse(text) for text in options.overrides), options.equalize, options.correct, progress)
 
 
 def check_override(text: str, where: str = "--quant-override") -> Override:
@@ -98,13 +157,13 @@ def quantize(model: ir.Model, options: QuantizeOptions, folder: Path, float_bund
     the options alone, but for max_memory and threads, which change nothing. Raises EdgecError.
     """
     work = driver.plan_work(model, parse_spec(options.quant), [check_override(text) for text in options.overrides],
-                            _solver(options), options.max_memory)
+                            _solver(options), options.max_memory, options.uniform_heads)
     calibration = options.samples_from(_calibration(model, options, work))
     info = info_of(model)
     arguments: dict[str, Any] = {
         "edgec_version": __version__, "model": info.name, "model_sha256": info.source_sha256,
         "quant": str(parse_spec(options.quant)), "overrides": list(options.overrides), "method": options.method,
-        "calibration": calibration.identity(),
+        "calibration": calibration.identity(), **({"uniform_heads": True} if options.uniform_heads else {}),
     }
     if calibration.source != NONE:
         # --ctx and --dynamic change these, and with them the shape of the samples.

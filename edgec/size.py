@@ -58,8 +58,15 @@ def library_size() -> dict[str, Any]:
     try:
         measured = json.loads(table.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        return found | {"missing": f"no {_TABLE} beside the library: it is made when the library is built on Linux"}
-    except ValueError as e:
-        raise EdgecError("E0007", stage="size", where=str(table), found=str(e), wanted="the table of this library",
-                         hint="make build") from e
+        return found | {"missing": f"no {_TABLE} beside the library: it is made when the library is built on Linux, "
+                                   "with Python 3.9 or newer; the output of the build may say more"}
+    except (OSError, ValueError, RecursionError) as e:
+        raise _damaged(table, str(e)) from e
+    if not isinstance(measured, dict) or not ("missing" in measured or {"kernels", "shared"} <= set(measured)):
+        raise _damaged(table, "neither sizes of kernels nor why there are none")
     return found | {key: measured[key] for key in ("kernels", "shared", "missing") if key in measured}
+
+
+def _damaged(table: Path, found: str) -> EdgecError:
+    return EdgecError("E0007", stage="size", where=str(table), found=found, wanted="the table of this library",
+                      hint="make build")

@@ -11,14 +11,15 @@ from typing import Any
 
 import onnx_ir as ir
 
+from edgec.backends import DEFAULT
+from edgec.backends import backend as find_backend
 from edgec.errors import EdgecError
 from edgec.importers import classify
 from edgec.ir.info import info_of
 from edgec.ir.model import LINE, describe, op_of, subgraphs, walk
-from edgec.native.lower import unsupported, unsupported_nodes
 from edgec.native.lower_values import safe_name
-from edgec.pipeline import CompileOptions, PassReport, prepare_model
-from edgec.targets import EmitOptions, native
+from edgec.pipeline import CompileOptions, PassReport, emit_options, prepare_model
+from edgec.targets import native
 from edgec.targets.devices import device
 
 # Constants up to this size go into a saved node; larger ones become its inputs.
@@ -78,8 +79,11 @@ class CheckReport:
 
 
 def examine(source: str | object, target: str, importer: Mapping[str, Any], ctx: int | None = None,
-            save_node: Path | None = None) -> CheckReport:
+            save_node: Path | None = None, backend: str = DEFAULT, opset: int | None = None, library: bool = False
+            ) -> CheckReport:
     """Imports `source`, runs all passes, and looks at every node; plans, but writes nothing except to `save_node`.
+
+    backend, opset, library: as of compile.
 
     ctx: as of compile. save_node: a folder for one runnable .onnx file per different node that cannot be compiled.
     Raises EdgecError when the source cannot be imported, and for what is not about single nodes (a size without a
@@ -91,13 +95,18 @@ def examine(source: str | object, target: str, importer: Mapping[str, Any], ctx:
     # An .onnx file is compared with itself in onnxruntime, which may lack the very operators to be listed: that
     # comparison comes last. The other doors choose their route by it.
     file = classify(source)[0] == "onnx"
-    options = CompileOptions(target=target, importer={**importer, **({"check": False} if file else {})})
+    options = CompileOptions(
+        target=target, backend=backend, importer={**importer, **({"check": False} if file else {})},
+        emitter={"max_context": ctx, "opset": opset, "library": library})
+    row, chosen = find_backend(backend), emit_options(options)
     # The specification of the last stage would stop at the operators that are to be listed here.
     with SPEC.override(0):
         report = prepare_model(source, options)
-    found = _problems(report)
-    if not found:
-        native.plan_model(report.model, EmitOptions(max_context=ctx))
+    found = _problems(report, row.emitter.problems(report.model, chosen))
+    if not found and backend == DEFAULT:
+        native.plan_model(report.model, chosen)
+    elif not found:
+        row.emitter.check(report.model, chosen)
     if file and not found:
         from edgec import importers
 
@@ -115,23 +124,16 @@ def examine(source: str | object, target: str, importer: Mapping[str, Any], ctx:
     return CheckReport(problems, dict(Counter(map(_operator, walk(report.model)))), info_of(report.model).notes)
 
 
-def _problems(report: PassReport) -> list[tuple[ir.Node, str]]:
-    """Every node that cannot be lowered, first by operator and attributes, then by the shapes around it."""
+def _problems(report: PassReport, found: Iterable[tuple[ir.Node, str]]) -> list[tuple[ir.Node, str]]:
+    """Nodes that the backend does not take, and why; with what the passes have to say about them."""
     declined: dict[str, list[str]] = {}
     for record in report.records:
         for event in record.rules.declined:
             if event.reason not in declined.setdefault(event.where, []):
                 declined[event.where].append(event.reason)
-    found = {node: reason for node in walk(report.model) if (reason := unsupported(node)) is not None}
-    try:
-        for node, reason in unsupported_nodes(report.model):
-            found.setdefault(node, reason)
-    except EdgecError:
-        if not found:
-            raise
     # What the passes tried and why they did not succeed says more than that there is no kernel.
     result = []
-    for node, reason in found.items():
+    for node, reason in found:
         if op_of(node)[0] or "no kernel" in reason:
             reason = "; ".join([reason, *declined.get(describe(node), ())[:3]])
         result.append((node, reason))

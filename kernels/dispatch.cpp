@@ -8,6 +8,9 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
+#if defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
+#endif
 
 namespace edgec {
 
@@ -16,10 +19,14 @@ namespace edgec {
     int64_t name##_tiles(const Args &); \
     int64_t name##_cost(const Args &); \
     int64_t name##_scratch(const Args &);
+#define PREPARED KERNEL
+#define DOTTED KERNEL
 #define LEVELED KERNEL
 #define NARROW KERNEL
 #define PORTABLE KERNEL
 #include "kernels.def"
+#undef PREPARED
+#undef DOTTED
 #undef LEVELED
 #undef NARROW
 #undef PORTABLE
@@ -30,6 +37,8 @@ namespace edgec {
 #define NONE(name, n_out, in_place)
 
 #define KERNEL NONE
+#define PREPARED NONE
+#define DOTTED NONE
 #define LEVELED NONE
 #define NARROW NONE
 #define PORTABLE BODY
@@ -37,11 +46,15 @@ namespace portable {
 #include "kernels.def"
 }
 #undef KERNEL
+#undef PREPARED
+#undef DOTTED
 #undef LEVELED
 #undef NARROW
 #undef PORTABLE
 
 #define KERNEL BODY
+#define PREPARED BODY
+#define DOTTED BODY
 #define LEVELED BODY
 #define NARROW BODY
 #define PORTABLE NONE
@@ -78,10 +91,14 @@ namespace wasm {
 namespace avx512 {
 #include "kernels.def"
 #undef KERNEL
+#undef PREPARED
 #define KERNEL NONE
+#define PREPARED NONE
 namespace vbmi {
 #include "kernels.def"
 }
+#undef DOTTED
+#define DOTTED NONE
 namespace amx {
 #include "kernels.def"
 }
@@ -95,6 +112,24 @@ namespace amx {
 #define EDGEC_AMX_RUN(name) nullptr
 #endif
 #undef KERNEL
+#undef PREPARED
+#undef DOTTED
+#define KERNEL NONE
+#define PREPARED NONE
+#define DOTTED NONE
+#if EDGEC_HAVE_NEON
+namespace neon {
+namespace dot {
+#include "kernels.def"
+}
+}  // namespace neon
+#define EDGEC_NEONDOT_RUN(name) neon::dot::name
+#else
+#define EDGEC_NEONDOT_RUN(name) nullptr
+#endif
+#undef KERNEL
+#undef PREPARED
+#undef DOTTED
 #undef LEVELED
 #undef NARROW
 #undef PORTABLE
@@ -105,20 +140,28 @@ namespace amx {
     {#name, n_out, in_place, prepares, name##_check, name##_tiles, name##_cost, name##_scratch, {__VA_ARGS__}},
 #define KERNEL(name, n_out, in_place) \
     ROW(name, n_out, in_place, 0, scalar::name, EDGEC_AVX2_RUN(name), EDGEC_AVX512_RUN(name), nullptr, nullptr, \
-        EDGEC_NEON_RUN(name), EDGEC_WASM_RUN(name))
+        EDGEC_NEON_RUN(name), nullptr, EDGEC_WASM_RUN(name))
+#define PREPARED(name, n_out, in_place) \
+    ROW(name, n_out, in_place, 1, scalar::name, EDGEC_AVX2_RUN(name), EDGEC_AVX512_RUN(name), nullptr, nullptr, \
+        EDGEC_NEON_RUN(name), nullptr, EDGEC_WASM_RUN(name))
+#define DOTTED(name, n_out, in_place) \
+    ROW(name, n_out, in_place, 0, scalar::name, EDGEC_AVX2_RUN(name), EDGEC_AVX512_RUN(name), EDGEC_VBMI_RUN(name), \
+        nullptr, EDGEC_NEON_RUN(name), nullptr, EDGEC_WASM_RUN(name))
 #define LEVELED(name, n_out, in_place) \
     ROW(name, n_out, in_place, 1, scalar::name, EDGEC_AVX2_RUN(name), EDGEC_AVX512_RUN(name), EDGEC_VBMI_RUN(name), \
-        EDGEC_AMX_RUN(name), EDGEC_NEON_RUN(name), EDGEC_WASM_RUN(name))
+        EDGEC_AMX_RUN(name), EDGEC_NEON_RUN(name), EDGEC_NEONDOT_RUN(name), EDGEC_WASM_RUN(name))
 #define NARROW(name, n_out, in_place) \
     ROW(name, n_out, in_place, 0, scalar::name, EDGEC_AVX2_RUN(name), nullptr, nullptr, nullptr, \
-        EDGEC_NEON_RUN(name), EDGEC_WASM_RUN(name))
+        EDGEC_NEON_RUN(name), nullptr, EDGEC_WASM_RUN(name))
 #define PORTABLE(name, n_out, in_place) \
     ROW(name, n_out, in_place, 0, portable::name, portable::name, portable::name, nullptr, nullptr, portable::name, \
-        portable::name)
+        nullptr, portable::name)
 const Kernel kKernels[] = {
 #include "kernels.def"
 };
 #undef KERNEL
+#undef PREPARED
+#undef DOTTED
 #undef LEVELED
 #undef NARROW
 #undef PORTABLE
@@ -131,7 +174,7 @@ const Kernel *find_kernel(const char *name) {
     return nullptr;
 }
 
-static const char *const kIsaNames[ISA_COUNT] = {"scalar", "avx2", "avx512", "avx512vbmi", "amx", "neon", "wasm"};
+static const char *const kIsaNames[ISA_COUNT] = {"scalar", "avx2", "avx512", "avx512vbmi", "amx", "neon", "neondot", "wasm"};
 
 const char *isa_name(Isa isa) { return isa < ISA_COUNT ? kIsaNames[isa] : "unknown"; }
 
@@ -189,12 +232,27 @@ static bool zen4() {
 const bool kZen4 = zen4();
 #endif
 
+#if EDGEC_HAVE_NEON
+// Where the system cannot be asked, what the whole build may use.
+static bool dot_products() {
+#if defined(__ARM_FEATURE_DOTPROD)
+    return true;
+#elif defined(__linux__)
+    return getauxval(AT_HWCAP) >> 20 & 1;  // ASIMDDP
+#else
+    return false;
+#endif
+}
+#endif
+
 uint32_t available_isas() {
     uint32_t found = 1u << SCALAR;
 #if defined(__x86_64__)
     found |= x86_isas();
 #endif
-    if (EDGEC_HAVE_NEON) found |= 1u << NEON;
+#if EDGEC_HAVE_NEON
+    found |= 1u << NEON | (uint32_t)dot_products() << NEONDOT;
+#endif
     if (EDGEC_HAVE_WASM) found |= 1u << WASM;
     return found;
 }

@@ -13,8 +13,9 @@ constexpr int kMaxRank = 8;
 
 enum Dtype : uint8_t { F32 = 1, F16 = 2, BF16 = 3, I8 = 4, U8 = 5, I32 = 6, I64 = 7, BOOL = 8 };
 enum Format : uint8_t { PLAIN = 0, PANEL16 = 1 };
-// Each x86 level has all that stands before it; AVX512VBMI (with VNNI) and AMX bring a few kernels of their own.
-enum Isa : uint8_t { SCALAR = 0, AVX2 = 1, AVX512 = 2, AVX512VBMI = 3, AMX = 4, NEON = 5, WASM = 6, ISA_COUNT = 7 };
+// Each x86 level has all that stands before it; AVX512VBMI (with VNNI) and AMX bring a few kernels of their own, as does
+// NEONDOT (NEON with dot products of bytes).
+enum Isa : uint8_t { SCALAR = 0, AVX2 = 1, AVX512 = 2, AVX512VBMI = 3, AMX = 4, NEON = 5, NEONDOT = 6, WASM = 7, ISA_COUNT = 8 };
 
 struct View {
     void *data = nullptr;  // nullptr: the operand is absent

@@ -9,35 +9,74 @@ using namespace edgec;
 
 namespace {
 
+// Far more than any struct of the interface will take.
+constexpr uint32_t kLargestStruct = 4096;
+
 bool good(const edgec_model *model) { return model && model->magic == edgec_model::kMagic; }
 bool good(const edgec_session *session) { return session && session->magic == edgec_session::kMagic; }
 
-// Reads the caller's struct into ours: an older caller's is shorter (the rest stays zero), a newer one's is cut.
+// Whether a struct that a caller passes in is one that this library can honour. An older caller's is shorter. Of a newer
+// caller's, what lies beyond our own must be zero: a wish that the library does not know is refused, never ignored.
+// (So a new field must change sizeof, on 32-bit systems too.)
 template <class T>
-bool read_struct(const T *theirs, T *ours) {
-    *ours = T();
-    ours->struct_size = sizeof(T);
-    if (!theirs) return true;
+edgec_status check_struct(const char *what, const T *theirs, Message &message) {
     const uint32_t size = theirs->struct_size;
-    if (size < sizeof(uint32_t)) return false;
-    memcpy(ours, theirs, size < sizeof(T) ? size : sizeof(T));
-    return true;
-}
-
-// Fills as much of the caller's struct as the caller knows; struct_size stays the caller's.
-template <class T>
-edgec_status write_struct(T *theirs, T ours) {
-    if (!theirs || theirs->struct_size < sizeof(uint32_t)) return EDGEC_ERROR_ARGUMENT;
-    const uint32_t size = theirs->struct_size;
-    ours.struct_size = size;
-    memcpy(theirs, &ours, size < sizeof(T) ? size : sizeof(T));
+    // No sizeof leaves a field cut in two; and none is so large that a size that was never set passes as one.
+    if (size < sizeof(uint32_t) || size % alignof(T) || size > kLargestStruct)
+        return fail(message, EDGEC_ERROR_ARGUMENT, "%s: struct_size: found %u, wanted sizeof of the struct", what, size);
+    const uint8_t *const bytes = reinterpret_cast<const uint8_t *>(theirs);
+    for (uint32_t k = sizeof(T); k < size; k++)
+        if (bytes[k])
+            return fail(message, EDGEC_ERROR_ARGUMENT,
+                        "%s: found a field at byte %u that this library, version %s, does not know: it is older than "
+                        "the caller's edgec.h; wanted zeros beyond byte %zu", what, k, EDGEC_VERSION, sizeof(T));
     return EDGEC_OK;
 }
 
-bool good(const edgec_allocator *a) {
-    return !a || (a->struct_size >= sizeof(edgec_allocator) && a->allocate && a->release);
+// Reads the caller's struct into ours; what an older caller does not know, and a null pointer, stay zero.
+template <class T>
+edgec_status read_struct(const char *what, const T *theirs, T *ours, Message &message) {
+    *ours = T();
+    ours->struct_size = sizeof(T);
+    if (!theirs) return EDGEC_OK;
+    if (edgec_status status = check_struct(what, theirs, message)) return status;
+    const uint32_t size = theirs->struct_size;
+    memcpy(ours, theirs, size < sizeof(T) ? size : sizeof(T));
+    return EDGEC_OK;
 }
-bool good(const edgec_threadpool *p) { return !p || (p->struct_size >= sizeof(edgec_threadpool) && p->run); }
+
+// Fills as much of the caller's struct as the caller knows; struct_size stays the caller's. What only a newer caller
+// knows becomes zero.
+template <class T>
+edgec_status write_struct(T *theirs, T ours) {
+    if (!theirs) return EDGEC_ERROR_ARGUMENT;
+    const uint32_t size = theirs->struct_size;
+    if (size < sizeof(uint32_t) || size % alignof(T) || size > kLargestStruct) return EDGEC_ERROR_ARGUMENT;
+    ours.struct_size = size;
+    memcpy(theirs, &ours, size < sizeof(T) ? size : sizeof(T));
+    if (size > sizeof(T)) memset(reinterpret_cast<uint8_t *>(theirs) + sizeof(T), 0, size - sizeof(T));
+    return EDGEC_OK;
+}
+
+// The structs of functions, which are used where they lie: they must be whole.
+edgec_status check(const char *what, const edgec_allocator *a, Message &message) {
+    if (!a) return EDGEC_OK;
+    if (edgec_status status = check_struct(what, a, message)) return status;
+    if (a->struct_size >= sizeof *a && a->allocate && a->release) return EDGEC_OK;
+    return fail(message, EDGEC_ERROR_ARGUMENT, "%s: a field is not set", what);
+}
+edgec_status check(const char *what, const edgec_threadpool *p, Message &message) {
+    if (!p) return EDGEC_OK;
+    if (edgec_status status = check_struct(what, p, message)) return status;
+    return p->struct_size >= sizeof *p && p->run ? EDGEC_OK
+                                                 : fail(message, EDGEC_ERROR_ARGUMENT, "%s: a field is not set", what);
+}
+
+edgec_status read_session_options(const edgec_session_options *theirs, edgec_session_options *ours, Message &message) {
+    if (edgec_status status = read_struct("session: options", theirs, ours, message)) return status;
+    if (edgec_status status = check("session: allocator", ours->allocator, message)) return status;
+    return check("session: threadpool", ours->threadpool, message);
+}
 
 edgec_status bad(Message &message, const char *words) { return fail(message, EDGEC_ERROR_ARGUMENT, "%s", words); }
 
@@ -53,9 +92,10 @@ edgec_status open_model(const char *path, const void *data, uint64_t bytes, cons
     if (!model) return report(bad(message, "open: model is NULL"), message, buffer, buffer_bytes);
     *model = nullptr;
     edgec_open_options o;
-    edgec_status status;
-    if (!read_struct(options, &o)) status = bad(message, "open: options: struct_size is not set");
-    else if (!good(o.allocator)) status = bad(message, "open: allocator: a field is not set");
+    edgec_status status = read_struct("open: options", options, &o, message);
+    if (status == EDGEC_OK) status = check("open: allocator", o.allocator, message);
+    if (status != EDGEC_OK) return report(status, message, buffer, buffer_bytes);
+    if (o.reserved) status = bad(message, "open: options: reserved: wanted 0");
     else if (!path && !data) status = bad(message, "open: the path or the data is NULL");
     else if (uintptr_t(data) % kAlignment) status = bad(message, "open: data: wanted 64-byte alignment");
     else if (bytes > SIZE_MAX) status = bad(message, "open: larger than the address space");
@@ -160,29 +200,25 @@ edgec_status edgec_verify(edgec_model *model) {
     return good(model) ? bundle_verify_weights(model->bundle, message) : EDGEC_ERROR_ARGUMENT;
 }
 
-edgec_status edgec_selftest(edgec_model *model, int golden, char *buffer, size_t buffer_bytes) {
+edgec_status edgec_selftest(edgec_model *model, const edgec_session_options *golden, char *buffer,
+                            size_t buffer_bytes) {
     Message message;
-    edgec_status status;
-    if (!good(model)) {
-        status = bad(message, "selftest: not a model");
-    } else {
-        status = kernels_compare(model->plan, model->isa, model->allocator, message);
-        if (status == EDGEC_OK && golden) status = golden_run(model, message);
-    }
+    edgec_session_options o;
+    edgec_status status = good(model) ? read_session_options(golden, &o, message) : bad(message, "selftest: not a model");
+    if (status == EDGEC_OK) status = kernels_compare(model->plan, model->isa, model->allocator, message);
+    if (status == EDGEC_OK && golden) status = golden_run(model, o, message);
     return report(status, message, buffer, buffer_bytes);
 }
 
 edgec_status edgec_session_create(edgec_model *model, const edgec_session_options *options, edgec_session **session,
                                   char *buffer, size_t buffer_bytes) {
     Message message;
-    edgec_status status;
+    edgec_status status = EDGEC_OK;
     edgec_session_options o;
     if (session) *session = nullptr;
     if (!session || !good(model)) status = bad(message, "session: the model or the result is NULL");
-    else if (!read_struct(options, &o)) status = bad(message, "session: options: struct_size is not set");
-    else if (!good(o.allocator)) status = bad(message, "session: allocator: a field is not set");
-    else if (!good(o.threadpool)) status = bad(message, "session: threadpool: a field is not set");
-    else status = session_create(model, o, session, message);
+    else status = read_session_options(options, &o, message);
+    if (status == EDGEC_OK) status = session_create(model, o, session, message);
     return report(status, message, buffer, buffer_bytes);
 }
 
@@ -233,8 +269,8 @@ edgec_status edgec_generate(edgec_session *session, const int32_t *prompt, uint3
                             const edgec_generate_options *options, uint32_t *generated) {
     if (!good(session)) return EDGEC_ERROR_ARGUMENT;
     edgec_generate_options o;
-    if (!options || !read_struct(options, &o))
-        return fail(session->message, EDGEC_ERROR_ARGUMENT, "generate: options: wanted them with struct_size set");
+    if (!options) return bad(session->message, "generate: options: found NULL");
+    if (edgec_status status = read_struct("generate: options", options, &o, session->message)) return status;
     return lm_generate(session, prompt, n, o, generated);
 }
 
@@ -273,7 +309,8 @@ edgec_status edgec_profile_get(const edgec_session *session, uint32_t index, edg
     edgec_call_profile p = {};
     p.threads = call.threads;
     p.entry = model.bundle.string(entry.name), p.layer = model.bundle.string(layer);
-    p.kernel = kKernels[entry.calls[index].kernel].name;
+    const Kernel &kernel = kKernels[entry.calls[index].kernel];
+    p.kernel = kernel.name, p.isa = isa_name(kernel_isa(kernel, model.isa));
     p.count = call.count, p.nanoseconds = call.nanoseconds;
     for (uint32_t i = 0; i < call.n_views; i++) {
         const View &v = session->entry[e].views[call.view + i];

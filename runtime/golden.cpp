@@ -48,9 +48,18 @@ struct Comparison {
     }
 };
 
+// The caller's bound holds for the session and what the vectors need besides.
+edgec_status check_room(const edgec_session &s, uint64_t bytes, Message &message) {
+    if (!s.max_memory || bytes <= s.max_memory - s.memory.total) return EDGEC_OK;
+    return fail(message, EDGEC_ERROR_LIMIT,
+                "golden: found a need of %llu bytes (session %llu, inputs and outputs %llu), wanted at most %llu",
+                ull(s.memory.total + bytes), ull(s.memory.total), ull(bytes), ull(s.max_memory));
+}
+
 edgec_status run_language_model(edgec_session *s, Reader &r, float tolerance, Message &message) {
     const uint32_t n = r.u32();
     Array<int32_t> tokens;
+    if (edgec_status status = check_room(*s, uint64_t(n) * sizeof(int32_t), message)) return status;
     if (!tokens.allocate(s->allocator, n)) return fail(message, EDGEC_ERROR_MEMORY, "golden: cannot be allocated");
     for (int32_t &t : tokens) t = int32_t(r.u32());
     if (edgec_status status = lm_step(s, tokens.data(), n, nullptr)) {
@@ -82,6 +91,7 @@ edgec_status run_generic(edgec_session *s, Reader &r, float tolerance, Message &
         for (const Port &p : *ports)
             if (!port_bytes(p, values, &bytes) || !align_u64(bytes + 1, &aligned) || !add_u64(total, aligned, &total))
                 return fail(message, EDGEC_ERROR_LIMIT, "golden: the tensors are too large");
+    if (edgec_status status = check_room(*s, total, message)) return status;
     Array<uint8_t> memory;
     if (!memory.allocate(s->allocator, total))
         return fail(message, EDGEC_ERROR_MEMORY, "golden: %llu bytes cannot be allocated", ull(total));
@@ -169,14 +179,14 @@ edgec_status golden_check(const Bundle &bundle, const Plan &plan, Message &messa
     return r.bad() || r.left() ? broken(message, "its length does not match its contents") : EDGEC_OK;
 }
 
-edgec_status golden_run(edgec_model *model, Message &message) {
+edgec_status golden_run(edgec_model *model, edgec_session_options options, Message &message) {
     const Section section = model->bundle.section[SECTION_GOLDEN];
     if (!section.data)
         return fail(message, EDGEC_ERROR_UNSUPPORTED, "golden: this bundle holds no golden vectors");
     Reader r(section.data, section.bytes);
     const uint32_t kind = r.u32();
     const float tolerance = r.f32();
-    edgec_session_options options = {};
+    options.context = 0, options.profile = 0;
     if (kind == 1) {
         Reader ahead = r;
         options.context = ahead.u32();

@@ -27,34 +27,6 @@ void budget_release(void *user, void *memory, size_t bytes) {
     budget.inner.release(budget.inner.user, memory, bytes);
 }
 
-uint8_t best_isa() {
-    const uint32_t available = available_isas();
-    uint8_t best = SCALAR;
-    for (uint8_t i = 0; i < ISA_COUNT; i++)
-        if (available >> i & 1) best = i;
-    return best;
-}
-
-edgec_status choose_isa(uint8_t *isa, Message &message) {
-    *isa = best_isa();
-    const char *name = environment("EDGEC_ISA");
-    if (!name) return EDGEC_OK;
-    Isa forced;
-    if (parse_isa(name, &forced) && available_isas() >> forced & 1) {
-        *isa = forced;
-        return EDGEC_OK;
-    }
-    char choices[128] = {};
-    for (uint8_t i = 0; i < ISA_COUNT; i++) {
-        if (!(available_isas() >> i & 1)) continue;
-        const size_t n = strlen(choices);
-        snprintf(choices + n, sizeof choices - n, "%s%s", n ? ", " : "", isa_name(Isa(i)));
-    }
-    return fail(message, EDGEC_ERROR_UNSUPPORTED,
-                "open: EDGEC_ISA: found '%.60s', wanted an instruction set of this machine and build: %s", name,
-                choices);
-}
-
 edgec_status open_all(edgec_model *m, const edgec_open_options &options, Message &message) {
     const Allocator a = m->budget.allocator();
     Bundle &bundle = m->bundle;
@@ -89,11 +61,6 @@ edgec_status open_all(edgec_model *m, const edgec_open_options &options, Message
 }  // namespace
 
 Allocator Budget::allocator() { return {budget_allocate, budget_release, this}; }
-
-RunFn kernel_run(const Kernel &kernel, uint8_t isa) {
-    while (isa > SCALAR && !kernel.run[isa]) isa--;
-    return kernel.run[isa];
-}
 
 edgec_status model_open(const char *path, const void *data, uint64_t bytes, const edgec_open_options &options,
                         edgec_model **model, Message &message) {

@@ -63,6 +63,7 @@ struct Runner {
             if (t.struct_size != sizeof(edgec_tensor))
                 return fail(s.message, EDGEC_ERROR_ARGUMENT, "run: %s %u: struct_size: found %u, wanted %zu", what, i,
                             t.struct_size, sizeof(edgec_tensor));
+            if (t.reserved) return fail(s.message, EDGEC_ERROR_ARGUMENT, "run: %s %u: reserved: wanted 0", what, i);
             if (!t.name) return fail(s.message, EDGEC_ERROR_ARGUMENT, "run: %s %u: name is NULL", what, i);
             uint64_t p = 0;
             while (p < ports.size() && strcmp(name(ports[p]), t.name)) p++;

@@ -1,5 +1,6 @@
 // Models and sessions: what the C interface's handles point to, and the parts of the runtime that work on them.
 #pragma once
+#include "isa.h"
 #include "plan.h"
 #include "sampler.h"
 #include "threads.h"
@@ -109,11 +110,10 @@ namespace edgec {
 edgec_status model_open(const char *path, const void *data, uint64_t bytes, const edgec_open_options &options,
                         edgec_model **model, Message &message);
 void model_close(edgec_model *model);
-RunFn kernel_run(const Kernel &kernel, uint8_t isa);  // of that instruction set or the next plainer one
 
 // golden.cpp and selftest.cpp
 edgec_status golden_check(const Bundle &bundle, const Plan &plan, Message &message);  // the section's form
-edgec_status golden_run(edgec_model *model, Message &message);
+edgec_status golden_run(edgec_model *model, edgec_session_options options, Message &message);
 // Every kernel that the plan uses, on small inputs, `isa` against scalar.
 edgec_status kernels_compare(const Plan &plan, uint8_t isa, const Allocator &allocator, Message &message);
 

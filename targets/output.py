@@ -7,8 +7,8 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,7 @@ def _foreign(outdir: Path) -> list[str]:
             listed = {MANIFEST, *manifest["files"]}
     except (FileNotFoundError, ValueError, TypeError, KeyError, RecursionError):
         pass  # no manifest of ours: every file is foreign
-    known = listed | {Path(name).parent.as_posix() for name in listed}
+    known = listed | {above.as_posix() for name in listed for above in Path(name).parents}
     entries = outdir.rglob("*") if listed else outdir.iterdir()
     return sorted(name for entry in entries if (name := entry.relative_to(outdir).as_posix()) not in known)
 
@@ -80,8 +80,8 @@ def check_listing(folder: Path) -> int:
                          wanted="the manifest of an output folder", hint="copy the folder again")
     for name, entry in sorted(files.items()):
         path = folder / name
-        # A name that leads out of the folder is none that edgec wrote.
-        inside = path.is_file() and folder.resolve() in path.resolve().parents
+        # A name that leads out of the folder is none that edgec wrote. A link that does was put there by the user.
+        inside = path.is_file() and not Path(name).is_absolute() and ".." not in Path(name).parts
         found = {"bytes": path.stat().st_size, "sha256": file_sha256(path)} if inside else {}
         if not inside or found != entry:
             raise EdgecError("E0402", stage="verify", where=str(path), hint="copy the folder again",
@@ -90,26 +90,52 @@ def check_listing(folder: Path) -> int:
     return len(files)
 
 
-def relist(path: Path, size: int, sha256: str) -> bool:
-    """Keeps the manifest beside `path` true after the file has changed; False when there is none that lists it.
+def _listings(path: Path) -> Iterator[tuple[Path, str, dict[str, Any]]]:
+    """(manifest, the name it has for it, its contents) of every manifest that lists the file `path`: beside `path`, and
+    where that is a symbolic link, beside what it leads to."""
+    seen = set()
+    while True:
+        manifest = path.with_name(MANIFEST).resolve()
+        content = _listed(path.parent)
+        if path.name in content.get("files", {}) and manifest not in seen:
+            seen.add(manifest)
+            yield manifest, path.name, content
+        if not path.is_symlink():
+            return
+        path = path.parent / path.readlink()
 
-    Raises EdgecError EDGEC-E0004 when the manifest cannot be written.
+
+@contextmanager
+def relisting(path: Path) -> Iterator[Callable[[int, str], None]]:
+    """Keeps manifests true while the file `path` is replaced: those beside it and, if it is a link, beside its target.
+
+    Yields what is to be called with size and SHA-256 before the new file takes its place; the new manifests are then
+    written, and take theirs at the end of the block unless it raises. Raises EdgecError (E0004) when one cannot be.
     """
-    manifest = _listed(path.parent)
-    if path.name not in manifest.get("files", {}):
-        return False
-    manifest["files"][path.name] = {"bytes": size, "sha256": sha256}
-    final = path.with_name(MANIFEST)
-    part = final.with_name(f".{MANIFEST}.{os.getpid()}.part")
+    parts: list[tuple[Path, Path]] = []
+
+    def put(size: int, sha256: str) -> None:
+        for manifest, name, content in _listings(path):
+            content["files"][name] = {"bytes": size, "sha256": sha256}
+            part = manifest.with_name(f".{manifest.name}.{os.getpid()}.part")
+            parts.append((part, manifest))
+            try:
+                write_json(part, content)
+                shutil.copymode(manifest, part)
+            except OSError as e:
+                raise _unwritable(manifest.parent, e) from e
+
     try:
-        write_json(part, manifest)
-        shutil.copymode(final, part)
-        part.replace(final)
-    except OSError as e:
-        raise _unwritable(path.parent, e) from e
+        yield put
+        for part, manifest in parts:
+            try:
+                part.replace(manifest)
+            except OSError as e:
+                raise _unwritable(manifest.parent, e) from e
     finally:
-        part.unlink(missing_ok=True)
-    return True
+        for part, _ in parts:
+            with suppress(OSError):
+                part.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -166,6 +192,65 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+def write_manifest(folder: Path, about: dict[str, Any]) -> dict[str, Any]:
+    """Writes and returns the manifest of a filled folder: `about`, and size and SHA-256 of every file."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    manifest = about | {"files": {
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
+        for path in files
+    }}
+    write_json(folder / MANIFEST, manifest)
+    return manifest
+
+
 def write_json(path: Path, content: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def check_writable(path: Path) -> None:
+    """Raises EdgecError (E0004) unless a file can be written at `path`; nothing is left behind."""
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(21, "a folder")
+        if _is_special(path):
+            if not os.access(path, os.W_OK):
+                raise PermissionError(13, "no permission to write")
+            return
+        with tempfile.TemporaryFile(dir=os.path.dirname(os.path.realpath(path))):
+            pass
+    except OSError as e:
+        raise _unwritable_file(path, e) from e
+
+
+def _is_special(path: Path) -> bool:
+    """A pipe, a terminal or another device: what is written to, and never replaced by a file."""
+    return path.exists() and not path.is_file()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a UTF-8 file under another name and renames it; where `path` is a symbolic link, the file it leads to.
+
+    A pipe or a device is written to as it is. Names of files that are no UTF-8 are written with \\udcXX in place of the
+    odd bytes, which JSON reads again. Raises EdgecError (E0004).
+    """
+    data = text.encode("utf-8", "backslashreplace")
+    try:
+        if _is_special(path):
+            with path.open("wb") as stream:
+                stream.write(data)
+            return
+        file = Path(os.path.realpath(path))
+        part = file.with_name(f".{file.name}.{os.getpid()}.part")
+        try:
+            part.write_bytes(data)
+            part.replace(file)
+        finally:
+            part.unlink(missing_ok=True)
+    except OSError as e:
+        raise _unwritable_file(path, e) from e
+
+
+def _unwritable_file(path: Path, error: OSError) -> EdgecError:
+    return EdgecError("E0004", stage="output", where=str(path), found=error.strerror or type(error).__name__,
+                      wanted="a file that can be written")

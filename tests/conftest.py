@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -56,6 +59,58 @@ def key_pair(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 
 @pytest.fixture(scope="session")
+def arm_program(request: pytest.FixtureRequest) -> Callable[[Path], Path]:
+    """arm_program(SOURCE.c): a static program for aarch64 Linux with the runtime in it; kept in pytest's cache.
+
+    Compiled with -O1, for tests; edgec.targets.toolchain.bench_program makes what users run.
+    """
+    _require(importlib.util.find_spec("ziglang") is not None, "ziglang is not installed (pip install 'edgec[cross]')")
+    assert request.config.cache is not None
+    folder = Path(request.config.cache.mkdir("edgec_arm"))
+    kernels = [p for p in (ROOT / "kernels").rglob("*.cpp") if p.parent.name != "solve"]
+    sources = sorted([*kernels, *(ROOT / "runtime").glob("*.cpp")])  # libraries for others' runtimes lie deeper
+    files = sorted(p for part in ("kernels", "runtime") for p in (ROOT / part).rglob("*") if p.is_file())
+    zig = [sys.executable, "-m", "ziglang"]
+    flags = ["-target", "aarch64-linux-musl", "-O1", "-fno-sanitize=undefined",
+             *(f"-I{ROOT / part}" for part in ("runtime", "runtime/include", "kernels"))]
+
+    def named(paths: list[Path]) -> str:
+        digest = hashlib.sha256()
+        for path in paths:
+            digest.update(path.read_bytes())
+        return digest.hexdigest()[:20]
+
+    def compile_one(source: Path) -> Path:
+        to = folder / (str(source.relative_to(ROOT)).replace("/", "_") + ".o")
+        language = ["cc"] if source.suffix == ".c" else ["c++", "-std=c++17", "-fno-exceptions", "-fno-rtti"]
+        subprocess.run([*zig, *language, *flags, "-c", source, "-o", to], check=True)
+        return to
+
+    archive = folder / f"runtime-{named(files)}.a"
+
+    def make(source: Path) -> Path:
+        program = folder / f"{source.stem}-{named([*files, source])}"
+        if program.exists():
+            return program
+        if not archive.exists():
+            for old in folder.iterdir():
+                old.unlink()
+            with ThreadPoolExecutor(max_workers=2) as pool:
+                objects = list(pool.map(compile_one, sources))
+            subprocess.run([*zig, "ar", "rcs", folder / "new.a", *objects], check=True)
+            for made in objects:
+                made.unlink()
+            (folder / "new.a").rename(archive)
+        made = compile_one(source)
+        subprocess.run([*zig, "c++", *flags, "-static", made, archive, "-o", folder / "new"], check=True)
+        made.unlink()
+        (folder / "new").rename(program)
+        return program
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def asset() -> Callable[[str], Path]:
     """asset("mobilenet_v2/model.safetensors"): the path below EDGEC_ASSETS, or a skip with a reason."""
 
@@ -95,3 +150,18 @@ def prose_bundle(prose_lm: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     folder = tmp_path_factory.mktemp("compiled") / "prose_lm"
     edgec.compile(str(prose_lm), folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def layer_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A generic bundle made by hand: y [3, 24] = relu(x [3, 40] W^T + b). Needs no torch."""
+    import numpy as np
+
+    from edgec.judge.selftest import tiny_plan
+    from edgec.native.bundle import write_bundle
+
+    rng = np.random.default_rng(3)
+    path = tmp_path_factory.mktemp("layer") / "model.edgec"
+    weight, bias = rng.standard_normal((24, 40)).astype(np.float32), rng.standard_normal(24).astype(np.float32)
+    write_bundle(path, tiny_plan(weight, bias), tokenizer=None, golden=None, manifest={"purpose": "test"})
+    return path

@@ -1,8 +1,10 @@
-"""What each kernel of kernels.def costs the library: kernel_sizes.py OBJECT... > kernel_sizes.json, for `edgec size`.
+"""What each kernel of kernels.def costs the library: kernel_sizes.py TABLE.json OBJECT..., for `edgec size`.
 
-Run by CMake after the library is linked, because an installed library has no symbols. Every function is a section of
-its own in the object files, and their relocations say which function needs which: what can be reached from a kernel's
-body on an instruction set is what that costs. Reads 64-bit little-endian ELF and nothing else; needs no package.
+Run by CMake after the library is linked, because an installed library has no symbols. Whatever is wrong with an object
+file, the build of the library goes on: the table then says why it has no kernels, and so does standard error. Every
+function is a section of its own in the object files, and their relocations say which function needs which: what can be
+reached from a kernel's body on an instruction set is what that costs. Reads 64-bit little-endian ELF and nothing else;
+needs Python 3.9 and no package, for it is CMake that chooses the interpreter.
 """
 
 from __future__ import annotations
@@ -14,8 +16,9 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-ALLOC, EXECUTABLE, MERGED = 2, 4, 0x10
+ALLOC, MERGED = 2, 0x10
 SYMTAB, RELA = 2, 4
+LONGEST_NAME = 8192
 CONTRACT = ("check", "tiles", "cost", "scratch")
 # edgec::ISA::KERNEL(const Args &, int64_t, int64_t, void *), and edgec::KERNEL_check(const Args &) and its siblings.
 BODY, RULE = re.compile(r"_ZN5edgec(.+)ERKNS_4ArgsEllPv"), re.compile(r"_ZN5edgec(.+)ERKNS_4ArgsE")
@@ -23,7 +26,7 @@ Section = tuple[str, int]
 
 
 class UnreadableError(Exception):
-    """Why there is no table. No reason to fail the build of the library."""
+    """Why there is no table."""
 
 
 class Objects:
@@ -36,13 +39,16 @@ class Objects:
         self.symbols: dict[str, Section] = {}
         self._named: dict[Section, set[str]] = {}
         for path in paths:
-            self._read(path.read_bytes(), str(path))
+            try:
+                self._read(path.read_bytes(), str(path))
+            except (OSError, struct.error, IndexError, ValueError, OverflowError) as e:
+                raise UnreadableError(f"{path} cannot be read ({type(e).__name__}: {e})") from e
         for section, names in self._named.items():
             self.needs[section] |= {self.symbols[name] for name in names if name in self.symbols}
 
     def _read(self, data: bytes, where: str) -> None:
         if data[:6] != b"\x7fELF\x02\x01":
-            raise UnreadableError("the library was not built from 64-bit little-endian ELF files")
+            raise UnreadableError(f"{where} is no 64-bit little-endian ELF file")
         (table,), (count,) = struct.unpack_from("<Q", data, 40), struct.unpack_from("<H", data, 60)
         headers = [struct.unpack_from("<IIQQQQIIQQ", data, table + 64 * i) for i in range(count)]
         for i, header in enumerate(headers):
@@ -56,10 +62,10 @@ class Objects:
         found: list[tuple[str, int, int]] = []
         for at in range(symbols[4], symbols[4] + symbols[5], 24):
             name, info, _, section = struct.unpack_from("<IBBH", data, at)
-            end = data.index(b"\0", strings + name)
+            end = data.index(b"\0", strings + name, strings + name + LONGEST_NAME)
             found.append((data[strings + name : end].decode(), info >> 4, section))
         for name, binding, section in found:
-            if binding and 0 < section < count:  # of weak ones the linker keeps the first
+            if binding and (where, section) in self.size:  # of weak ones the linker keeps the first
                 self.symbols.setdefault(name, (where, section))
         for header in headers:
             if header[1] != RELA or (where, header[7]) not in self.needs:
@@ -116,8 +122,9 @@ def sizes(objects: Objects, kernels: list[str]) -> dict[str, object]:
     alone: what nothing but this kernel needs, and would go with it. shared: what several kernels need."""
     needed = roots(objects, kernels)
     bodies = {kernel for kernel, isa in needed if isa}
-    if bodies != set(kernels) or any((name, "") not in needed for name in kernels):
-        raise UnreadableError("the library was built from files without the symbols of all kernels")
+    if not kernels or any(name not in bodies or (name, "") not in needed for name in kernels):
+        raise UnreadableError("the object files lack symbols of " + ", ".join(
+            name for name in kernels if name not in bodies or (name, "") not in needed)[:200])
     users: dict[Section, set[str]] = {}
     for (kernel, _), sections in needed.items():
         for section in sections:
@@ -136,13 +143,22 @@ def sizes(objects: Objects, kernels: list[str]) -> dict[str, object]:
 
 
 def main() -> None:
-    definition = (Path(__file__).resolve().parent.parent / "kernels" / "kernels.def").read_text(encoding="utf-8")
-    kernels = re.findall(r"^(?:KERNEL|LEVELED|NARROW|PORTABLE)\((\w+),", definition, re.MULTILINE)
+    output, *objects = map(Path, sys.argv[1:])
+    table: dict[str, object]
     try:
-        table = sizes(Objects(map(Path, sys.argv[1:])), kernels)
-    except UnreadableError as e:
-        table = {"schema_version": 1, "missing": str(e)}
-    print(json.dumps(table, indent=1, sort_keys=True))
+        output.unlink(missing_ok=True)  # of an earlier library
+        definition = (Path(__file__).resolve().parent.parent / "kernels" / "kernels.def").read_text(encoding="utf-8")
+        kernels = re.findall(r"^(?:KERNEL|PREPARED|DOTTED|LEVELED|NARROW|PORTABLE)\((\w+),", definition, re.MULTILINE)
+        try:
+            table = sizes(Objects(objects), kernels)
+        except UnreadableError as e:
+            table = {"schema_version": 1, "missing": str(e)}
+            print(f"{Path(__file__).name}: no sizes of kernels for `edgec size`: {e}", file=sys.stderr)
+        part = output.with_name(output.name + ".part")
+        part.write_text(json.dumps(table, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        part.replace(output)
+    except Exception as e:  # a table of sizes is no reason to have no library
+        print(f"{Path(__file__).name}: no {output.name} for `edgec size`: {type(e).__name__}: {e}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -48,12 +48,12 @@ class Work:
 
 
 def plan_work(model: ir.Model, default: Spec, overrides: Sequence[Override], solver: Solver,
-              max_memory: int | None = None) -> Work:
+              max_memory: int | None = None, uniform_heads: bool = False) -> Work:
     """Decides what becomes of every layer of `model`, which is copied, not changed. Raises EdgecError (E0002)."""
     copy = model.clone()
     copy.meta.update(model.meta)
     copy.graph.sort()
-    chosen, kept = choose(find_layers(copy), default, overrides)
+    chosen, kept = choose(find_layers(copy), default, overrides, uniform_heads)
     return Work(copy, tuple(chosen), tuple(kept), solver, max_memory)
 
 

@@ -79,7 +79,7 @@ def module_of(name: str) -> str:
     return name.removesuffix(".weight")
 
 
-def choose(layers: Sequence[Layer], default: Spec, overrides: Sequence[Override] = ()
+def choose(layers: Sequence[Layer], default: Spec, overrides: Sequence[Override] = (), uniform_heads: bool = False
            ) -> tuple[list[Choice], list[Kept]]:
     """The layers to quantize, in the given order, and those that stay. The last override that matches decides.
 
@@ -96,7 +96,7 @@ def choose(layers: Sequence[Layer], default: Spec, overrides: Sequence[Override]
         spec: Spec | None
         override_ = next((o for o in reversed(overrides) if o.matches(layer)), None)
         if override_ is None:
-            spec = _default_spec(default, layer)
+            spec = _default_spec(default, layer, uniform_heads)
             reason = layer.refused or _default_reason(layer, spec)
         else:
             spec = override_.spec
@@ -134,13 +134,14 @@ def _default_reason(layer: Layer, spec: Spec) -> str:
     return f"{stored:.3g} bits per weight in {spec}" if stored >= _MOST_BITS else ""
 
 
-def _default_spec(default: Spec, layer: Layer) -> Spec:
+def _default_spec(default: Spec, layer: Layer, uniform_heads: bool) -> Spec:
     """Embeddings and heads at 4 bits or more. A lookup gains nothing from the sums that bit planes make cheap, so a
     table that is no head takes uniform codes, and raised to 4 bits it does not pay for small groups."""
     if not (layer.head or layer.table):
         return default
     spec = default if default.bits >= _LEAST_BITS else replace(default, bits=_LEAST_BITS)
-    if layer.head or not isinstance(spec, BitsSpec):
+    raised = uniform_heads and spec != default
+    if (layer.head and not raised) or not isinstance(spec, BitsSpec):
         return spec
     return replace(spec, uniform=True, group=spec.group if spec == default else max(GROUPS))
 

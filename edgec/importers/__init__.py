@@ -2,6 +2,7 @@
 
     load(nn.Module object, example_inputs=...)      edgec.importers.torch; an ExportedProgram likewise
     load("path/to/file.py:factory")                 the same, after running the user's own file
+    load("zoo:name"), load("zoo:name@size")         the same, of edgec.zoo, with random weights
     load("folder")  with a config.json              edgec.importers.hf
     load("file.gguf")                               the same
     load("file.onnx")                               edgec.importers.onnx
@@ -19,6 +20,7 @@ import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgec import zoo
 from edgec.errors import EdgecError, did_you_mean
 from edgec.importers import hub
 
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
 
 STAGE = "import"
 SOURCES = ("a Hugging Face folder (config.json and *.safetensors) or hub id (ORG/NAME), FILE.onnx, FILE.gguf, "
-           "FILE.py:FACTORY, or a torch.nn.Module object")
+           "FILE.py:FACTORY, zoo:NAME, or a torch.nn.Module object")
 
 _STATE = "weights without a model: write a FILE.py with a function that builds the module and loads them"
 _SCRIPT = ("TorchScript cannot be exported: write a FILE.py with a function that builds the module in Python, and load "
@@ -56,6 +58,7 @@ def load(source: object, **options: Any) -> ir.Model:
     allowed = {
         "hf": ("name", "check", "dynamic", "allow_pickle", "hollow"),
         "onnx": ("name", "check", "dynamic", "max_context"),
+        "zoo": ("name", "check", "dynamic"),
     }.get(kind, ("name", "check", "example_inputs", "dynamic", "custom_ops"))
     for key in options:
         if key not in allowed:
@@ -73,6 +76,8 @@ def load(source: object, **options: Any) -> ir.Model:
 
     if kind == "module":
         return torch_door.load(source, **options)
+    if kind == "zoo":
+        return torch_door.load_zoo(what, **options)
     return torch_door.load_factory(what, **options)
 
 
@@ -86,7 +91,7 @@ def _is_torchscript(path: Path) -> bool:
 
 
 def classify(source: object) -> tuple[str, str]:
-    """(kind, path): kind is `module`, `factory`, `onnx` or `hf`; path is "" for a module.
+    """(kind, path): kind is `module`, `factory`, `zoo`, `onnx` or `hf`; path is "" for a module.
 
     Decides by looking at the source only: nothing of it is run or downloaded. Raises EdgecError E0003 or E0101.
     """
@@ -99,6 +104,9 @@ def classify(source: object) -> tuple[str, str]:
     text = str(source)
     if not text or "\0" in text:
         raise EdgecError("E0101", stage=STAGE, where="source", found=repr(text), wanted=SOURCES)
+    if text.startswith(zoo.PREFIX):
+        zoo.find(text)
+        return "zoo", text
     path = Path(text)
     if path.is_dir():
         if not (path / "config.json").is_file():

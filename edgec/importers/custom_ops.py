@@ -4,6 +4,8 @@
 
     def norm(x, weight, eps):                 # the operator's arguments, in order; `op` is onnxscript's opset
         return op.RMSNormalization(x, weight, epsilon=eps)
+
+Operators of ours (edgec/zoo/ops.py) are known without being named.
 """
 
 from __future__ import annotations
@@ -13,19 +15,26 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from edgec.errors import EdgecError
+from edgec.ir.ops import DOMAIN, OPS
 
 STAGE = "import"
+# torch.ops.edgec.NAME -> row of edgec/ir/ops.py; its arguments are the row's inputs and attributes, in this order.
+OWN = {"selective_scan": "SelectiveScan", "causal_conv1d": "CausalConv1d", "dynamic_depthwise": "DynamicDepthwise"}
 
 
 def translations(custom_ops: Mapping[Any, Any], opset: int) -> dict[Any, Callable[..., Any]]:
-    """`custom_ops` as torch.onnx wants it: overload -> function that builds ONNX.
+    """`custom_ops`, and our own that are registered, as torch.onnx wants it: overload -> function that builds ONNX.
 
     Keys: "namespace::name", "namespace::name.overload", torch.ops.namespace.name (all its overloads), one overload, or
     what torch.library.custom_op returned. Values: an onnxscript function or a Python function that calls onnxscript
     operators; or the name of a standard operator, which takes the tensors in order.
     Raises EdgecError E0002 for an operator that is not registered and for a translation that is neither.
     """
-    table = {}
+    import torch
+
+    registered = getattr(torch.ops, DOMAIN)
+    table = {overload: _own(row) for name, row in OWN.items() if hasattr(registered, name)
+             for overload in _overloads(f"{DOMAIN}::{name}")}
     for key, value in custom_ops.items():
         translation = _named(value, opset) if isinstance(value, str) else value
         if not callable(translation):
@@ -67,6 +76,31 @@ def _named(name: str, opset: int) -> Callable[..., Any]:
     def translate(*tensors: Any) -> Any:
         return operator(*tensors)
 
-    # torch.onnx names the call after the function and looks at its parameters.
-    translate.__name__, translate.__signature__ = name, inspect.signature(translate)  # type: ignore[attr-defined]
-    return translate
+    return _named_as(translate, name, inspect.signature(translate))
+
+
+def _own(name: str) -> Callable[..., Any]:
+    import onnx.defs
+    import onnxscript
+
+    row, schema = OPS[name], onnx.defs.OpSchema
+    integer = schema.AttrType.INT
+    declared = schema(
+        name, DOMAIN, 1, type_constraints=[("T", ["tensor(float)"], "what the kernels compute in")],
+        inputs=[schema.FormalParameter(i, "T") for i in row.inputs],
+        outputs=[schema.FormalParameter(o, "T") for o in row.outputs],
+        attributes=[schema.Attribute(a, integer, required=default is None) for a, default in row.attributes.items()])
+    operator = onnxscript.values.Op(onnxscript.values.Opset(DOMAIN, 1), name, declared)
+
+    def translate(*arguments: Any) -> Any:
+        tensors, rest = arguments[: len(row.inputs)], arguments[len(row.inputs) :]
+        return operator(*tensors, **{a: int(v) for a, v in zip(row.attributes, rest, strict=True)})
+
+    return _named_as(translate, name, inspect.Signature(
+        [inspect.Parameter(p, inspect.Parameter.POSITIONAL_OR_KEYWORD) for p in (*row.inputs, *row.attributes)]))
+
+
+def _named_as(function: Callable[..., Any], name: str, signature: inspect.Signature) -> Callable[..., Any]:
+    """torch.onnx names the call after the function and looks at its parameters."""
+    function.__name__, function.__signature__ = name, signature  # type: ignore[attr-defined]
+    return function

@@ -188,6 +188,7 @@ def _info(folder: Folder, config: Any, name: str | None) -> ModelInfo:
     return ModelInfo(
         task="causal-lm", name=name or folder.name, source=folder.source,
         hash_source=folder.sha256, max_context=int(config.max_position_embeddings),
+        query_heads=int(getattr(config, "num_attention_heads", 0) or 0),
         vocab_size=int(config.vocab_size), bos_token=bos[0] if bos else None, eos_tokens=tokens("eos_token_id"),
         tokenizer=tokenizer.resolve() if tokenizer.is_file() else None, parameters=sum(sizes),
     )

@@ -25,8 +25,9 @@ from edgec.importers.onnx_original import Original
 from edgec.importers.torch import DimRange, rename_symbols
 from edgec.ir.execute import random_inputs
 from edgec.ir.info import ModelInfo, attach_info
-from edgec.ir.model import Array, dims_of, op_of, walk
+from edgec.ir.model import Array, describe, dims_of, is_op, op_of, scalar_of, walk
 from edgec.ir.ops import DOMAIN, OPSET
+from edgec.ir.opset import schema
 from edgec.ir.shapes import infer_shapes
 from edgec.passes.normalize.inline_functions import inline, spell_vendor_operators
 
@@ -91,7 +92,7 @@ def incomparable(model: ir.Model) -> list[ir.Node]:
     return [
         n for n in walk(model)
         if op_of(n)[0] not in ("", DOMAIN, VENDOR) or (op_of(n)[0] == "" and (
-            n.op_type in _RANDOM or onnx_opset.schema(n.op_type, OPSET) is None))
+            n.op_type in _RANDOM or schema(n.op_type, OPSET) is None))
     ]
 
 
@@ -106,10 +107,22 @@ def _well_typed(model: ir.Model, path: Path) -> None:
               if v.dtype is None or dims_of(v) is None]
     found += [f"graph input {v.name!r} has {n} values" for v in model.graph.inputs
               if (n := math.prod(d for d in dims_of(v) or () if isinstance(d, int))) > _INPUT_VALUES]
+    found += [f"{describe(node)} gives {many:g} values" for node in walk(model)
+              if not (many := _range_values(node)) <= _INPUT_VALUES]  # NaN too
+    found += [f"{describe(node)}: {problem}" for node in walk(model) if (problem := onnx_opset.misused(node, OPSET))]
     found += [f"initializer {k!r} has no value" for k, v in model.graph.initializers.items() if v.const_value is None]
     if found:
         raise EdgecError("E0101", stage=STAGE, where=str(path), found="; ".join(found[:10]),
-                         wanted="a graph in which every value is typed, named once and made before it is read")
+                         wanted="nodes as ONNX has them, and every value typed, named once and made before it is read")
+
+
+def _range_values(node: ir.Node) -> float:
+    """How many numbers a Range of constants gives: ONNX's shape inference makes them all, in any memory."""
+    numbers = [n for v in node.inputs if (n := scalar_of(v)) is not None] if is_op(node, "Range") else []
+    if len(numbers) != 3:
+        return 0
+    start, limit, step = numbers
+    return (limit - start) / step if step else math.inf
 
 
 # -- sizes that vary -------------------------------------------------------------------------------------------------
@@ -140,6 +153,10 @@ def _name_sizes(model: ir.Model, path: Path) -> tuple[str, ...]:
             else:
                 dims.append(re.sub(r"\W", "_", f"{value.name}_{axis}"))
         value.shape = ir.Shape(dims)
+    for value in (v for node in walk(model) for v in node.outputs):
+        if value.shape is not None and any(isinstance(d, int) and d < 0 for d in value.shape):
+            # Of what nodes make, inference finds it.
+            value.shape = ir.Shape([None if isinstance(d, int) and d < 0 else d for d in value.shape])
     _rename(model, names)
     return (f"the size -1 of {', '.join(unknown)} is taken for one that varies",) if unknown else ()
 

@@ -9,9 +9,7 @@ https://onnx.ai/onnx/operators/ ; tests/importers/test_onnx_opset.py walks all o
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
 from types import MappingProxyType
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -34,6 +32,7 @@ from edgec.ir.model import (
     walk,
 )
 from edgec.ir.ops import OPSET
+from edgec.ir.opset import extends, latest, schema
 from edgec.ir.standard_body import standard_body
 from edgec.passes.lower.decompose_index import cum_prod
 
@@ -159,38 +158,43 @@ def _advance(node: ir.Node, version: int) -> None:
         splice(node, op, [result] if isinstance(result, ir.Value) else result)
 
 
-@cache
-def _history() -> dict[str, dict[int, Any]]:
-    import onnx.defs
+def misused(node: ir.Node, version: int) -> str:
+    """What in a node of the standard domain is not as its operator's signature says, "" for nothing.
 
-    found: dict[str, dict[int, Any]] = {}
-    for row in onnx.defs.get_all_schemas_with_history():
-        if row.domain == "":
-            found.setdefault(row.name, {})[row.since_version] = row
-    return found
-
-
-@cache
-def schema(op_type: str, version: int) -> Any:
-    """The standard operator's schema in force at `version`, None when there was none yet (or never is)."""
-    rows = _history().get(op_type, {})
-    since = max((v for v in rows if v <= version), default=None)
-    return None if since is None else rows[since]
-
-
-def extends(old: Any, new: Any) -> bool:
-    """Whether every node that is valid under `old` means the same under `new`, as far as signatures tell."""
-    inputs, outputs = [i.name for i in old.inputs], [o.name for o in old.outputs]
-    return (
-        not new.deprecated
-        and [i.name for i in new.inputs][: len(inputs)] == inputs
-        and [o.name for o in new.outputs][: len(outputs)] == outputs
-        and all(
-            key in new.attributes
-            and new.attributes[key].default_value.SerializeToString() == a.default_value.SerializeToString()
-            for key, a in old.attributes.items()
-        )
-    )
+    The types of values that nodes make are left to shape inference. Later versions, which the file may have been of,
+    take more types and mean the same by them.
+    """
+    found = schema(node.op_type, version) if not node.domain else None
+    if found is None:
+        return ""
+    newest = latest(node.op_type)
+    given, made = len(node.inputs), len(node.outputs)
+    while given and node.inputs[given - 1] is None:
+        given -= 1
+    if not found.min_input <= given <= found.max_input:
+        return f"{given} inputs, not {found.min_input} to {found.max_input}"
+    if not found.min_output <= made <= found.max_output:
+        return f"{made} outputs, not {found.min_output} to {found.max_output}"
+    missing = [name for name, a in found.attributes.items() if a.required and name not in node.attributes]
+    if missing:
+        return f"no attribute {missing[0]!r}"
+    kinds: dict[str, ir.DataType] = {}
+    for i, value in enumerate(node.inputs[:given]):
+        formal = found.inputs[min(i, len(found.inputs) - 1)]
+        if value is None:
+            if formal.option != type(formal.option).Optional:
+                return f"no input {formal.name!r}"
+            continue
+        if value.producer() is not None or not isinstance(value.type, ir.TensorType):
+            continue
+        kind = value.type.dtype
+        name = {ir.DataType.FLOAT: "float", ir.DataType.DOUBLE: "double"}.get(kind, kind.name.lower())
+        later = newest.inputs[min(i, len(newest.inputs) - 1)].types if newest.inputs else ()
+        if f"tensor({name})" not in formal.types | set(later):
+            return f"input {formal.name!r} of {kind.name.lower()}"
+        if formal.is_homogeneous and kinds.setdefault(formal.type_str, kind) != kind:
+            return f"inputs of {kinds[formal.type_str].name.lower()} and {kind.name.lower()} that must be of one type"
+    return ""
 
 
 # -- the changes -----------------------------------------------------------------------------------------------------

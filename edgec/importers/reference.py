@@ -115,6 +115,9 @@ def load_reference(source: object, **options: Any) -> Reference | Original:
     example = options.get("example_inputs")
     if kind == "factory":
         module, example, _ = door.call_factory(what)
+    elif kind == "zoo":
+        _, module, tensor = door.zoo_module(what)
+        example = (tensor,)
     if torch_program.is_program(module):
         module, example, _ = torch_program.opened(module, example, {})
     else:

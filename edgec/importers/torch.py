@@ -23,12 +23,14 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from edgec import zoo
 from edgec.errors import EdgecError, did_you_mean, missing_extra
 from edgec.importers import torch_program
 from edgec.importers.check import difference, other_values, require_numbers, runner
 from edgec.importers.custom_ops import translations
-from edgec.ir.info import ModelInfo, attach_info
+from edgec.ir.info import ModelInfo, attach_info, info_of
 from edgec.ir.model import LINE, Array, describe, op_of, walk
+from edgec.zoo import ZooModel
 
 STAGE = "import"
 EXPORT_OPSET, OPSET = 23, 24
@@ -59,6 +61,27 @@ def load_factory(spec: str, **options: Any) -> ir.Model:
     options = {"name": Path(spec.rpartition(":")[0]).stem, **declared, **options}
     example_inputs = options.pop("example_inputs", example_inputs)
     return load(module, example_inputs, source=spec, **options)
+
+
+def load_zoo(spec: str, **options: Any) -> ir.Model:
+    """Imports `zoo:NAME` or `zoo:NAME@SIZE` with random weights, which it says on stderr and in the ModelInfo."""
+    row, module, example = zoo_module(spec)
+    model = load(module, (example,), source=spec, **{"name": row.name, **options})
+    info = info_of(model)
+    info.parameters, info.random_weights = row.parameters, True
+    info.notes = (f"{row.name} has random weights: its answers mean nothing",)
+    return model
+
+
+def zoo_module(spec: str) -> tuple[ZooModel, Any, Any]:
+    """(row, module, example image) of the zoo; a warning goes to stderr, for nobody has trained the weights."""
+    _torch()
+    from edgec.zoo.weights import randomize
+
+    row, size = zoo.find(spec)
+    sys.stderr.write(f"WARNING: {spec} has RANDOM weights: its speed and size are right, its answers mean nothing\n")
+    image = row.example(size)
+    return row, randomize(row.build(size), image=image), image
 
 
 def call_factory(spec: str) -> tuple[Any, Any, dict[str, Any]]:

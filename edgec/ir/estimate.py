@@ -1,4 +1,4 @@
-"""Memory a graph will need, before any pass and without reading a weight."""
+"""Memory and multiplications a graph will need, before any pass and without reading a weight."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import onnx_ir as ir
 
 from edgec.ir.info import info_of
-from edgec.ir.model import dims_of
+from edgec.ir.model import dims_of, int_attr, is_op, walk
 from edgec.ir.weights import total_bytes
 
 # What a dim without a known size counts as: the estimate is a lower bound then.
@@ -54,3 +54,25 @@ def _bytes(value: ir.Value, sizes: dict[str, int]) -> int:
         return 0
     counts = [d if isinstance(d, int) else sizes.get(d or "", _UNKNOWN) for d in dims]
     return math.ceil(math.prod(counts) * value.dtype.itemsize)
+
+
+def multiplications(model: ir.Model, *nodes: ir.Node) -> int:
+    """Multiply-accumulates of one run in Conv, Gemm and MatMul: of `nodes`, or of the whole graph. Sizes that vary
+    count with the end of their range; shapes that are not known count as ones."""
+    sizes = {name: high for name, (_, high) in info_of(model).dynamic.items()}
+    return sum(_multiplications(node, sizes) for node in nodes or walk(model))
+
+
+def _multiplications(node: ir.Node, sizes: dict[str, int]) -> int:
+    if not is_op(node, "Conv", "Gemm", "MatMul"):
+        return 0
+
+    def counts(value: ir.Value | None) -> list[int]:
+        return [d if isinstance(d, int) else sizes.get(d or "", _UNKNOWN) for d in dims_of(value) or ()]
+
+    if node.op_type == "Conv":
+        inner = math.prod(counts(node.inputs[1])[1:])
+    else:
+        first = counts(node.inputs[0])[-2:] or [1]
+        inner = first[0] if node.op_type == "Gemm" and int_attr(node, "transA", 0) else first[-1]
+    return math.prod(counts(node.outputs[0])) * inner

@@ -19,12 +19,14 @@ class ModelInfo:
     """task: what the model is; decides the plan's entries.
 
     name: for people. source: what the user typed. hash_source: gives the SHA-256 of the weights; reads all of them.
-    max_context, vocab_size, bos_token, eos_tokens: language models only (0, 0, None, ()).
+    max_context, vocab_size, bos_token, eos_tokens: language models only (0, 0, None, ()). query_heads: of each of their
+    attention layers, 0 for unknown.
     tokenizer: the `tokenizer.json` beside the model, or None.
     dynamic: symbolic dim name -> (min, max) of generic models.
     graph_sha256: of the graph as it was imported (structure_sha256), once the pipeline has taken it over.
     parameters: of the checkpoint, 0 for unknown; a graph has tables and scales besides.
     notes: sentences that a user should read before compiling.
+    random_weights: nobody has trained the model.
     """
 
     task: Task = "generic"
@@ -33,6 +35,7 @@ class ModelInfo:
     hash_source: Callable[[], str] = str
     max_context: int = 0
     vocab_size: int = 0
+    query_heads: int = 0
     bos_token: int | None = None
     eos_tokens: tuple[int, ...] = ()
     tokenizer: Path | None = None
@@ -40,6 +43,7 @@ class ModelInfo:
     graph_sha256: str = ""
     parameters: int = 0
     notes: tuple[str, ...] = ()
+    random_weights: bool = False
 
     @functools.cached_property
     def source_sha256(self) -> str:

@@ -16,6 +16,7 @@ import onnx_ir as ir
 
 from edgec.errors import EdgecError
 from edgec.ir.dense_bodies import BIT_PLANE_TO_DENSE, PALETTE_TO_DENSE
+from edgec.ir.mixer_bodies import CAUSAL_CONV, DYNAMIC_DEPTHWISE, SELECTIVE_SCAN
 from edgec.ir.model import describe, dims_of, float_attr, graphs, int_attr, str_attr, walk
 
 DOMAIN = "edgec"
@@ -208,6 +209,40 @@ def _cost_dense(node: ir.Node, symbols: Mapping[str, int]) -> Cost:
     return Cost(int(weights * int_attr(node, "bits", 0)), int(read + 4 * weights))
 
 
+def _as_inputs(*like: int) -> Callable[[ir.Node], Inferred]:
+    """Output i has the type and dims of input like[i]."""
+    def infer(node: ir.Node) -> Inferred:
+        return tuple((None if v is None else v.dtype, dims_of(v)) for v in (node.inputs[i] for i in like))
+    return infer
+
+
+def _sizes(node: ir.Node, symbols: Mapping[str, int], *like: int) -> tuple[list[list[int]], int]:
+    """(dims of the inputs, bytes of all inputs and of outputs that are as large as the inputs `like`)."""
+    sizes = []
+    for value in node.inputs:
+        dims = dims_of(value)
+        if dims is None:
+            raise EdgecError("E0302", stage="cost", where=describe(node), found="an input of unknown rank")
+        sizes.append([_number(node, d, symbols) for d in dims])
+    return sizes, 4 * sum(map(math.prod, [*sizes, *(sizes[i] for i in like)]))
+
+
+def _cost_scan(node: ir.Node, symbols: Mapping[str, int]) -> Cost:
+    """Per token, channel and state: rate, exponential, decay, write (2) and read (2); per token and channel 4 more."""
+    sizes, moved = _sizes(node, symbols, 0, 6)
+    return Cost(math.prod(sizes[0]) * (7 * sizes[2][1] + 4), moved)
+
+
+def _cost_causal_conv(node: ir.Node, symbols: Mapping[str, int]) -> Cost:
+    sizes, moved = _sizes(node, symbols, 0, 3)
+    return Cost(2 * math.prod(sizes[0]) * sizes[1][1], moved)
+
+
+def _cost_dynamic_depthwise(node: ir.Node, symbols: Mapping[str, int]) -> Cost:
+    sizes, moved = _sizes(node, symbols, 0)
+    return Cost(2 * math.prod(sizes[0]) * sizes[1][2], moved)
+
+
 OPS: Mapping[str, Op] = MappingProxyType({op.name: op for op in (
     Op(
         name="CachedAttention",
@@ -245,6 +280,42 @@ OPS: Mapping[str, Op] = MappingProxyType({op.name: op for op in (
         infer=_infer_dense,
         cost=_cost_dense,
     ),
+    # x, delta [B, L, D], A [D, N], B, C [B, L, N], D [D], state [B, D, N], all FLOAT -> y [B, L, D], last_state as
+    # state. softplus: delta is the argument of softplus. N is the number of states of a channel.
+    Op(
+        name="SelectiveScan",
+        inputs=("x", "delta", "A", "B", "C", "D", "state"),
+        outputs=("y", "last_state"),
+        attributes={"softplus": 0},
+        types={"softplus": int},
+        body=SELECTIVE_SCAN,
+        infer=_as_inputs(0, 6),
+        cost=_cost_scan,
+    ),
+    # x [B, L, C], weight [C, K], bias [C], tail [B, K - 1, C], all FLOAT -> y as x, last_tail as tail:
+    # y[t] = bias + sum over k of weight[k] rows[t + k], rows being tail and then x. silu: y = y sigmoid(y).
+    Op(
+        name="CausalConv1d",
+        inputs=("x", "weight", "bias", "tail"),
+        outputs=("y", "last_tail"),
+        attributes={"silu": 0},
+        types={"silu": int},
+        body=CAUSAL_CONV,
+        infer=_as_inputs(0, 3),
+        cost=_cost_causal_conv,
+    ),
+    # x [B, C, H, W], w [B, G, k k, H, W], both FLOAT, C a multiple of G, k = kernel_size odd -> y as x:
+    # y[c, h, w] = sum over i, j of x[c, h + i - k / 2, w + j - k / 2] w[c mod G, k i + j, h, w], zeros outside x.
+    Op(
+        name="DynamicDepthwise",
+        inputs=("x", "w"),
+        outputs=("y",),
+        attributes={"kernel_size": None},
+        types={"kernel_size": int},
+        body=DYNAMIC_DEPTHWISE,
+        infer=_as_inputs(0),
+        cost=_cost_dynamic_depthwise,
+    ),
 )})
 
 
@@ -256,12 +327,17 @@ def _parsed(name: str) -> ir.Function:
     return ir.serde.deserialize_function(proto)
 
 
+# Of the same domain, but in no stage before the last: what our kernels bring to onnxruntime and TVM. Such a node reads
+# bytes in the kernels' own layout, which no standard body could, and only a target with these capabilities gets one.
+LIBRARY = frozenset({"LinearBits", "GatherBits"})
+
+
 def row_of(node: ir.Node) -> Op | None:
-    """The table row of an `edgec::` node, None for other domains.
+    """The table row of an `edgec::` node, None for other domains and for operators of LIBRARY.
 
     Raises EdgecError (EDGEC-E0301) when the domain is `edgec` and the table has no such operator.
     """
-    if node.domain != DOMAIN:
+    if node.domain != DOMAIN or node.op_type in LIBRARY:
         return None
     row = OPS.get(node.op_type)
     if row is None:

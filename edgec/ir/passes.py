@@ -21,14 +21,17 @@ class Context:
     capabilities: (domain, op_type) the target implements, for lowering. refuses: why the target cannot take a node
     although it knows the operator (an attribute, an unusual input), None when it can. options: the user's settings
     for passes, by `pass_name.setting`. quantized: compressed weights by the name of the initializer they replace, as
-    the pass Quantize wants them. rules: where a pass leaves what its rules did; the runner gives each pass a
-    fresh one.
+    the pass Quantize wants them. decoupled: pairs of factors by the weight of the convolution they replace, as
+    DecoupleConv wants them. static: samples and settings of a static quantization (compress/static.py), None for a
+    model that stays in float. rules: where a pass leaves what its rules did; the runner gives each pass a fresh one.
     """
 
     capabilities: Capabilities = frozenset()
     refuses: Callable[[ir.Node], str | None] = lambda node: None
     options: dict[str, object] = field(default_factory=dict)
     quantized: Mapping[str, object] = field(default_factory=dict)
+    decoupled: Mapping[str, object] = field(default_factory=dict)
+    static: object = None
     rules: RuleReport = field(default_factory=RuleReport)
 
 

@@ -91,6 +91,11 @@ def imported(model: ir.Model) -> list[str]:
 
 def normalized(model: ir.Model) -> list[str]:
     """The canonical spellings: see docs/ir.md, stage "normalized"."""
+    return canonical(model) + (_language_model(model) if info_of(model).task == "causal-lm" else [])
+
+
+def canonical(model: ir.Model) -> list[str]:
+    """The same for backends that keep the past of a language model as it was imported."""
     found = well_formed(model)
     found += [f"function {key[0]}::{key[1]} is left" for key in model.functions if key[0] != DOMAIN]
     for graph in graphs(model):
@@ -104,8 +109,6 @@ def normalized(model: ir.Model) -> list[str]:
             elif op_type in ("Gemm", "MatMul") and domain == "":
                 found += _linear(node)
     found += unfolded_batch_norms(model)
-    if info_of(model).task == "causal-lm":
-        found += _language_model(model)
     return found
 
 
@@ -150,14 +153,17 @@ def _language_model(model: ir.Model) -> list[str]:
     return found
 
 
-def lowered(capabilities: frozenset[tuple[str, str]]) -> Spec:
-    """Normalized, without nested graphs, and only operators of `capabilities`."""
+def lowered(capabilities: frozenset[tuple[str, str]], nested: bool = False,
+            refuses: Callable[[ir.Node], str | None] = lambda node: None) -> Spec:
+    """Normalized, without nested graphs unless `nested`, and only operators of `capabilities` that are not refused."""
     def spec(model: ir.Model) -> list[str]:
         found = well_formed(model)
         for node in walk(model):
-            if op_of(node) not in capabilities:
+            if reason := refuses(node):
+                found.append(f"{describe(node)}: {reason}")
+            elif op_of(node) not in capabilities:
                 found.append(f"{describe(node)} is not implemented by the target")
-            if any(True for _ in subgraphs(node)):
+            if not nested and any(True for _ in subgraphs(node)):
                 found.append(f"{describe(node)} has a nested graph")
         return found
 

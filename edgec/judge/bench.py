@@ -12,11 +12,26 @@ from edgec.judge.compare import random_feeds
 from edgec.judge.speed import Samples, measure
 
 if TYPE_CHECKING:
-    from edgec.native.session import Model
+    from edgec.judge.opened import Opened
+
+
+def sweep(cores: int) -> list[int]:
+    """Thread counts to try on a machine of so many cores: all up to eight, then doubling, the number of cores last."""
+    doubled = (1 << k for k in range(3, cores.bit_length()) if 1 << k <= cores)
+    return sorted({*range(1, min(cores, 8) + 1), *doubled, cores})
+
+
+def fastest(rows: Sequence[Samples]) -> dict[str, int]:
+    """Test -> the thread count with the smallest median; of equals the smaller count."""
+    best: dict[str, Samples] = {}
+    for row in sorted(rows, key=lambda row: row.threads):
+        if row.name not in best or row.quantile(0.5) < best[row.name].quantile(0.5):
+            best[row.name] = row
+    return {name: row.threads for name, row in best.items()}
 
 
 def bench_bundle(
-    model: Model, prompt: int, tokens: int, threads: Sequence[int], repetitions: int, warmup: int
+    model: Opened, prompt: int, tokens: int, threads: Sequence[int], repetitions: int, warmup: int
 ) -> list[Samples]:
     """One row per test and thread count.
 

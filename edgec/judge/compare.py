@@ -12,7 +12,7 @@ from edgec.judge.metrics import Array, distance
 from edgec.judge.perplexity import read_text
 
 if TYPE_CHECKING:
-    from edgec.native.session import Model
+    from edgec.judge.opened import Opened
 
 _GREEDY_PROMPT = 8
 # Metric of --tol -> (key of Distance, larger is better).
@@ -21,7 +21,7 @@ _METRICS = {"max_abs": ("max_abs", False), "max_rel": ("max_rel", False), "sqnr"
 
 
 def compare_bundle(
-    model: Model, reference: str, *, arrays: dict[str, Array] | None = None, text: Path | None = None,
+    model: Opened, reference: str, *, arrays: dict[str, Array] | None = None, text: Path | None = None,
     tokens: int = 128, threads: int = 0, seed: int = 0, allow_pickle: bool = False,
 ) -> dict[str, Any]:
     """Distances per output. Language models: all logits of `tokens` tokens (of `text`, or drawn from `seed`), and
@@ -75,7 +75,7 @@ def _distance(name: str, found: Array, wanted: Array) -> dict[str, float]:
     return distance(found, wanted.reshape(found.shape)).to_dict()
 
 
-def _token_ids(model: Model, text: Path | None, tokens: int, seed: int) -> list[int]:
+def _token_ids(model: Opened, text: Path | None, tokens: int, seed: int) -> list[int]:
     if tokens > model.info.max_context:
         raise EdgecError("E0404", stage="compare", where="-n", found=f"{tokens} tokens",
                          wanted=f"at most {model.info.max_context}")
@@ -89,7 +89,7 @@ def _token_ids(model: Model, text: Path | None, tokens: int, seed: int) -> list[
     return [int(t) for t in drawn]
 
 
-def random_feeds(model: Model, seed: int) -> dict[str, Array]:
+def random_feeds(model: Opened, seed: int) -> dict[str, Array]:
     """Standard normal values for float inputs, zeros for the others, at every input's largest shape."""
     rng = np.random.default_rng(seed)
     return {

@@ -9,19 +9,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgec.errors import EdgecError
-from edgec.judge.bundle import need_language_model
+from edgec.judge.bundle import need_language_model, need_trained_weights
 from edgec.judge.images import labelled_images, load_image, rank_of
 from edgec.judge.metrics import Array
 from edgec.judge.perplexity import Progress, perplexity, read_text, windows_of
 
 if TYPE_CHECKING:
-    from edgec.native.session import Model
+    from edgec.judge.opened import Opened
 
 DEFAULT_WINDOW = 256
 
 
 def text(
-    model: Model, path: Path, reference: str | None = None, window: int = 0, samples: int = 0, threads: int = 0,
+    model: Opened, path: Path, reference: str | None = None, window: int = 0, samples: int = 0, threads: int = 0,
     progress: Progress | None = None, *, allow_pickle: bool = False,
 ) -> dict[str, Any]:
     """Perplexity over the text at `path`; with `reference` also the original's, and how often both agree.
@@ -29,6 +29,7 @@ def text(
     window: tokens (0: min(context, 256)). samples: at most so many windows, spread over the text (0: all).
     allow_pickle: also a reference with pickled weights.
     """
+    need_trained_weights(model, reference)
     need_language_model(model, "--ppl")
     window = window or min(model.info.max_context, DEFAULT_WINDOW)
     if window > model.info.max_context:
@@ -70,7 +71,7 @@ def text(
 
 
 def images(
-    model: Model, folder: Path, reference: str | None = None, mean: Sequence[float] = (0.0, 0.0, 0.0),
+    model: Opened, folder: Path, reference: str | None = None, mean: Sequence[float] = (0.0, 0.0, 0.0),
     std: Sequence[float] = (1.0, 1.0, 1.0), samples: int = 0, threads: int = 0, progress: Progress | None = None,
     *, allow_pickle: bool = False,
 ) -> dict[str, Any]:
@@ -78,6 +79,7 @@ def images(
 
     The model must have one image input [N, 3, H, W] and its first output is the logits. allow_pickle: as of text.
     """
+    need_trained_weights(model, reference)
     if model.info.kind != 0 or len(model.inputs) != 1 or len(model.inputs[0].shape) != 4 or (
             model.inputs[0].shape[1] != 3):
         raise EdgecError("E0002", stage="eval", where="--images", found="a bundle without a single image input",

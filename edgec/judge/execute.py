@@ -16,7 +16,7 @@ from edgec.judge.bundle import need_language_model
 from edgec.judge.metrics import Array
 
 if TYPE_CHECKING:
-    from edgec.native.session import Model
+    from edgec.judge.opened import Opened
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Generated:
 
 
 def generate(
-    model: Model, prompt: str, count: int, *, threads: int = 0, context: int = 0, seed: int = 0,
+    model: Opened, prompt: str, count: int, *, threads: int = 0, context: int = 0, seed: int = 0,
     temperature: float = 0.0, top_k: int = 0, top_p: float = 1.0, on_text: Callable[[str], None] | None = None,
 ) -> Generated:
     """Continues `prompt` by up to `count` tokens; on_text receives the prompt first and then each new piece.
@@ -84,7 +84,7 @@ def to_stdout(text: str) -> None:
     sys.stdout.flush()
 
 
-def run_arrays(model: Model, arrays: dict[str, Array], threads: int) -> dict[str, Array]:
+def run_arrays(model: Opened, arrays: dict[str, Array], threads: int) -> dict[str, Array]:
     """Outputs of a generic model. Raises EdgecError E0403 for names, shapes or dtypes that do not fit."""
     with model.session(threads=threads) as session:
         return session.run(arrays)

@@ -85,6 +85,7 @@ class CallProfile(c.Structure):
     _fields_ = (
         ("struct_size", c.c_uint32), ("threads", c.c_uint32), ("entry", c.c_char_p), ("layer", c.c_char_p),
         ("kernel", c.c_char_p), ("count", c.c_uint64), ("nanoseconds", c.c_uint64), ("bytes", c.c_uint64),
+        ("isa", c.c_char_p),
     )
 
 
@@ -112,7 +113,7 @@ _FUNCTIONS: dict[str, tuple[object, tuple[object, ...]]] = {
     "edgec_model_output": (c.c_int, (_HANDLE, c.c_uint32, c.POINTER(Tensor))),
     "edgec_model_manifest": (c.c_int, (_HANDLE, c.POINTER(c.c_void_p), c.POINTER(c.c_uint64))),
     "edgec_verify": (c.c_int, (_HANDLE,)),
-    "edgec_selftest": (c.c_int, (_HANDLE, c.c_int, *_MESSAGE)),
+    "edgec_selftest": (c.c_int, (_HANDLE, c.POINTER(SessionOptions), *_MESSAGE)),
     "edgec_session_create": (c.c_int, (_HANDLE, c.POINTER(SessionOptions), c.POINTER(_HANDLE), *_MESSAGE)),
     "edgec_session_destroy": (None, (_HANDLE,)),
     "edgec_last_error": (_TEXT, (_HANDLE,)),

@@ -13,11 +13,14 @@ from typing import Literal
 import onnx_ir as ir
 
 from edgec.compress.formats import Dtype
+from edgec.compress.low_bit import check_dense
 from edgec.errors import EdgecError
 from edgec.ir.info import ModelInfo, info_of
 from edgec.ir.model import describe, float_attr, int_attr, ints_attr, op_of, str_attr
 from edgec.native import lower_math as maths
+from edgec.native import lower_mixers as mixers
 from edgec.native import lower_nn as nn
+from edgec.native import lower_q8 as q8
 from edgec.native import lower_resize as resizing
 from edgec.native import lower_rnn as recurrent
 from edgec.native import lower_select as select
@@ -42,7 +45,7 @@ from edgec.native.lower_values import (
     of_data,
     safe_name,
 )
-from edgec.native.lower_weights import check_dense, check_dequantize, fold_unpacked, lower_dense, lower_dequantize
+from edgec.native.lower_weights import fold_unpacked, lower_dense
 from edgec.native.plan import TABLES, Entry, Plan, Port, Space, State
 
 _STAGE = "plan"
@@ -61,6 +64,7 @@ _UNARY = Row(maths.lower_unary, maths.check_unary)
 _BINARY = Row(maths.lower_binary, maths.check_binary)
 _RECURRENT = Row(recurrent.lower_rnn, recurrent.check_rnn)
 _WINDOW = Row(nn.lower_pool, nn.check_window)
+_GROUPS = Row(mixers.lower_group_norm)
 _STANDARD: dict[str, Row] = {
     **dict.fromkeys((*maths.ACT, *maths.UNARY), _UNARY),
     **dict.fromkeys(maths.BINARY, _BINARY),
@@ -76,7 +80,7 @@ _STANDARD: dict[str, Row] = {
     "Constant": Row(shapes.lower_constant),
     "ConstantOfShape": Row(shapes.lower_constant_of_shape),
     "Conv": Row(nn.lower_conv, nn.check_window),
-    "DequantizeLinear": Row(lower_dequantize, check_dequantize),
+    "DequantizeLinear": Row(q8.lower_dequantize, q8.check_dequantize),
     "Dropout": Row(shapes.lower_identity, shapes.check_dropout),
     "Expand": Row(shapes.lower_expand),
     "Flatten": Row(shapes.lower_flatten),
@@ -85,13 +89,16 @@ _STANDARD: dict[str, Row] = {
     "Gemm": Row(nn.lower_gemm),
     "GlobalAveragePool": Row(maths.lower_global_pool),
     "GlobalMaxPool": Row(maths.lower_global_pool),
+    "GroupNormalization": _GROUPS,
     "Identity": Row(shapes.lower_identity),
+    "InstanceNormalization": _GROUPS,
     "LSTM": _RECURRENT,
     "LayerNormalization": Row(maths.lower_norm, maths.check_norm),
     "LogSoftmax": Row(maths.lower_softmax),
     "MatMul": Row(nn.lower_matmul),
     "MaxPool": _WINDOW,
     "Pad": Row(whole.lower_pad, whole.check_pad),
+    "QuantizeLinear": Row(q8.lower_quantize, q8.check_quantize),
     "RNN": _RECURRENT,
     "RMSNormalization": Row(maths.lower_norm, maths.check_norm),
     "Range": Row(shapes.lower_range),
@@ -115,6 +122,9 @@ _STANDARD: dict[str, Row] = {
 SUPPORTED: Mapping[tuple[str, str], Row] = {
     **{("", name): row for name, row in _STANDARD.items()}, _CACHED: Row(nn.lower_cached, nn.check_cached),
     **dict.fromkeys((("edgec", "BitPlaneToDense"), ("edgec", "PaletteToDense")), Row(lower_dense, check_dense)),
+    ("edgec", "SelectiveScan"): Row(mixers.lower_selective_scan),
+    ("edgec", "CausalConv1d"): Row(mixers.lower_causal_conv),
+    ("edgec", "DynamicDepthwise"): Row(mixers.lower_dynamic_depthwise),
 }
 
 
@@ -152,7 +162,7 @@ def build_plan(
 
     weights: storage of linear, convolution and embedding weights; "auto" keeps the smallest lossless type per tensor.
     low_bit: keep weights of few bits as they are where a kernel reads them; False: every weight dense.
-    arithmetic: fast lets products of few rows with such weights use tables of 8 bits.
+    arithmetic: fast lets products with such weights be computed in 8 bits.
     kv: storage of the cache; None: what each edgec::CachedAttention says. max_context: tokens, None: the model's.
     Raises EdgecError: E0301 with every node that cannot be lowered, E0302 for shapes that cannot be planned, E0002 for
     settings the model cannot have.
@@ -217,22 +227,43 @@ def _lower_nodes(ctx: Lowering, graph: ir.Graph) -> None:
         if tensor is not None and initializer not in ctx.values and tensor.dtype in (*FLOATS, *DTYPES):
             ctx.values[initializer] = of_const(const_from(name, tensor))
     lost: set[ir.Value] = set()
-    for node in graph:
+    coded = q8.groups(graph)
+    inside = {node for group in coded.values() for node in group.nodes}
+
+    def one(node: ir.Node) -> Value:
+        results = SUPPORTED[op_of(node)].lower(ctx, node)
+        return results[0] if isinstance(results, list) else results
+
+    def draft(node: ir.Node) -> None:
         reason = unsupported(node)
         if reason is not None:
             problems.append((node, reason))
         if reason is not None or any(v in lost for v in node.inputs if v is not None):
             lost.update(node.outputs)
-            continue
+            return
         ctx.layer = layer_of(node)
         try:
             results = fold_unpacked(ctx, node) or SUPPORTED[op_of(node)].lower(ctx, node)
         except UnsupportedError as e:
             problems.append((node, str(e)))
             lost.update(node.outputs)
-            continue
+            return
         for output, value in zip(node.outputs, results if isinstance(results, list) else [results], strict=False):
             ctx.values[output] = value
+
+    for node in graph:
+        group = coded.get(node)
+        if node in inside:
+            continue
+        if group is not None and not any(s.value in lost for s in group.sources):
+            ctx.layer = layer_of(group.core or node)
+            try:
+                ctx.values[node.outputs[0]] = group.lower(ctx, one)
+                continue
+            except UnsupportedError:  # not in integers: one by one, in float32
+                pass
+        for part in (*reversed(group.nodes if group is not None else ()), node):
+            draft(part)
     if problems:
         raise UnsupportedNodesError(problems)
 

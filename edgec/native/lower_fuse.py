@@ -10,16 +10,21 @@ from collections.abc import Callable
 from dataclasses import replace
 from itertools import takewhile
 
-from edgec.compress.formats import PANEL
+from edgec.compress.formats import PANEL, Dtype
+from edgec.compress.low_bit import PALETTE_HALF
 from edgec.native.dims import Dim, dim, product
 from edgec.native.lower_values import Buf, Draft, View
-from edgec.native.plan import KERNELS, PALETTE_HALF, Space
+from edgec.native.plan import KERNELS, Space
 
 # Products, with the place of `act, residual_first` among their ints.
-_PRODUCTS = {"linear": 0, "linear_bits": 0, "conv2d": -2, "conv2d_bits": 8, "dwconv2d": -2}
+_PRODUCTS = {"linear": 0, "linear_bits": 0, "conv2d": -2, "conv2d_winograd": -2, "conv2d_bits": 8, "dwconv2d": -2,
+             "dynamic_depthwise": 1}
 _ACTIVATIONS = range(1, 32)
 _ADD, _MUL, _SILU = 0, 2, 4
-_BIAS, _RESIDUAL = 3, 4  # operand places of a product: y, x, w, bias, residual
+_BIAS, _RESIDUAL, _SCALE = 3, 4, 5  # operand places of a product: y, x, w, bias, residual; dynamic_depthwise's scale
+# An inverted residual is worth a call of its own when its widened image would leave the L2 cache (bytes), and when it
+# has rows enough to cut (contract/compute.cpp): a thread's tiles compute the rows between them twice.
+_WIDE, _TALL = 512 * 1024, 24
 
 
 class _Calls:
@@ -59,7 +64,8 @@ class _Calls:
 def fuse(drafts: list[Draft]) -> list[Draft]:
     """The drafts with every fusion applied; gates first, because a gate's activation must not join its product."""
     calls = _Calls(drafts)
-    steps: tuple[Callable[[_Calls, int, Draft], None], ...] = (_gate, _epilogue, _sum_into_norm, _split)
+    steps: tuple[Callable[[_Calls, int, Draft], None], ...] = (
+        _gate, _scaled, _epilogue, _repeated, _sum_into_norm, _split, _inverted)
     for step in steps:
         for at in range(len(calls.drafts)):
             draft = calls.drafts[at]
@@ -91,11 +97,44 @@ def _gate(calls: _Calls, at: int, draft: Draft) -> None:
         return
 
 
+def _scaled(calls: _Calls, at: int, draft: Draft) -> None:
+    """A constant factor per channel joins dynamic_depthwise, which has nothing to fold it into."""
+    if draft.kernel != "binary" or draft.ints[0] != _MUL:
+        return
+    out, left, right = draft.operands
+    for mine, other in ((left, right), (right, left)):
+        made = calls.maker(mine)
+        call = None if made is None else calls.drafts[made]
+        if made is None or call is None or call.kernel != "dynamic_depthwise" or call.operands[_SCALE] is not None:
+            continue
+        y = call.operands[0]
+        assert y is not None
+        assert out is not None
+        assert other is not None
+        channels = y.dims[-1]
+        if out.dims == y.dims and other.dims[-1:] == (channels,) and product(other.dims) == channels \
+                and other.buf.space is Space.WEIGHT:
+            operands = [replace(y, buf=out.buf), *call.operands[1:_SCALE], replace(other, dims=(channels,))]
+            calls.put(at, Draft(call.kernel, call.layer, operands, call.ints, call.floats), made)
+            return
+
+
 def _epilogue(calls: _Calls, at: int, draft: Draft) -> None:
-    """A following activation, constant bias or addition joins linear, conv2d or dwconv2d."""
+    """A following activation, constant bias or addition joins linear, conv2d, dwconv2d or dynamic_depthwise; an
+    activation joins groupnorm, too."""
     if draft.kernel == "unary" and draft.ints[0] in _ACTIVATIONS:
         made = calls.maker(draft.operands[1])
         product_call = None if made is None else calls.drafts[made]
+        if made is not None and product_call is not None and product_call.kernel == "groupnorm":
+            y, out = product_call.operands[0], draft.operands[0]
+            assert y is not None
+            assert out is not None
+            if product_call.ints[1] == 0:
+                calls.put(at, Draft("groupnorm", product_call.layer,
+                                    [replace(y, buf=out.buf), *product_call.operands[1:]],
+                                    [product_call.ints[0], draft.ints[0]],
+                                    [product_call.floats[0], *draft.floats]), made)
+            return
         if made is None or product_call is None or _act(product_call) != 0:
             return
         # The activation comes after whatever was added before.
@@ -126,6 +165,22 @@ def _epilogue(calls: _Calls, at: int, draft: Draft) -> None:
             if other.dims == out.dims and other.buf is not mine.buf:
                 calls.put(at, _extended(product_call, draft, residual=replace(other, dims=y.dims)), made)
                 return
+
+
+def _repeated(calls: _Calls, at: int, draft: Draft) -> None:
+    """A depthwise convolution of one image's channels several times over reads the image itself."""
+    source = draft.operands[1] if draft.kernel == "dwconv2d" else None
+    made = calls.maker(source)
+    joined = None if made is None else calls.drafts[made]
+    if source is None or made is None or joined is None or joined.kernel != "concat":
+        return
+    part = joined.operands[1]
+    if part is None or any(p != part for p in joined.operands[1:]) or joined.ints[0] != len(part.dims) - 1:
+        return
+    if source.dims[-1] != part.dims[-1] * (len(joined.operands) - 1):  # reshaped on the way: a pixel has other channels
+        return
+    image = replace(part, dims=(*source.dims[:-1], part.dims[-1]))
+    calls.put(at, replace(draft, operands=[draft.operands[0], image, *draft.operands[2:]]), made)
 
 
 def _act(call: Draft) -> int | Dim | None:
@@ -206,6 +261,43 @@ def _split(calls: _Calls, at: int, draft: Draft) -> None:
     outs += [None] * (most - len(outs))
     calls.drafts[at] = Draft("linear_split", draft.layer, [*outs, *draft.operands[1:_RESIDUAL]], draft.ints[:1],
                              draft.floats)
+
+
+def _inverted(calls: _Calls, at: int, draft: Draft) -> None:
+    """[pointwise ->] depthwise -> pointwise of an image too large for the cache: one call, a band of rows at a time."""
+    y, thin, narrow, bias, residual = draft.operands if draft.kernel == "linear" else (None,) * 5
+    middle = calls.maker(thin)
+    depth = None if middle is None else calls.drafts[middle]
+    if depth is None or depth.kernel != "dwconv2d" or depth.operands[_RESIDUAL] is not None:
+        return
+    out, wide, w, depth_bias, _ = depth.operands
+    if thin is None or out is None or wide is None or y is None or thin.dims != out.dims or len(y.dims) != 4:
+        return
+    if wide.dims[3] != out.dims[3]:  # a multiplier: the channels that come out are others
+        return
+    outer = calls.maker(wide)
+    first = None if outer is None else calls.drafts[outer]
+    if first is not None and (first.kernel != "linear" or first.operands[_RESIDUAL] is not None
+                              or first.operands[0] != wide or not _stored_wide(first)):
+        first = None
+    height, size = out.dims[1].const or 0, product((wide if first else out).dims[1:]).const or 0
+    if 4 * size < _WIDE or height < _TALL or not _stored_wide(draft):
+        return
+    x, widen, widen_bias = (wide, None, None) if first is None else first.operands[1:_RESIDUAL]
+    ints = [*depth.ints[:8], 0 if first is None else first.ints[0], depth.ints[8], *draft.ints]
+    floats = [*([0.0, 0.0] if first is None else first.floats), *depth.floats, *draft.floats]
+    made = Draft("mbconv2d", _common_layer([depth, draft]),
+                 [y, x, widen, widen_bias, w, depth_bias, narrow, bias, residual], ints, floats)
+    if first is not None and outer is not None:
+        calls.drafts[outer] = None
+    assert middle is not None
+    calls.put(at, made, middle)
+
+
+def _stored_wide(product_call: Draft) -> bool:
+    """Whether the weights of a product are f32."""
+    w = product_call.operands[2]
+    return w is not None and w.dtype is Dtype.F32
 
 
 def _join_siblings(calls: _Calls) -> None:

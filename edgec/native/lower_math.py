@@ -443,6 +443,8 @@ def check_norm(node: ir.Node) -> str | None:
 
 def reorder(value: Value, perm: Sequence[int]) -> Value:
     """ONNX Transpose as a change of view: axis k of the result is axis perm[k] of `value`."""
+    if sorted(perm) != list(range(value.rank)):
+        raise UnsupportedError(f"an order {list(perm)} of the axes of a tensor of rank {value.rank}")
     dims = tuple(value.dims[p] for p in perm)
     if value.const is not None:
         return of_const(value.const.transpose(perm))

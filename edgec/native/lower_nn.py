@@ -16,6 +16,7 @@ from edgec.native.lower_shape import expand, gather, reshape
 from edgec.native.lower_values import Const, Dims, Lowering, UnsupportedError, Value, View, identity, of_const
 from edgec.native.lower_weights import is_constant
 
+_TILE_CHANNELS = 16  # fewer are not worth tiles of a convolution, nor taken by their kernel
 _HEADS = (0, 2, 1, 3)  # [B, H, T, D] as the kernels want it: [B, T, H, D]
 
 
@@ -61,6 +62,13 @@ def check_window(node: ir.Node) -> str | None:
         return f"auto_pad = {kind!r}"
     if any(p < 0 for p in ints_attr(node, "pads") or ()):
         return "negative padding"
+    window = ints_attr(node, "kernel_shape")
+    for name, each in (("kernel_shape", 1), ("strides", 1), ("dilations", 1), ("pads", 2)):
+        numbers = ints_attr(node, name)
+        if numbers is not None and window is not None and len(numbers) != each * len(window):
+            return f"{name} = {list(numbers)} with kernel_shape = {list(window)}"
+        if numbers is not None and each == 1 and min(numbers, default=1) < 1:
+            return f"{name} = {list(numbers)}"
     if node.op_type == "Conv":
         if not is_constant(input_of(node, 1)):
             return "the weight is computed at run time"
@@ -76,6 +84,47 @@ def check_window(node: ir.Node) -> str | None:
     return None
 
 
+def _window(node: ir.Node, x: Value, window: Sequence[int]) -> tuple[list[int | Dim], list[Dim], list[Dim]]:
+    """kh kw sh sw pt pl dh dw; both image sizes with all padding, less what the last window takes; strides apart."""
+    spatial = x.rank - 2
+    kernel, strides = _pair(window, spatial), _pair(ints_attr(node, "strides"), spatial)
+    dilations = _pair(ints_attr(node, "dilations"), spatial)
+    size = x.dims[2:] if spatial == 2 else (dim(1), x.dims[2])
+    begins, ends = _padding(node, x.dims[2:], kernel[-spatial:], strides[-spatial:], dilations[-spatial:])
+    if spatial == 1:
+        begins, ends = [dim(0), *begins], [dim(0), *ends]
+    room = [d + b + e - (g * (k - 1) + 1) for d, b, e, k, g in zip(size, begins, ends, kernel, dilations, strict=True)]
+    beyond = [d + b for d, b in zip(size, begins, strict=True)]
+    params: list[int | Dim] = [*kernel, *strides, *(b if b.const is None else b.const for b in begins), *dilations]
+    return params, room, beyond
+
+
+def conv_window(node: ir.Node, x: Value, window: Sequence[int]) -> tuple[list[int | Dim], list[Dim]]:
+    """(kh kw sh sw pt pl dh dw, both output sizes) of a convolution over `x`."""
+    params, room, _ = _window(node, x, window)
+    return params, [r // int(s) + 1 for r, s in zip(room, params[2:4], strict=True) if isinstance(s, int)]
+
+
+def pool_window(node: ir.Node, x: Value) -> tuple[list[int | Dim], list[Dim]]:
+    """The same of a MaxPool or AveragePool. Raises UnsupportedError."""
+    window = ints_attr(node, "kernel_shape")
+    if window is None or len(window) != x.rank - 2:
+        raise UnsupportedError(f"kernel_shape {window} for an input of rank {x.rank}")
+    params, room, beyond = _window(node, x, window)
+    out_size = []
+    for r, s, end in zip(room, params[2:4], beyond, strict=True):
+        assert isinstance(s, int)  # an attribute
+        count = (r.ceildiv(s) if int_attr(node, "ceil_mode", 0) else r // s) + 1
+        if int_attr(node, "ceil_mode", 0):
+            over = (count - 1) * s - end
+            if over.lo < 0 <= over.hi:
+                raise UnsupportedError("ceil_mode with a size that is not known at compile time")
+            # A window that would start beyond the input and its left padding does not exist.
+            count = count - 1 if over.lo >= 0 else count
+        out_size.append(count)
+    return params, out_size
+
+
 def lower_conv(ctx: Lowering, node: ir.Node) -> Value:
     x = need_f32(ctx.need(node, 0))
     weight = ctx.need(node, 1).const
@@ -84,28 +133,27 @@ def lower_conv(ctx: Lowering, node: ir.Node) -> Value:
     out_channels, per_group, *window = weight.dims
     spatial = len(window)
     groups = int_attr(node, "group", 1)
+    given = ints_attr(node, "kernel_shape")
+    odd = [name for name, each in (("strides", 1), ("dilations", 1), ("pads", 2))
+           if len(ints_attr(node, name) or (1,) * each * spatial) != each * spatial]
+    if odd or (given is not None and tuple(given) != tuple(window)):
+        raise UnsupportedError(f"{(*odd, 'kernel_shape')[0]} for a weight {list(weight.dims)}")
+    if groups < 1 or out_channels % groups:
+        raise UnsupportedError(f"group {groups} with weight {list(weight.dims)}")
     if x.rank != spatial + 2 or x.dims[1] != per_group * groups:
         raise UnsupportedError(f"input [{', '.join(map(str, x.dims))}] with weight {list(weight.dims)}, group {groups}")
-    kernel, strides = _pair(window, spatial), _pair(ints_attr(node, "strides"), spatial)
-    dilations = _pair(ints_attr(node, "dilations"), spatial)
-    size = x.dims[2:] if spatial == 2 else (dim(1), x.dims[2])
-    begins, ends = _padding(node, x.dims[2:], kernel[-spatial:], strides[-spatial:], dilations[-spatial:])
-    if spatial == 1:
-        begins, ends = [dim(0), *begins], [dim(0), *ends]
-    out_size = [
-        (d + b + e - (g * (k - 1) + 1)) // s + 1
-        for d, b, e, k, s, g in zip(size, begins, ends, kernel, strides, dilations, strict=True)
-    ]
+    params, out_size = conv_window(node, x, window)
     source = as_image(ctx.view(x, channels_last(x.rank)))
     bias_value = ctx.get(node, 2)
+    if bias_value is not None and bias_value.dims != (dim(out_channels),):
+        raise UnsupportedError(f"a bias [{', '.join(map(str, bias_value.dims))}] with weight {list(weight.dims)}")
     bias = None if bias_value is None else ctx.rows(need_f32(bias_value, "the bias"))
     out = ctx.fresh([x.dims[0], *out_size, out_channels])
-    padded = any(p != 0 for p in (*begins, *ends))
-    params: list[int | Dim] = [*kernel, *strides, *begins, *dilations]
-    if kernel == (1, 1) and strides == (1, 1) and groups == 1 and not padded:
+    same = all(a == b for a, b in zip(out.dims[1:3], source.dims[1:3], strict=True))
+    if params[:6] == [1, 1, 1, 1, 0, 0] and groups == 1 and same:
         _emit_linear(ctx, out, source, weight.reshape([out_channels, per_group]), bias)
     elif groups > 1 and per_group == 1 and out_channels == groups:
-        cells = kernel[0] * kernel[1]
+        cells = math.prod(window)
         w = ctx.weight(weight.reshape([out_channels, cells]).transpose((1, 0)))
         ctx.emit("dwconv2d", [out], [source, w, bias, None], [*params, 0, 0], [0.0, 0.0])
     else:
@@ -116,9 +164,22 @@ def lower_conv(ctx: Lowering, node: ir.Node) -> Value:
                      [*params, 0, 0, low.matrix.n, *low.matrix.ints], [0.0, 0.0])
         else:
             w = ctx.weight(matrix.reshape([groups, out_channels // groups, matrix.dims[1]]), Format.PANEL16, wide=False)
-            ctx.emit("conv2d", [out], [source, w, bias, None], [*params, groups, 0, 0], [0.0, 0.0])
+            if groups == 1 and w.dtype is Dtype.F32 and _by_tiles(params, out, per_group):
+                ctx.emit("conv2d_winograd", [out], [source, w, bias, None], [*params[4:6], 0, 0], [0.0, 0.0])
+            else:
+                ctx.emit("conv2d", [out], [source, w, bias, None], [*params, groups, 0, 0], [0.0, 0.0])
     dims = (x.dims[0], dim(out_channels), *out_size[-spatial:])
     return Value(dims, Dtype.F32, channels_last(x.rank), buf=out.buf)
+
+
+def _by_tiles(params: list[int | Dim], out: View, channels: int) -> bool:
+    """Whether Winograd's tiles of 4 x 4 pixels are the faster way: for windows of 3 x 3, stride 1, and enough channels
+    and pixels to be worth turning the kernels into values, as measured (docs/decisions.md). The least size decides: one
+    pixel takes 17 times as long by tiles, many at most twice as long without them."""
+    batch, height, width, out_channels = (max(1, d.lo) for d in out.dims)
+    tiles = batch * -(-height // 4) * -(-width // 4)
+    return (params[:4] == [3, 3, 1, 1] and params[6:8] == [1, 1] and min(channels, out_channels) >= _TILE_CHANNELS
+            and batch * height * width > 5 * tiles + 24)
 
 
 def _conv_matrix(weight: Const) -> Const:
@@ -133,35 +194,15 @@ def _conv_matrix(weight: Const) -> Const:
 
 def lower_pool(ctx: Lowering, node: ir.Node) -> Value:
     x = need_f32(ctx.need(node, 0))
-    spatial = x.rank - 2
-    window = ints_attr(node, "kernel_shape")
-    if window is None or len(window) != spatial:
-        raise UnsupportedError(f"kernel_shape {window} for an input of rank {x.rank}")
-    kernel, strides = _pair(window, spatial), _pair(ints_attr(node, "strides"), spatial)
-    dilations = _pair(ints_attr(node, "dilations"), spatial)
-    size = x.dims[2:] if spatial == 2 else (dim(1), x.dims[2])
-    begins, ends = _padding(node, x.dims[2:], kernel[-spatial:], strides[-spatial:], dilations[-spatial:])
-    if spatial == 1:
-        begins, ends = [dim(0), *begins], [dim(0), *ends]
-    out_size = []
-    for d, b, e, k, s, g in zip(size, begins, ends, kernel, strides, dilations, strict=True):
-        room = d + b + e - (g * (k - 1) + 1)
-        count = (room.ceildiv(s) if int_attr(node, "ceil_mode", 0) else room // s) + 1
-        if int_attr(node, "ceil_mode", 0):
-            beyond = (count - 1) * s - d - b
-            if beyond.lo < 0 <= beyond.hi:
-                raise UnsupportedError("ceil_mode with a size that is not known at compile time")
-            # A window that would start beyond the input and its left padding does not exist.
-            count = count - 1 if beyond.lo >= 0 else count
-        out_size.append(count)
+    params, out_size = pool_window(node, x)
     source = as_image(ctx.view(x, channels_last(x.rank)))
     out = ctx.fresh([x.dims[0], *out_size, x.dims[1]])
     average = node.op_type == "AveragePool"
     ctx.emit(
         "pool2d", [out], [source],
-        [average, *kernel, *strides, *begins, *dilations, average and int_attr(node, "count_include_pad", 0)],
+        [average, *params, average and int_attr(node, "count_include_pad", 0)],
     )
-    return Value((*x.dims[:2], *out_size[-spatial:]), Dtype.F32, channels_last(x.rank), buf=out.buf)
+    return Value((*x.dims[:2], *out_size[4 - x.rank :]), Dtype.F32, channels_last(x.rank), buf=out.buf)
 
 
 # -- matrix products -------------------------------------------------------------------------------------------------
@@ -194,6 +235,8 @@ def _emit_linear(ctx: Lowering, out: View, source: View, weight: Const, bias: Vi
 def matmul(ctx: Lowering, a: Value, b: Value, alpha: float = 1.0) -> Value:
     """The product of two computed tensors; leading axes broadcast."""
     need_f32(a), need_f32(b)
+    if min(a.rank, b.rank) < 2:
+        raise UnsupportedError(f"a product of tensors of rank {a.rank} and {b.rank}")
     if a.dims[-1] != b.dims[-2]:
         raise UnsupportedError(f"inner sizes {a.dims[-1]} and {b.dims[-2]} differ")
     plain, swapped = identity(b.rank), (*range(b.rank - 2), b.rank - 1, b.rank - 2)
@@ -288,11 +331,15 @@ def _heads(ctx: Lowering, x: Value, count: int, what: str) -> tuple[View, Dim, D
         batch, heads, length, width = x.dims
         view = ctx.view(x, _HEADS).as_dims([batch, length, heads * width])
         count = heads.const or 0
-    else:
+    elif x.rank == 3:
         batch, length, whole = x.dims
         if count <= 0:
             raise UnsupportedError("the number of heads is missing")
         view, width = ctx.rows(x), whole // count
+        if width * count != whole:
+            raise UnsupportedError(f"{what}: {whole} values of {count} heads")
+    else:
+        raise UnsupportedError(f"{what}: rank {x.rank}")
     if count <= 0 or width.const is None:
         raise UnsupportedError(f"{what}: the number or the width of heads is not known at compile time")
     return view, batch, length, width, count
@@ -313,9 +360,9 @@ def check_attention(node: ir.Node) -> str | None:
 def lower_attention(ctx: Lowering, node: ir.Node) -> Value:
     q, k, v, mask = ctx.need(node, 0), ctx.need(node, 1), ctx.need(node, 2), ctx.get(node, 3)
     q_view, batch, length, width, hq = _heads(ctx, q, int_attr(node, "q_num_heads", 0), "the query")
-    k_view, _, span, k_width, hkv = _heads(ctx, k, int_attr(node, "kv_num_heads", 0), "the key")
-    v_view, _, v_span, v_width, v_heads = _heads(ctx, v, int_attr(node, "kv_num_heads", 0), "the value")
-    if k_width != width or span != v_span or v_heads != hkv or hq % hkv:
+    k_view, k_batch, span, k_width, hkv = _heads(ctx, k, int_attr(node, "kv_num_heads", 0), "the key")
+    v_view, v_batch, v_span, v_width, v_heads = _heads(ctx, v, int_attr(node, "kv_num_heads", 0), "the value")
+    if k_width != width or span != v_span or v_heads != hkv or hq % hkv or not batch == k_batch == v_batch:
         raise UnsupportedError("query, key and value do not fit each other")
     mask_view = None
     if mask is not None:

@@ -10,11 +10,12 @@ import numpy as np
 import onnx_ir as ir
 
 from edgec.compress.formats import Array, Dtype
-from edgec.ir.model import float_attr, int_attr, ints_attr, str_attr
+from edgec.ir.model import SMALL, float_attr, int_attr, ints_attr, str_attr
 from edgec.native.dims import dim
-from edgec.native.lower_math import binary, need_f32
+from edgec.native.lower_math import binary, need_f32, norm_axis
 from edgec.native.lower_nn import as_image, channels_last
-from edgec.native.lower_values import Const, Lowering, UnsupportedError, Value, View
+from edgec.native.lower_shape import gather
+from edgec.native.lower_values import Const, Lowering, UnsupportedError, Value, View, of_data
 from edgec.native.lower_whole import constant
 
 _LARGEST = 1 << 24  # entries of one table
@@ -72,15 +73,15 @@ def check_resize(node: ir.Node) -> str | None:
 
 
 def lower_resize(ctx: Lowering, node: ir.Node) -> Value:
-    """X [B, C, W] or [B, C, H, W], resized along its last one or two axes, whose sizes must be known."""
-    x = need_f32(ctx.need(node, 0))
+    """X [B, C, W] or [B, C, H, W], resized along its last one or two axes, whose sizes must be known; of whole numbers,
+    any shape along any axes, to the nearest (those of 8 bits come as float32: passes/lower/decompose_quantized.py)."""
+    x = ctx.need(node, 0)
+    if x.dtype in (Dtype.I64, Dtype.I32, Dtype.BOOL):
+        return _whole(ctx, node, x)
+    need_f32(x)
     if x.rank not in (3, 4):
         raise UnsupportedError(f"a tensor of rank {x.rank}; the kernel takes images and sequences")
-    how = _Filter(
-        str_attr(node, "mode", "nearest"), str_attr(node, "coordinate_transformation_mode", "half_pixel"),
-        str_attr(node, "nearest_mode", "round_prefer_floor"), float_attr(node, "cubic_coeff_a", -0.75),
-        bool(int_attr(node, "exclude_outside", 0)), bool(int_attr(node, "antialias", 0)),
-    )
+    how = _filter(node)
     tables: list[View] = []
     sizes = [1, 1]
     crops = _crops(ctx, node, x.rank) if how.coordinates == _CROP else {}
@@ -114,9 +115,39 @@ def lower_resize(ctx: Lowering, node: ir.Node) -> Value:
     return binary(ctx, "Add", result, constant(where * np.float32(beyond), Dtype.F32))
 
 
+def _filter(node: ir.Node) -> _Filter:
+    return _Filter(
+        str_attr(node, "mode", "nearest"), str_attr(node, "coordinate_transformation_mode", "half_pixel"),
+        str_attr(node, "nearest_mode", "round_prefer_floor"), float_attr(node, "cubic_coeff_a", -0.75),
+        bool(int_attr(node, "exclude_outside", 0)), bool(int_attr(node, "antialias", 0)),
+    )
+
+
+def _whole(ctx: Lowering, node: ir.Node, x: Value) -> Value:
+    """Each number as it is, from where the nearest pixel lies; float32 would change those above 2^24."""
+    how, kind = _filter(node), x.dtype.name.lower()
+    if how.mode != "nearest":
+        raise UnsupportedError(f"mode = {how.mode!r} of {kind}: no standard says how its fractions become whole "
+                               "numbers; cast to float32 before and back after it")
+    if how.coordinates == _CROP:
+        raise UnsupportedError(f"coordinate_transformation_mode = {_CROP!r} of {kind}")
+    for axis, (out, scale) in enumerate(_sizes(ctx, node, x)):
+        if scale == 1.0:
+            continue
+        size = x.dims[axis].const
+        if size is None:
+            raise UnsupportedError(f"the size {x.dims[axis]} of axis {axis} is not known at compile time")
+        if min(size, out) < 1 or out > _LARGEST:
+            raise UnsupportedError(f"axis {axis}: {size} to {out} pixels")
+        index, known = resize_table(how, size, out, scale)[0][:, 0], ctx.known(x)
+        x = (gather(ctx, x, constant(index, Dtype.I32), axis) if known is None or known.size // size * out > SMALL else
+             of_data(np.take(known, index, axis=axis), x.dtype))
+    return x
+
+
 def _crops(ctx: Lowering, node: ir.Node, rank: int) -> dict[int, tuple[float, float]]:
     """Axis -> (start, end) of a region that is known at compile time."""
-    axes = [a % rank for a in ints_attr(node, "axes") or range(rank)]
+    axes = [norm_axis(a, rank) for a in ints_attr(node, "axes") or range(rank)]
     region = ctx.get(node, 1)
     if region is None or region.const is None or region.count != 2 * len(axes):
         raise UnsupportedError("the region that it crops is not known at compile time")
@@ -126,10 +157,12 @@ def _crops(ctx: Lowering, node: ir.Node, rank: int) -> dict[int, tuple[float, fl
 
 def _sizes(ctx: Lowering, node: ir.Node, x: Value) -> list[tuple[int, float]]:
     """(size, scale) of every axis of the result; an axis that keeps its size has scale 1, whatever its size."""
-    axes = [a % x.rank for a in ints_attr(node, "axes") or range(x.rank)]
+    axes = [norm_axis(a, x.rank) for a in ints_attr(node, "axes") or range(x.rank)]
     result = [(d.const or 0, 1.0) for d in x.dims]
     scales, sizes = ctx.get(node, 2), ctx.get(node, 3)
     if scales is not None and scales.const is not None and scales.count != 0:
+        if scales.count != len(axes):
+            raise UnsupportedError(f"{scales.count} scales for {len(axes)} axes")
         for axis, scale in zip(axes, scales.const.load().reshape(-1).tolist(), strict=True):
             if not 0 < scale < math.inf:
                 raise UnsupportedError(f"scale {scale} of axis {axis}")
@@ -140,6 +173,8 @@ def _sizes(ctx: Lowering, node: ir.Node, x: Value) -> list[tuple[int, float]]:
     known = None if sizes is None else ctx.known(sizes)
     if known is None:
         raise UnsupportedError("the size of the result is not known at compile time")
+    if known.size != len(axes):
+        raise UnsupportedError(f"{known.size} sizes for {len(axes)} axes")
     policy = str_attr(node, "keep_aspect_ratio_policy", "stretch")
     if policy != "stretch":
         pairs = [(a, x.dims[a].const, dim(w).const) for a, w in zip(axes, known.reshape(-1), strict=True)]

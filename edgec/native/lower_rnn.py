@@ -59,15 +59,15 @@ def check_rnn(node: ir.Node) -> str | None:
 def lower_rnn(ctx: Lowering, node: ir.Node) -> list[Value]:
     """X [T, B, I] (layout 1: [B, T, I]) to Y [T, D, B, H] ([B, T, D, H]), Y_h [D, B, H] ([B, D, H]) and Y_c."""
     x, batch_first = need_f32(ctx.need(node, 0)), bool(int_attr(node, "layout", 0))
-    x = reorder(x, (1, 0, 2)) if batch_first else x
     w, r = ctx.need(node, 1).const, ctx.need(node, 2).const
     bias_value = ctx.get(node, 3)
     if w is None or r is None or (bias_value is not None and bias_value.const is None):
         raise UnsupportedError("the weights are computed at run time")
     bias = None if bias_value is None else bias_value.const
     states = [ctx.get(node, i) for i in (5, 6)]
+    _check_shapes(node, x, w, r, bias, states)
     if batch_first:
-        states = [None if s is None else reorder(s, (1, 0, 2)) for s in states]
+        x, states = reorder(x, (1, 0, 2)), [None if s is None else reorder(s, (1, 0, 2)) for s in states]
     steps = Value(x.dims, Dtype.F32, identity(3), buf=ctx.rows(x).buf)
     backwards = _DIRECTIONS[str_attr(node, "direction", "forward")]
     parts = [_direction(ctx, node, steps, d, w, r, bias, states, back) for d, back in enumerate(backwards)]
@@ -83,6 +83,25 @@ def lower_rnn(ctx: Lowering, node: ir.Node) -> list[Value]:
     return results[: len(node.outputs)]
 
 
+def _check_shapes(node: ir.Node, x: Value, w: Const, r: Const, bias: Const | None, states: list[Value | None]) -> None:
+    """Raises UnsupportedError for sizes that do not fit together."""
+    directions, gates = len(_DIRECTIONS[str_attr(node, "direction", "forward")]), _KINDS[node.op_type].gates
+    units = r.dims[-1] if r.dims else 0
+    rows = gates * units
+    if units < 1 or x.rank != 3 or w.dims != (directions, rows, x.dims[2].const) or r.dims != (
+            directions, rows, units) or (bias is not None and bias.dims != (directions, 2 * rows)):
+        raise UnsupportedError(f"input [{', '.join(map(str, x.dims))}] with weights {list(w.dims)}, {list(r.dims)} and "
+                               f"bias {list(bias.dims) if bias else 'none'} in {directions} direction(s)")
+    if x.dims[1 if int_attr(node, "layout", 0) else 0].lo < 1:
+        raise UnsupportedError("a sequence that may have no step")
+    wanted = (x.dims[0], dim(directions), dim(units)) if int_attr(node, "layout", 0) else (
+        dim(directions), x.dims[1], dim(units))
+    for state in states:
+        if state is not None and state.dims != wanted:
+            raise UnsupportedError(f"an initial state [{', '.join(map(str, state.dims))}]; wanted "
+                                   f"[{', '.join(map(str, wanted))}]")
+
+
 def _direction(ctx: Lowering, node: ir.Node, x: Value, d: int, w: Const, r: Const, bias: Const | None,
                states: list[Value | None], backwards: int) -> tuple[Value, Value | None, Value | None]:
     """(Y [T, 1, B, H], Y_h [1, B, H], Y_c) of direction `d`; what nobody reads is None."""
@@ -93,8 +112,6 @@ def _direction(ctx: Lowering, node: ir.Node, x: Value, d: int, w: Const, r: Cons
     apart = node.op_type == "GRU" and bool(int_attr(node, "linear_before_reset", 0))
     if apart:
         mode = _GRU_LINEAR
-    if x.rank != 3 or x.dims[2] != w.dims[2] or w.dims[1] != gates * units:
-        raise UnsupportedError(f"input [{', '.join(map(str, x.dims))}] with weights {list(w.dims)}")
 
     def joined(a: Array) -> Array:
         """Both biases are added at once, but for the one inside GRU's reset."""

@@ -45,6 +45,8 @@ def _scatter(ctx: Lowering, node: ir.Node, data: Value, index: Value, updates: V
     if updates.count == 0:
         return data
     n = index.count
+    if updates.count != n * inner:
+        raise UnsupportedError(f"{updates.count} updates for {n} indices of {inner} values each")
     out = ctx.fresh([rows, inner], data.dtype)
     ins = [ctx.rows(data).as_dims([rows, inner]), ctx.rows(index).as_dims([n]), ctx.rows(updates).as_dims([n, inner])]
     ctx.emit("scatter", [out], ins, [reduction])
@@ -63,7 +65,9 @@ def _strides(sizes: Sequence[int]) -> list[int]:
 def lower_scatter_elements(ctx: Lowering, node: ir.Node) -> Value:
     """y[index[i, j], j] = updates[i, j]: the place in the flat data is computed for each element."""
     data, index, updates = (ctx.need(node, i) for i in range(3))
-    sizes, wanted = _sizes(data, "data"), _sizes(index, "indices")
+    sizes, wanted, given = _sizes(data, "data"), _sizes(index, "indices"), _sizes(updates, "updates")
+    if len(sizes) != len(wanted) or not sizes or given != wanted:
+        raise UnsupportedError(f"indices of {list(wanted)} and updates of {list(given)} into data of {list(sizes)}")
     axis, strides = norm_axis(int_attr(node, "axis", 0), data.rank), _strides(sizes)
     flat = _from_front(ctx, index, sizes[axis : axis + 1], math.prod(sizes))
     if strides[axis] != 1:
@@ -78,9 +82,9 @@ def lower_scatter_elements(ctx: Lowering, node: ir.Node) -> Value:
 def lower_scatter_nd(ctx: Lowering, node: ir.Node) -> Value:
     """Whole rows: the indexed axes of the data are joined to one, and so are the indices."""
     data, index, updates = (ctx.need(node, i) for i in range(3))
-    width = index.dims[-1].const
+    width = index.dims[-1].const if index.rank else None
     if width is None or not 0 < width <= data.rank:
-        raise UnsupportedError(f"indices of width {index.dims[-1]} into a tensor of rank {data.rank}")
+        raise UnsupportedError(f"indices of [{', '.join(map(str, index.dims))}] into a tensor of rank {data.rank}")
     rows, inner = product(data.dims[:width]), product(data.dims[width:])
     if width == 1:
         whole = index if index.dtype in (Dtype.I32, Dtype.I64) else ctx.cast(index, Dtype.I64)
@@ -100,8 +104,10 @@ def lower_top_k(ctx: Lowering, node: ir.Node) -> list[Value]:
     """X [..., R, ...], k to values and INT64 places [..., k, ...]."""
     x = ctx.need(node, 0)
     axis = norm_axis(int_attr(node, "axis", -1), x.rank)
-    (k,) = ctx.ints(ctx.need(node, 1), "k")
-    kind = x.dtype
+    counts = ctx.ints(ctx.need(node, 1), "k")
+    if len(counts) != 1:
+        raise UnsupportedError(f"{len(counts)} numbers as k")
+    k, kind = counts[0], x.dtype
     if kind in NARROW:
         x = ctx.cast(x, Dtype.F32)  # exact
     if x.dtype is not Dtype.F32:

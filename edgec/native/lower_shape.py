@@ -9,13 +9,14 @@ import numpy as np
 import onnx_ir as ir
 
 from edgec.compress.formats import Array, Dtype, Format
+from edgec.compress.low_bit import LowBit
 from edgec.ir.model import const_tensor, input_of, int_attr, ints_attr, scalar_of, str_attr
 from edgec.native.dims import Dim, dim, dim_max, dim_min, product
 from edgec.native.lower_math import broadcast, lift, norm_axis, reorder
 from edgec.native.lower_values import (
+    MOST_ENTRIES,
     Const,
     Dims,
-    LowBit,
     Lowering,
     UnsupportedError,
     Value,
@@ -181,9 +182,13 @@ def lower_constant(ctx: Lowering, node: ir.Node) -> Value:
 def lower_range(ctx: Lowering, node: ir.Node) -> Value:
     start, limit, delta = (ctx.need(node, i) for i in range(3))
     if start.dtype is Dtype.F32:
-        numbers = [ctx.scalar(v, "the range") for v in (start, limit, delta)]
-        array = np.arange(*numbers, dtype=np.float32)
+        low, high, by = (ctx.scalar(v, "the range") for v in (start, limit, delta))
+        if by == 0 or not (high - low) / by <= MOST_ENTRIES:  # NaN too
+            raise UnsupportedError(f"a range from {low:g} to {high:g} in steps of {by:g}")
+        array = np.arange(low, high, by, dtype=np.float32)
         return of_const(Const(node.outputs[0].name or "range", lambda: array, array.shape, Dtype.F32, (0,)))
+    if not start.count == limit.count == delta.count == 1:
+        raise UnsupportedError("a start, end or step that is not one number")
     (first,), (last,), (step,) = (_target_dims(ctx, v, "the range") for v in (start, limit, delta))
     if step.const is None or step.const == 0:
         raise UnsupportedError("the step of a range must be known")
@@ -226,6 +231,8 @@ def lower_expand(ctx: Lowering, node: ir.Node) -> Value:
 def lower_tile(ctx: Lowering, node: ir.Node) -> Value:
     x = ctx.need(node, 0)
     repeats = _target_dims(ctx, ctx.need(node, 1), "the repeat count")
+    if len(repeats) != x.rank:
+        raise UnsupportedError(f"{len(repeats)} repeat counts for a tensor of rank {x.rank}")
     apart: list[Dim] = []
     wide: list[Dim] = []
     for d, r in zip(x.dims, repeats, strict=True):
@@ -242,10 +249,18 @@ def lower_tile(ctx: Lowering, node: ir.Node) -> Value:
 def lower_concat(ctx: Lowering, node: ir.Node) -> Value:
     parts = [ctx.need(node, i) for i in range(len(node.inputs))]
     axis = norm_axis(int_attr(node, "axis", 0), parts[0].rank)
+    need_parts(parts, axis)
     known = [ctx.known(p) for p in parts] if parts[0].dtype is not Dtype.F32 else [None]
     if all(k is not None for k in known):
         return of_data(np.concatenate([k for k in known if k is not None], axis=axis), parts[0].dtype)
     return concat(ctx, parts, axis)
+
+
+def need_parts(parts: Sequence[Value], axis: int) -> None:
+    """Parts that differ along `axis` at most."""
+    for p in parts[1:]:
+        if p.rank != parts[0].rank or any(p.dims[a] != d for a, d in enumerate(parts[0].dims) if a != axis):
+            raise UnsupportedError(f"parts of shapes {_text(parts[0].dims)} and {_text(p.dims)}")
 
 
 def concat(ctx: Lowering, parts: Sequence[Value], axis: int) -> Value:
@@ -255,9 +270,6 @@ def concat(ctx: Lowering, parts: Sequence[Value], axis: int) -> Value:
         return parts[0]
     if len({p.dtype for p in parts}) > 1:
         raise UnsupportedError("parts of different types")
-    for p in parts[1:]:
-        if any(p.dims[a] != d for a, d in enumerate(parts[0].dims) if a != axis):
-            raise UnsupportedError(f"parts of shapes {_text(parts[0].dims)} and {_text(p.dims)}")
     consts = [p.const for p in parts if p.const is not None]
     # Gates of recurrent layers come in pieces; a piece that is there twice would make the bundle larger, unless it is a
     # mere vector, like biases that are all zero.
@@ -309,13 +321,21 @@ def cut(ctx: Lowering, x: Value, starts: Sequence[Dim], steps: Sequence[int], co
         return x
     known = ctx.known(x)
     fixed = [(s.const, n.const) for s, n in zip(starts, counts, strict=True)]
+    for size, (s, n), t in zip(x.dims, fixed, steps, strict=True):
+        # Also where sizes vary: nothing may begin before an axis, and no part of it is longer than the axis can be.
+        if (s is not None and n and min(s, s + (n - 1) * t) < 0) or (
+                s is not None and n and max(s, s + (n - 1) * t) >= size.hi):
+            raise UnsupportedError(f"{n} elements from {s} of an axis of {size}")
     if all(s is not None and n is not None for s, n in fixed):
-        picks = [np.arange(n or 0) * t + (s or 0) for (s, n), t in zip(fixed, steps, strict=True)]
+        def part(a: Array) -> Array:
+            picks = (np.arange(n or 0) * t + (s or 0) for (s, n), t in zip(fixed, steps, strict=True))
+            return np.asarray(a[np.ix_(*picks)])
+
         if known is not None:
-            return of_data(known[np.ix_(*picks)], x.dtype)
+            return of_data(part(known), x.dtype)
         if x.const is not None:
             suffix = "s" + "_".join(f"{s}.{t}.{n}" for (s, n), t in zip(fixed, steps, strict=True))
-            return of_const(x.const.derive(suffix, [n or 0 for _, n in fixed], lambda a: a[np.ix_(*picks)]))
+            return of_const(x.const.derive(suffix, [n or 0 for _, n in fixed], part))
     if x.run is not None and x.rank == 1:
         first, step = x.run
         return of_run(first + starts[0] * step, step * steps[0], counts)
@@ -348,6 +368,8 @@ def lower_slice(ctx: Lowering, node: ir.Node) -> Value:
     listed, stepped = ctx.get(node, 3), ctx.get(node, 4)
     axes = list(range(len(starts))) if listed is None else ctx.ints(listed, "the list of axes")
     steps = [1] * len(starts) if stepped is None else ctx.ints(stepped, "the step")
+    if not len(axes) == len(starts) == len(ends) == len(steps):
+        raise UnsupportedError(f"{len(starts)} starts, {len(ends)} ends and {len(steps)} steps for {len(axes)} axes")
     first, stride, count = [dim(0)] * x.rank, [1] * x.rank, list(x.dims)
     for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
         a = norm_axis(axis, x.rank)
@@ -369,6 +391,8 @@ def lower_split(ctx: Lowering, node: ir.Node) -> list[Value]:
         if each is None:
             raise UnsupportedError(f"{x.dims[axis]} does not divide into {n} parts")
         sizes = [each] * (n - 1) + [x.dims[axis] - each * (n - 1)]
+    if len(sizes) != len(node.outputs):
+        raise UnsupportedError(f"{len(sizes)} sizes for {len(node.outputs)} parts")
     results, start = [], dim(0)
     for size, output in zip(sizes, node.outputs, strict=True):
         first = [start if a == axis else dim(0) for a in range(x.rank)]
@@ -469,6 +493,8 @@ def lower_pad(ctx: Lowering, node: ir.Node) -> Value:
     pads = ctx.ints(ctx.need(node, 1), "the padding")
     fill, listed = ctx.get(node, 2), ctx.get(node, 3)
     axes = list(range(x.rank)) if listed is None else ctx.ints(listed, "the list of axes")
+    if len(pads) != 2 * len(axes):
+        raise UnsupportedError(f"{len(pads)} numbers of padding for {len(axes)} axes")
     begins, ends = [0] * x.rank, [0] * x.rank
     for k, axis in enumerate(axes):
         a = norm_axis(axis, x.rank)

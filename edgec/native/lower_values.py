@@ -16,24 +16,20 @@ from typing import Any, Literal
 import numpy as np
 import onnx_ir as ir
 
-from edgec.compress.formats import (
-    Array,
-    Dtype,
-    Format,
-    PaletteTensor,
-    Quantized,
-    lossless_dtype,
-    pack_bits64,
-    pack_palette,
-)
+from edgec.compress.formats import Array, Dtype, Format, lossless_dtype
+from edgec.compress.low_bit import LowBit
 from edgec.errors import EdgecError
 from edgec.ir.model import SMALL, input_of
 from edgec.ir.weights import release
-from edgec.native.dims import Dim, dim, product
-from edgec.native.plan import LowBitMatrix, Space, Weight
+from edgec.native.dims import LIMIT, Dim, dim, product
+from edgec.native.plan import Space, Weight
 
 Storage = Literal["auto", "f32", "f16", "bf16"]
 Dims = tuple[Dim, ...]
+
+
+# Entries of a table that lowering itself makes: places of a padded axis, numbers of a range.
+MOST_ENTRIES = 1 << 22
 
 
 class UnsupportedError(Exception):
@@ -85,23 +81,6 @@ class Draft:
     operands: list[View | None]
     ints: list[int | Dim]
     floats: list[float]
-
-
-@dataclass(frozen=True)
-class LowBit:
-    """A matrix that can be stored in few bits; load reads it anew at every call."""
-
-    matrix: LowBitMatrix
-    load: Callable[[], Quantized | PaletteTensor]
-
-    @property
-    def dims(self) -> tuple[int, int]:
-        return self.matrix.n, self.matrix.k
-
-    def pack(self) -> Array:
-        """The stored bytes."""
-        value = self.load()
-        return pack_bits64(value) if isinstance(value, Quantized) else pack_palette(value)
 
 
 @dataclass(frozen=True)
@@ -385,12 +364,14 @@ class Lowering:
     # -- writing -------------------------------------------------------------------------------------------------
 
     def fresh(self, dims: Iterable[Dim | int], dtype: Dtype = Dtype.F32) -> View:
-        """New arena memory. Raises UnsupportedError when a dim can become negative."""
+        """New arena memory. Raises UnsupportedError when a dim can become negative, or there can be too many values."""
         wanted = tuple(dim(d) for d in dims)
         for d in wanted:
             if d.lo < 0:
                 ranges = ", ".join(f"{s.name} in {s.min}..{s.max}" for s in sorted(d.symbols, key=lambda s: s.name))
                 raise UnsupportedError(f"a dimension of {d} can be negative ({ranges or 'for the given input shape'})")
+        if any(d.hi > LIMIT for d in (*wanted, product(wanted))):
+            raise UnsupportedError(f"a result of [{', '.join(map(str, wanted))}]: more than 2^40 values")
         return View(Buf(Space.ARENA, product(wanted) * dtype.size), dtype, wanted)
 
     def emit(

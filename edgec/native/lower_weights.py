@@ -7,33 +7,26 @@ a model of any size needs the memory of its largest weight only. Where the codes
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
 import onnx_ir as ir
 
 from edgec.compress.formats import (
-    GROUPS,
-    MOST_VECTOR,
     Array,
-    BitsSpec,
     Dtype,
-    PaletteSpec,
-    PaletteTensor,
     Quantized,
-    codes_of,
     dequantize,
     dequantize_palette,
 )
-from edgec.errors import EdgecError
+from edgec.compress.low_bit import CODES, integers, low_bit_of, uniform_low_bit
 from edgec.ir.model import const_tensor, input_of, int_attr, op_of, required
 from edgec.ir.ops import DOMAIN
 from edgec.ir.weights import release
-from edgec.native.lower_values import Const, LowBit, Lowering, UnsupportedError, Value, identity, of_const
-from edgec.native.plan import LowBitMatrix
+from edgec.native.lower_values import Const, Lowering, UnsupportedError, Value, identity, of_const
 
 _FLOATS = {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16}
-_CODES = {ir.DataType.UINT4, ir.DataType.INT4, ir.DataType.UINT8, ir.DataType.INT8}
 DECOMPRESS = {("", "DequantizeLinear"), (DOMAIN, "BitPlaneToDense"), (DOMAIN, "PaletteToDense")}
 
 
@@ -69,6 +62,15 @@ def lower_dequantize(ctx: Lowering, node: ir.Node) -> Value:
     if target not in _FLOATS:
         raise UnsupportedError(f"it dequantizes to {target.name}")
 
+    wanted = [-(-d // block) if block and a == axis else d for a, d in enumerate(shape)]
+    zero_dims = zero.shape.numpy() if zero is not None else scale.dims
+    for name, dims in (("scale", scale.dims), ("zero point", zero_dims)):
+        per_slice = len(dims) == 1 and tuple(dims) == shape[axis : axis + 1]
+        fits = list(dims) == wanted if block else per_slice or math.prod(dims) == 1
+        if not fits:
+            raise UnsupportedError(f"its {name} {list(dims)} does not fit codes {list(shape)} along axis {axis}"
+                                   + (f" in blocks of {block}" if block else ""))
+
     def spread(factors: Array) -> Array:
         """Scales or zero points so that they broadcast against the codes."""
         if block:
@@ -92,16 +94,16 @@ def lower_dequantize(ctx: Lowering, node: ir.Node) -> Value:
     origin = f"{codes.dtype.name.lower()}{f' in blocks of {block}' if block else ''}"
     label = (required(node, 0).name or name).removesuffix(".codes")
     result = Const(name, read, shape, Dtype.F32, identity(len(shape)), label, origin=origin)
-    if ctx.weights.low_bit and block and len(shape) == 2 and target == ir.DataType.FLOAT and codes.dtype in _CODES:
+    if ctx.weights.low_bit and block and len(shape) == 2 and target == ir.DataType.FLOAT and codes.dtype in CODES:
         along_k = (lambda a: a) if axis else np.transpose
 
         def stored(factors: Array) -> Array:
             return np.ascontiguousarray(along_k(factors))
 
         if name not in ctx.weights.known:
-            ctx.weights.known[name] = _low_bit(
-                lambda: stored(_integers(codes)), lambda: stored(scale.load()),
-                None if zero is None else lambda: stored(_integers(zero)), block)
+            ctx.weights.known[name] = uniform_low_bit(
+                lambda: stored(integers(codes)), lambda: stored(scale.load()),
+                None if zero is None else lambda: stored(integers(zero)), block)
             release(codes)
         low = ctx.weights.known[name]
         if low is not None:
@@ -112,115 +114,19 @@ def lower_dequantize(ctx: Lowering, node: ir.Node) -> Value:
     return of_const(result)
 
 
-def _integers(tensor: ir.TensorProtocol) -> Array:
-    """int8 or uint8 values; unsigned ones of 4 bits lie in a byte each and need no conversion."""
-    array = np.asarray(tensor.numpy())
-    if tensor.dtype == ir.DataType.UINT4:
-        return array.view(np.uint8)
-    return array.astype(np.int8, copy=False) if tensor.dtype == ir.DataType.INT4 else array
-
-
-def _low_bit(
-    codes: Callable[[], Array], scale: Callable[[], Array], zero: Callable[[], Array] | None, block: int
-) -> LowBit | None:
-    """The uniform form of codes [N, K] with factors [N, ceil(K / block)]; None where it would not be exact.
-
-    Reads everything once: how many bits the codes need decides the format.
-    """
-    values, factors = codes(), scale()
-    n, k = values.shape
-    group = next((g for g in sorted(GROUPS, reverse=True) if block % g == 0 or block >= k), None)
-    with np.errstate(over="ignore"):
-        halves = factors.astype(np.float16)
-    if group is None or not np.isfinite(halves).all() or not np.array_equal(halves.astype(np.float32), factors):
-        return None
-    least = int(values.min())
-    spec = BitsSpec(max(1, (int(values.max()) - least).bit_length()), group, True)
-    blocks = np.minimum(np.arange(spec.groups(k)) * group // block, factors.shape[1] - 1)
-
-    def load() -> Quantized:
-        # Codes are integers of at most 9 bits with their sign, so are zero points: float16 holds them.
-        zeros = np.zeros_like(scale()) if zero is None else zero().astype(np.float32)
-        found = codes()
-        if least:
-            found = found.astype(np.int16) - least
-        return Quantized(spec, found.astype(np.uint8, copy=False), scale().astype(np.float16)[:, blocks],
-                         (zeros - least).astype(np.float16)[:, blocks])
-
-    return LowBit(LowBitMatrix(spec, n, k), load)
-
-
-def check_dense(node: ir.Node) -> str | None:
-    """BitPlaneToDense and PaletteToDense of constants whose attributes and shapes fit each other."""
-    if any(const_tensor(v) is None for v in node.inputs):
-        return "it decompresses values known only at run time"
-    try:
-        wanted = _bit_shapes(node) if node.op_type == "BitPlaneToDense" else _palette_shapes(node)
-    except EdgecError as e:
-        return f"{e.where} = {e.found}, wanted {e.wanted}"
-    half = {ir.DataType.FLOAT16} | ({ir.DataType.FLOAT} if node.op_type == "PaletteToDense" else set())
-    types = [{ir.DataType.UINT8}, half, half]
-    for value, shape, kinds in zip(node.inputs, wanted, types[: len(wanted)], strict=True):
-        tensor = const_tensor(value)
-        if tensor is not None and (tuple(tensor.shape.numpy()) != shape or tensor.dtype not in kinds):
-            return (f"an input {tensor.dtype.name} {list(tensor.shape.numpy())}, "
-                    f"wanted {' or '.join(sorted(k.name for k in kinds))} {list(shape)}")
-    return None
-
-
-def _rows(node: ir.Node) -> int:
-    planes = const_tensor(node.inputs[0])
-    dims = () if planes is None else tuple(planes.shape.numpy())
-    return int(dims[1]) if len(dims) == 3 else 0
-
-
-def _bits_spec(node: ir.Node) -> BitsSpec:
-    return BitsSpec(int_attr(node, "bits", 0), int_attr(node, "group_size", 0), bool(int_attr(node, "uniform", 0)))
-
-
-def _bit_shapes(node: ir.Node) -> tuple[tuple[int, ...], ...]:
-    spec, n, k = _bits_spec(node), _rows(node), int_attr(node, "columns", 0)
-    return (spec.bits, n, -(-k // 8)), (spec.planes, n, spec.groups(k)), (n, spec.groups(k))
-
-
-def _palette_spec(node: ir.Node) -> PaletteSpec:
-    return PaletteSpec(int_attr(node, "bits", 0), int_attr(node, "rows_per_table", 0), int_attr(node, "vector", 1))
-
-
-def _palette_shapes(node: ir.Node) -> tuple[tuple[int, ...], ...]:
-    spec, n, k = _palette_spec(node), _rows(node), int_attr(node, "columns", 0)
-    table = (spec.tables(n), 1 << spec.bits, *((spec.vector,) if spec.vector > 1 else ()))
-    return (spec.bits, n, -(-spec.indices(k) // 8)), table
-
-
 def lower_dense(ctx: Lowering, node: ir.Node) -> Value:
     """A constant in few bits; palettes of vectors that no kernel knows are stored dense."""
-    arrays = [const_tensor(v) for v in node.inputs]
-    n, k = _rows(node), int_attr(node, "columns", 0)
-    spec = _bits_spec(node) if node.op_type == "BitPlaneToDense" else _palette_spec(node)
-
-    def few() -> Quantized | PaletteTensor:
-        planes, *rest = [np.asarray(t.numpy()) for t in arrays if t is not None]
-        codes = codes_of(planes, k if isinstance(spec, BitsSpec) else spec.indices(k))
-        for tensor in arrays:
-            if tensor is not None:
-                release(tensor)
-        if isinstance(spec, PaletteSpec):
-            return PaletteTensor(spec, codes, rest[0], k)
-        return Quantized(spec, codes, rest[0][0] if spec.uniform else rest[0], rest[1])
+    low = low_bit_of(node)
 
     def dense() -> Array:
-        value = few()
+        value = low.load()
         return dequantize(value) if isinstance(value, Quantized) else dequantize_palette(value)
 
     name = node.outputs[0].name or node.name or node.op_type
     label = (required(node, 0).name or name).removesuffix(".planes")
-    lut = arrays[1]
-    wide = isinstance(spec, PaletteSpec) and lut is not None and lut.dtype == ir.DataType.FLOAT
-    known = isinstance(spec, BitsSpec) or spec.vector <= MOST_VECTOR
-    low = LowBit(LowBitMatrix(spec, n, k, 4 if wide else 2), few) if known and ctx.weights.low_bit else None
+    few = low if low.known and ctx.weights.low_bit else None
     ctx.unpacked.add(node.outputs[0])
-    return of_const(Const(name, dense, (n, k), Dtype.F32, (0, 1), label, low=low, origin=str(spec)))
+    return of_const(Const(name, dense, low.dims, Dtype.F32, (0, 1), label, low=few, origin=str(low.matrix.spec)))
 
 
 def rounded(values: Array, target: ir.DataType) -> Array:

@@ -15,7 +15,7 @@ from edgec.native import lower_shape as shapes
 from edgec.native.dims import dim
 from edgec.native.lower_math import binary, norm_axis, together
 from edgec.native.lower_shape import PAD_MODES, cut, reshape
-from edgec.native.lower_values import Const, Lowering, UnsupportedError, Value, identity, of_const
+from edgec.native.lower_values import MOST_ENTRIES, Const, Lowering, UnsupportedError, Value, identity, of_const
 
 BITWISE = {"BitwiseAnd": 0, "BitwiseOr": 1, "BitwiseXor": 2, "BitwiseNot": 2, "BitShift": 3}
 # Every value of these is one of float32.
@@ -111,6 +111,8 @@ def lower_pad(ctx: Lowering, node: ir.Node) -> Value:
     pads = ctx.ints(ctx.need(node, 1), "the padding")
     fill, listed = ctx.get(node, 2), ctx.get(node, 3)
     axes = list(range(x.rank)) if listed is None else ctx.ints(listed, "the list of axes")
+    if len(pads) != 2 * len(axes):
+        raise UnsupportedError(f"{len(pads)} numbers of padding for {len(axes)} axes")
     pairs = [(norm_axis(a, x.rank), pads[k], pads[k + len(axes)]) for k, a in enumerate(axes)]
     if x.dtype is Dtype.F32 and mode in PAD_MODES and min(pads, default=0) >= 0 and (
         mode != "reflect" or all(max(b, e) < x.dims[a].lo for a, b, e in pairs)
@@ -124,6 +126,9 @@ def lower_pad(ctx: Lowering, node: ir.Node) -> Value:
             if size.const is None:
                 raise UnsupportedError(f"mode = {mode!r} along an axis of {size}")
             # Negative numbers cut, and what is padded repeats what is left.
+            kept = size.const + min(0, before) + min(0, behind)
+            if kept < 1 or kept + max(0, before) + max(0, behind) > MOST_ENTRIES:
+                raise UnsupportedError(f"mode = {mode!r} with a padding of {before} and {behind} of an axis of {size}")
             left = np.arange(max(0, -before), size.const - max(0, -behind))
             pad: Callable[..., Array] = np.pad
             index = pad(left, (max(0, before), max(0, behind)), mode=mode)

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from edgec.compress.formats import Array, BitsSpec, Dtype, Format, PaletteSpec, storage_bytes
+from edgec.compress.formats import Array, Dtype, Format, storage_bytes
+from edgec.compress.low_bit import LowBitMatrix
 from edgec.native.dims import Dim, product
 
 ALIGN = 64
@@ -42,8 +43,13 @@ _NORM = ((0, 2), (0, 3), (1, 2), (1, 3))
 # One row per kernel of docs/kernels.md; kernels/kernels.def holds the same names and counts.
 KERNELS: dict[str, KernelRow] = {
     "linear": KernelRow(), "linear_split": KernelRow(4), "linear_bits": KernelRow(), "linear_bits_split": KernelRow(4),
-    "gather_bits": KernelRow(), "conv2d": KernelRow(), "conv2d_bits": KernelRow(), "dwconv2d": KernelRow(),
+    "gather_bits": KernelRow(), "conv2d": KernelRow(), "conv2d_winograd": KernelRow(),
+    "conv2d_bits": KernelRow(), "dwconv2d": KernelRow(), "mbconv2d": KernelRow(),
+    "conv2d_q8": KernelRow(), "dwconv2d_q8": KernelRow(), "pool2d_q8": KernelRow(), "add_q8": KernelRow(),
+    "table_q8": KernelRow(), "quantize": KernelRow(), "dequantize": KernelRow(),
     "pool2d": KernelRow(), "resize2d": KernelRow(), "rnn": KernelRow(3),
+    "selective_scan": KernelRow(2), "causal_conv1d": KernelRow(2), "dynamic_depthwise": KernelRow(),
+    "groupnorm": KernelRow(1, ((0, 1),)),
     "matmul": KernelRow(), "attention_cached": KernelRow(), "attention": KernelRow(), "kv_write": KernelRow(),
     "rmsnorm": KernelRow(2, _NORM), "layernorm": KernelRow(2, _NORM), "rope": KernelRow(1, ((0, 1),)),
     "unary": KernelRow(1, ((0, 1),)), "binary": KernelRow(1, ((0, 1), (0, 2))), "glu": KernelRow(1, ((0, 1), (0, 2))),
@@ -160,42 +166,6 @@ class Entry:
     scratch_bytes: int = 0
 
 
-PALETTE_HALF, PALETTE_WIDE = 16, 32  # the int `form` of palettes with f16 and f32 tables, plus the values of an index
-
-
-@dataclass(frozen=True)
-class LowBitMatrix:
-    """What a weight of few bits is, as the calls that read it say: N rows, K columns. value_bytes: 2 or 4, of a
-    palette's tables."""
-
-    spec: BitsSpec | PaletteSpec
-    n: int
-    k: int
-    value_bytes: int = 2
-
-    @property
-    def bytes(self) -> int:
-        if isinstance(self.spec, PaletteSpec):
-            return self.spec.bytes(self.n, self.k, self.value_bytes)
-        return self.spec.bytes(self.n, self.k)
-
-    @property
-    def ints(self) -> tuple[int, int, int]:
-        """bits, group, form: docs/kernels.md."""
-        spec = self.spec
-        if isinstance(spec, BitsSpec):
-            return spec.bits, spec.group, int(spec.uniform)
-        return spec.bits, spec.rows, (PALETTE_HALF if self.value_bytes == 2 else PALETTE_WIDE) + spec.vector
-
-    @classmethod
-    def of(cls, n: int, k: int, bits: int, group: int, form: int) -> LowBitMatrix:
-        """The inverse of `ints`. Raises EdgecError (E0002) for parameters that no format has."""
-        if form < PALETTE_HALF:
-            return cls(BitsSpec(bits, group, bool(form)), n, k)
-        wide = form >= PALETTE_WIDE
-        return cls(PaletteSpec(bits, group, form - (PALETTE_WIDE if wide else PALETTE_HALF)), n, k, 4 if wide else 2)
-
-
 def low_bit_matrices(call: Call) -> list[tuple[int, LowBitMatrix]]:
     """(tensor, what it is) of each weight of few bits that a call reads.
 
@@ -225,7 +195,7 @@ TABLES = {"linear_bits": 6, "linear_bits_split": 2 + 2 * KERNELS["linear_bits_sp
 
 
 def is_fast(call: Call) -> bool:
-    """Whether the call may use tables of 8 bits."""
+    """Whether the call may compute in 8 bits."""
     return len(call.ints) > TABLES.get(call.kernel, len(call.ints)) and bool(call.ints[-1])
 
 
@@ -257,7 +227,7 @@ class StoredWeight:
     @property
     def bits(self) -> float:
         """Stored bits per value, padding and scales included."""
-        return 8 * self.bytes / self.count
+        return 8 * self.bytes / self.count if self.count else 0.0
 
     def text(self) -> str:
         return f"{self.form}[{', '.join(map(str, self.shape))}] {self.bits:.4g} bits"

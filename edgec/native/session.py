@@ -109,7 +109,8 @@ class MemoryUse:
 
 @dataclass(frozen=True)
 class CallTime:
-    """A call of the plan as profiled. nanoseconds: summed over `count` runs. bytes: operand bytes of one run."""
+    """A call of the plan as profiled. nanoseconds: summed over `count` runs. bytes: operand bytes of one run. isa: the
+    instruction set whose body of the kernel runs."""
 
     entry: str
     layer: str
@@ -118,6 +119,7 @@ class CallTime:
     count: int
     nanoseconds: int
     bytes: int
+    isa: str
 
 
 def _sized(kind: type[S], **values: Any) -> S:
@@ -246,14 +248,16 @@ class Model:
         """Checks the hashes of all weights. Raises EdgecError (EDGEC-E0402)."""
         self._check(self._library.edgec_verify(self.handle), "verify")
 
-    def selftest(self, golden: bool = False) -> str:
+    def selftest(self, golden: bool = False, max_memory: int = 0) -> str:
         """Compares kernels with the scalar ones and, with `golden`, answers with the compiler's golden ones.
 
-        Returns what the runtime says of it. Raises EdgecError: EDGEC-E0406 for a difference, E0403 for `golden` with a
-        bundle that holds none.
+        max_memory: bytes that running the golden ones may take; 0: no limit. Returns what the runtime says of it.
+        Raises EdgecError: EDGEC-E0406 for a difference, E0403 for `golden` with a bundle that holds none, E0405 when
+        max_memory is too little.
         """
         message = c.create_string_buffer(MESSAGE_BYTES)
-        status = self._library.edgec_selftest(self.handle, int(golden), message, MESSAGE_BYTES)
+        options = c.byref(_sized(SessionOptions, max_memory=max_memory)) if golden else None
+        status = self._library.edgec_selftest(self.handle, options, message, MESSAGE_BYTES)
         text = message.value.decode("utf-8", "replace")
         self._check(status, "selftest", text)
         return text
@@ -499,7 +503,7 @@ class Session:
             raw = _sized(CallProfile)
             self._check(self._library.edgec_profile_get(self.handle, i, c.byref(raw)), "profile")
             calls.append(CallTime(raw.entry.decode(), raw.layer.decode(), raw.kernel.decode(), raw.threads, raw.count,
-                                  raw.nanoseconds, raw.bytes))
+                                  raw.nanoseconds, raw.bytes, raw.isa.decode()))
         return calls
 
     def reset_profile(self) -> None:

@@ -48,11 +48,13 @@ def _message(data: memoryview, records: list[_Record]) -> bytes:
     return b"".join(parts + [struct.pack("<IIQ32s", r.kind, r.flags, r.length, r.digest) for r in records])
 
 
-def sign_file(path: Path, key: bytes, sign: Callable[[bytes], bytes]) -> Signed:
+def sign_file(path: Path, key: bytes, sign: Callable[[bytes], bytes],
+              ready: Callable[[Signed], None] = lambda signed: None) -> Signed:
     """Signs the bundle `path` in place of the signature that it may have; nothing else in it changes.
 
-    key: the 32 bytes of the public key. sign: message -> 64 bytes by its private key. The bundle is checked first, its
-    weights too, and replaced only when the new file is complete. Raises EdgecError: E0003, E0401, E0402 as read_bundle,
+    key: the 32 bytes of the public key. sign: message -> 64 bytes by its private key. ready: called when the new file
+    is complete and not yet in place; when it raises, nothing has changed. The bundle is checked first, its weights too,
+    and replaced only when the new file is complete. Raises EdgecError: E0003, E0401, E0402 as read_bundle,
     E0004 when the file cannot be written.
     """
     path = path.resolve()  # where the bytes are: a link stays one
@@ -87,4 +89,6 @@ def sign_file(path: Path, key: bytes, sign: Callable[[bytes], bytes]) -> Signed:
         put(bytes(places[-1] - written) + signature)
         if written != end:
             raise EdgecError("E0001", stage="sign", where=str(path), found=f"{written} bytes", wanted=str(end))
-    return Signed(written, whole.hexdigest(), bundle.signature.key if bundle.signature else None)
+        signed = Signed(written, whole.hexdigest(), bundle.signature.key if bundle.signature else None)
+        ready(signed)
+    return signed

@@ -33,6 +33,14 @@ function system(module, memory) {
     return imports;
 }
 
+/** The bytes of an ArrayBuffer or of a view of one, a typed array of any kind or a Buffer; not copied. */
+function bytesOf(data, what) {
+    if (ArrayBuffer.isView(data)) return new Uint8Array(data.buffer, data.byteOffset, data.byteLength);
+    const kind = Object.prototype.toString.call(data).slice(8, -1);  // of another window too
+    if (kind === 'ArrayBuffer' || kind === 'SharedArrayBuffer') return new Uint8Array(data);
+    throw new Error(`edgec: ${what}: wanted an ArrayBuffer or a typed array, found ${kind}`);
+}
+
 export class Edgec {
     /** bytes: edgec.wasm. wasi: an object of node:wasi, for edgec_open on files; without it there are none. */
     static async load(bytes, wasi) {
@@ -66,13 +74,13 @@ export class Edgec {
         return at;
     }
 
-    /** Calls use(address) on a copy of the typed array, or on so many zero bytes, and frees it again. */
+    /** Calls use(address) on a copy of the ArrayBuffer or view, or on so many zero bytes, and frees it again. */
     lend(data, use) {
-        const length = typeof data === 'number' ? data : data.byteLength;
+        const bytes = typeof data === 'number' ? null : bytesOf(data, 'data'), length = bytes ? bytes.length : data;
         const at = this.allocate(length);
         try {
-            if (typeof data === 'number') this.bytes(at, length).fill(0);
-            else this.bytes(at, length).set(new Uint8Array(data.buffer, data.byteOffset, length));
+            if (bytes) this.bytes(at, length).set(bytes);
+            else this.bytes(at, length).fill(0);
             return use(at);
         } finally {
             this.c.free(at);
@@ -83,16 +91,23 @@ export class Edgec {
         if (status !== OK) throw new Error(`${this.text(this.c.edgec_status_text(status))}: ${this.text(words)}`);
     }
 
-    /** A Model from the bytes of model.edgec, which are copied. publicKey: 32 bytes; only a bundle that it has signed. */
-    open(bundle, { publicKey = null } = {}) {
-        if (publicKey && publicKey.byteLength !== 32) throw new Error('edgec: a public key has 32 bytes');
-        const at = this.allocate(bundle.byteLength);
-        this.bytes(at, bundle.byteLength).set(bundle);
+    /**
+     * A Model from the bytes of model.edgec, which are copied. Both are an ArrayBuffer or a view. options.publicKey: the
+     * 32 bytes of a key; only a bundle that it has signed. null, or no such option: it does not matter who signed.
+     */
+    open(bundle, options = {}) {
+        // An undefined key is more likely a slip than the wish for none.
+        const pinned = 'publicKey' in options && options.publicKey !== null;
+        const publicKey = pinned ? bytesOf(options.publicKey, 'publicKey') : null;
+        if (pinned && publicKey.length !== 32)
+            throw new Error(`edgec: publicKey: wanted the 32 bytes of a key, found ${publicKey.length}`);
+        const whole = bytesOf(bundle, 'bundle'), at = this.allocate(whole.length);
+        this.bytes(at, whole.length).set(whole);
         try {
-            return this.lend(publicKey ?? 32, (key) => this.lend(24, (options) => this.lend(4, (handle) => {
-                this.view.setUint32(options, 24, true);
-                this.view.setUint32(options + 20, publicKey ? key : 0, true);
-                this.check(this.c.edgec_open_buffer(at, BigInt(bundle.byteLength), options, handle, this.words, 512),
+            return this.lend(publicKey ?? 32, (key) => this.lend(24, (given) => this.lend(4, (handle) => {
+                this.view.setUint32(given, 24, true);
+                this.view.setUint32(given + 20, pinned ? key : 0, true);
+                this.check(this.c.edgec_open_buffer(at, BigInt(whole.length), given, handle, this.words, 512),
                            this.words);
                 return new Model(this, this.view.getUint32(handle, true), at);
             })));

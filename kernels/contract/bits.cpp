@@ -95,9 +95,9 @@ static const char *product_check(const Args &a, int outputs) {
 }
 
 // Few rows: every code byte is read once, and looked up for each of them; the tables are built in passing.
-static int64_t bits_cost(const BitsShape &s) {
+static int64_t bits_cost(const BitsShape &s, bool fast) {
     const double m = (double)s.m, bytes = (double)s.tiles() * (double)s.tile_bytes();
-    if (s.m > kTableRows || s.vector) return product_cost(m, (double)s.n, (double)s.k, bytes);
+    if (s.m > kTableRows || s.vector || (fast && s.m >= kManyRows)) return product_cost(m, (double)s.n, (double)s.k, bytes);
     const double look = m * bytes / 25, memory = bytes / 15, ns = (look > memory ? look : memory) + m * (double)s.k;
     return ns < 1e15 ? (int64_t)ns + 1 : (int64_t)1e15;
 }
@@ -111,7 +111,7 @@ static int64_t product_tiles(const Args &a, int outputs) {
 static int64_t product_cost_of(const Args &a, int outputs) {
     int64_t ns = 0;
     for (int p = 0; p < outputs; ++p)
-        if (a.op[p].data) ns += bits_cost(bits_part(a, outputs, p).s);
+        if (a.op[p].data) ns += bits_cost(bits_part(a, outputs, p).s, bits_fast(a, outputs));
     return ns;
 }
 

@@ -36,7 +36,8 @@ struct BitsShape {
     int64_t tile_bytes() const { return tile_size; }
     // The tables of one row of activations: 256 bytes per chunk, then per group the tables' scale and the sum of x.
     int64_t table_bytes() const { return ceil_div(chunks() * 256 + groups() * 8, 64) * 64; }
-    // The same for generic/dot16.h: 16 bits per column, and a scale per group, of padded() rows.
+    // The same for generic/dot16.h: 16 bits per column, and a scale per group, of padded() rows. What dot8.h makes is less:
+    // 8 bits, a scale per chunk and two numbers per group.
     int64_t pair_bytes() const { return padded() * (chunks() * 64 + groups() * 4); }
     // Rows of sums that a tile is given room for: whole blocks of 16.
     int64_t padded() const { return ceil_div(m, 16) * 16; }
@@ -70,7 +71,7 @@ struct BitsPart {
 };
 BitsPart bits_part(const Args &a, int outputs, int p);
 
-// Ints of a product before the last, optional one: whether few rows may be looked up in tables of 8 bits.
+// Ints of a product before the last, optional one: whether it may be computed in 8 bits, by tables or as integers.
 EDGEC_INLINE int bits_ints(int outputs) { return outputs == 1 ? 6 : 2 + 2 * kBitsOutputs; }
 EDGEC_INLINE bool bits_fast(const Args &a, int outputs) {
     return a.n_i > bits_ints(outputs) && a.i[bits_ints(outputs)];
@@ -97,13 +98,18 @@ constexpr BitsMethod kDecoded = {nullptr, nullptr, {17, 17, 17, 17, 17, 17, 17, 
 // instruction set, so there is room for both. Fewer rows never need more: a session has room for its largest shapes.
 int64_t bits_scratch(const BitsShape &s);
 
-// Defined for every instruction set by generic/bits.h. The levels above AVX-512 bring methods of their own.
+// Defined for every instruction set by generic/bits.h. The levels above AVX-512 and NEON bring methods of their own.
 namespace avx512 {
 void bits_run(const Args &a, int outputs, int64_t t0, int64_t t1, void *scratch, BitsMethod few, BitsMethod many);
 namespace vbmi {
+extern const BitsMethod kFastMany;
 void prepare(const BitsShape &s, const float *x, uint8_t *tables);
 void sums(const BitsShape &s, const uint8_t *tile, const float *x, const uint8_t *tables, float *out);
 }  // namespace vbmi
 }  // namespace avx512
+namespace neon {
+extern const BitsMethod kLookups, kFastLookups;
+void bits_run(const Args &a, int outputs, int64_t t0, int64_t t1, void *scratch, BitsMethod few, BitsMethod many);
+}  // namespace neon
 
 }  // namespace edgec

@@ -43,17 +43,22 @@ EDGEC_INLINE bool between(int64_t x, int64_t lo, int64_t hi) { return x >= lo &&
 // Larger dims cannot be backed by memory; the bound keeps every sum and product of a few parameters exact.
 constexpr int64_t kMaxDim = int64_t(1) << 40;
 EDGEC_INLINE bool bounded(const View &v) {
+    if (!sized(v)) return false;  // first: the rank may be larger than there are dims
     for (int d = 0; d < v.rank; ++d)
         if (v.dim[d] > kMaxDim) return false;
-    return sized(v);
+    return true;
 }
 EDGEC_INLINE bool activation(const View &v) { return plain(v, F32) && bounded(v); }
 EDGEC_INLINE bool flag(int64_t x) { return between(x, 0, 1); }
+
+constexpr int64_t kMaxTap = 1 << 15;  // kernel sizes, strides, dilations
+constexpr int kActs = 14;
 
 // compute.cpp. bias? [n], residual? as y, act, residual_first: what every product ends with.
 const char *epilogue_check(const View &y, const View &bias, const View &residual, int64_t n, int64_t act, int64_t first);
 // y and x as images, and kh kw sh sw pt pl dh dw.
 const char *window_check(const View &y, const View &x, const int64_t *i);
+const char *window_param_check(int k, int64_t value);  // the k-th of those eight
 // About the time of a product on one core: bound by arithmetic or by reading the weights once.
 int64_t product_cost(double m, double n, double k, double weight_bytes);
 

@@ -5,9 +5,7 @@
 
 namespace edgec {
 
-constexpr int64_t kMaxTap = 1 << 15;  // kernel sizes, strides, dilations
 constexpr int64_t kMaxPad = 1 << 20;
-constexpr int kActs = 14;
 
 static bool weight(const View &v) {
     return bounded(v) && v.format == PANEL16 && (v.dtype == F32 || v.dtype == F16 || v.dtype == BF16);
@@ -114,6 +112,8 @@ int64_t linear_split_tiles(const Args &a) { return rows_tiles(a.op[kSplitOutputs
 int64_t linear_split_cost(const Args &a) { return rows_cost(a.op[kSplitOutputs], a.op[kSplitOutputs + 1]); }
 int64_t linear_split_scratch(const Args &a) { return rows_scratch(a.op[kSplitOutputs], a.op[kSplitOutputs + 1]); }
 
+constexpr int64_t kDirectPixels = 256;
+
 ConvShape conv_shape(const Args &a, int64_t groups) {
     ConvShape s;
     s.g = window_of(a.op[0], a.op[1], a.i);
@@ -124,21 +124,29 @@ ConvShape conv_shape(const Args &a, int64_t groups) {
     s.pixels = s.g.batch * s.g.oh * s.g.ow;
     s.pointwise = s.g.kh == 1 && s.g.kw == 1 && s.g.sh == 1 && s.g.sw == 1 && s.g.pt == 0 && s.g.pl == 0 &&
                   s.g.oh == s.g.h && s.g.ow == s.g.w;
-    // The gathered block should stay in the L2 cache, but each block streams the weights again.
-    s.pixel_block = imax(4, imin(8, 131072 / imax(1, s.k) / 12)) * 12;
+    // Gathering costs as much as a few columns of the product; cutting at borders leaves short rows of pixels.
+    columns_inside(s.g, &s.in0, &s.in1);
+    s.direct = !s.pointwise && groups == 1 && s.g.dw == 1 && s.n <= 96 && s.in1 - s.in0 >= 24 &&
+               a.op[2].dtype == F32 && a.op[2].format == PANEL16;
+    // The gathered block should stay in the L2 cache, but each block streams the weights again. Windows read in place
+    // take about a row; a signal may be one row only, which threads should share and whose borders need little scratch.
+    s.pixel_block = s.direct ? ceil_div(s.g.ow, ceil_div(s.g.ow, kDirectPixels))
+                             : imax(4, imin(8, 131072 / imax(1, s.k) / 12)) * 12;
     s.panel_block = 8;
     s.pixel_blocks = ceil_div(s.pixels, s.pixel_block);
     s.panel_blocks = ceil_div(s.panels, s.panel_block);
     return s;
 }
 
+const char *window_param_check(int k, int64_t value) {
+    const bool pad = k == 4 || k == 5;
+    return between(value, pad ? 0 : 1, pad ? kMaxPad : kMaxTap) ? nullptr : kParam;
+}
 const char *window_check(const View &y, const View &x, const int64_t *i) {
     if (!activation(y) || !activation(x)) return kMissing;
     if (y.rank != 4 || x.rank != 4 || y.dim[0] != x.dim[0]) return kShape;
-    for (int k = 0; k < 8; ++k) {
-        const bool pad = k == 4 || k == 5;
-        if (!between(i[k], pad ? 0 : 1, pad ? kMaxPad : kMaxTap)) return kParam;
-    }
+    for (int k = 0; k < 8; ++k)
+        if (const char *e = window_param_check(k, i[k])) return e;
     return nullptr;
 }
 
@@ -171,12 +179,70 @@ int64_t conv2d_scratch(const Args &a) {  // the gathered rows, then two widened 
     return (rows + wide) * (int64_t)sizeof(float);
 }
 
+static const int64_t *winograd_window(const int64_t *i, int64_t *window) {  // from pt pl
+    const int64_t all[8] = {3, 3, 1, 1, i[0], i[1], 1, 1};
+    memcpy(window, all, sizeof all);
+    return window;
+}
+
+WinogradShape winograd_shape(const Args &a) {
+    WinogradShape s;
+    int64_t window[8];
+    s.g = window_of(a.op[0], a.op[1], winograd_window(a.i, window));
+    s.down = ceil_div(s.g.oh, 4);
+    s.across = ceil_div(s.g.ow, 4);
+    s.tiles = s.g.batch * s.down * s.across;
+    s.panels = ceil_div(s.g.co, 16);
+    // Each block turns all kernels into values again: smaller ones would spend more time on that than on products.
+    s.block = ceil_div(s.tiles, ceil_div(s.tiles, kWinogradTiles));
+    s.blocks = ceil_div(s.tiles, s.block);
+    // Threads need tiles to share, and each of them turns the image into values anew.
+    s.panel_block = imin(s.panels, ceil_div(s.blocks * s.panels, 16));
+    s.panel_blocks = ceil_div(s.panels, s.panel_block);
+    s.channels = imin(s.g.ci, kWinogradChannels);
+    // Room for blocks of fewer tiles too, which may be larger. Beside a power of two, so that the same place of all
+    // matrices does not share a set of the L1 cache.
+    const int64_t room = imin(s.tiles, kWinogradTiles);
+    s.image = room * s.g.ci + 16;
+    s.kernels = s.channels * 16 + 16;
+    s.sums = room * 16 + 16;
+    return s;
+}
+
+const char *conv2d_winograd_check(const Args &a) {
+    if (!arity(a, 5, 4, 2)) return kArity;
+    const View &y = a.op[0], &x = a.op[1], &w = a.op[2];
+    int64_t window[8];
+    if (const char *e = window_check(y, x, winograd_window(a.i, window))) return e;
+    if (!weight(w) || w.dtype != F32) return kMissing;
+    if (w.rank != 3 || w.dim[0] != 1 || w.dim[1] != y.dim[3]) return kShape;
+    if (x.dim[3] < 16 || w.dim[2] != 9 * x.dim[3]) return kShape;
+    return epilogue_check(y, a.op[3], a.op[4], y.dim[3], a.i[2], a.i[3]);
+}
+int64_t conv2d_winograd_tiles(const Args &a) {
+    if (empty(a.op[0])) return 0;
+    const WinogradShape s = winograd_shape(a);
+    return s.blocks * s.panel_blocks;
+}
+int64_t conv2d_winograd_cost(const Args &a) {
+    if (empty(a.op[0])) return 1;
+    const WinogradShape s = winograd_shape(a);
+    const double co = (double)s.g.co, ci = (double)s.g.ci;
+    return product_cost(36 * 1.5 * (double)s.tiles, co, ci, 9 * co * ci * sizeof(float));
+}
+int64_t conv2d_winograd_scratch(const Args &a) {
+    if (empty(a.op[0])) return 0;
+    const WinogradShape s = winograd_shape(a);
+    return (kWinogradHead + 36 * (s.image + s.sums) + 6 * s.kernels + s.g.ci) * (int64_t)sizeof(float);
+}
+
 const char *dwconv2d_check(const Args &a) {
     if (!arity(a, 5, 10, 2)) return kArity;
     const View &y = a.op[0], &x = a.op[1], &w = a.op[2];
     if (const char *e = window_check(y, x, a.i)) return e;
     if (!activation(w)) return kMissing;
-    if (y.dim[3] != x.dim[3] || w.rank != 2 || w.dim[0] != a.i[0] * a.i[1] || w.dim[1] != x.dim[3]) return kShape;
+    if (w.rank != 2 || w.dim[0] != a.i[0] * a.i[1] || w.dim[1] != y.dim[3]) return kShape;
+    if (x.dim[3] == 0 ? y.dim[3] != 0 : y.dim[3] % x.dim[3] != 0) return "the channels are no multiple of the input's";
     return epilogue_check(y, a.op[3], a.op[4], y.dim[3], a.i[8], a.i[9]);
 }
 static int64_t image_rows(const View &y) { return empty(y) ? 0 : y.dim[0] * y.dim[1]; }
@@ -186,6 +252,64 @@ int64_t dwconv2d_cost(const Args &a) {
     return ns < 1e15 ? (int64_t)ns + 1 : (int64_t)1e15;
 }
 int64_t dwconv2d_scratch(const Args &) { return 0; }
+
+// What a band may take of the L2 cache: half of that of most cores.
+constexpr int64_t kBandFloats = 65536;
+
+MbconvShape mbconv_shape(const Args &a) {
+    MbconvShape s;
+    s.g = window_of(a.op[0], a.op[1], a.i);
+    s.ci = s.g.ci;
+    s.co = s.g.co;
+    s.g.ci = s.g.co = a.op[4].dim[1];
+    // Neighbouring tiles of different threads compute the rows they share twice: each has many rows.
+    int64_t parts = 1;
+    while (parts < 16 && s.g.oh >= parts * 24) parts *= 2;
+    s.tile_rows = ceil_div(s.g.oh, parts);
+    s.tiles = s.tile_rows ? ceil_div(s.g.oh, s.tile_rows) : 0;
+    const bool widens = a.op[2].data != nullptr;
+    const int64_t reach = (s.g.kh - 1) * s.g.dh + 1;
+    const double line = widens ? (double)s.g.w * (double)s.g.ci : 0, out = (double)s.g.ow * (double)s.g.ci;
+    const double fit = ((double)kBandFloats - (double)(reach - s.g.sh) * line) / ((double)s.g.sh * line + out + 1);
+    s.band = fit < 1 ? 1 : fit < (double)s.tile_rows ? (int64_t)fit : imax(1, s.tile_rows);
+    s.wide_rows = widens ? imin(s.g.h, (s.band - 1) * s.g.sh + reach) : 0;
+    return s;
+}
+
+const char *mbconv2d_check(const Args &a) {
+    if (!arity(a, 9, 12, 6)) return kArity;
+    const View &y = a.op[0], &x = a.op[1], &widen = a.op[2], &w = a.op[4], &narrow = a.op[6];
+    if (const char *e = window_check(y, x, a.i)) return e;
+    if (!activation(w) || !weight(narrow) || narrow.dtype != F32) return kMissing;
+    if (w.rank != 2 || w.dim[0] != a.i[0] * a.i[1] || narrow.rank != 2) return kShape;
+    const int64_t c = w.dim[1];
+    if (narrow.dim[0] != y.dim[3] || narrow.dim[1] != c) return kShape;
+    if (widen.data) {
+        if (!weight(widen) || widen.dtype != F32) return kMissing;
+        if (widen.rank != 2 || widen.dim[0] != c || widen.dim[1] != x.dim[3]) return kShape;
+        if (const char *e = epilogue_check(y, a.op[3], View(), c, a.i[8], 0)) return e;
+    } else if (x.dim[3] != c || a.op[3].data || a.i[8] != 0) {
+        return kShape;
+    }
+    if (const char *e = epilogue_check(y, a.op[5], View(), c, a.i[9], 0)) return e;
+    return epilogue_check(y, a.op[7], a.op[8], y.dim[3], a.i[10], a.i[11]);
+}
+int64_t mbconv2d_tiles(const Args &a) { return empty(a.op[0]) ? 0 : a.op[0].dim[0] * mbconv_shape(a).tiles; }
+int64_t mbconv2d_cost(const Args &a) {
+    if (empty(a.op[0])) return 1;
+    const MbconvShape s = mbconv_shape(a);
+    const double b = (double)s.g.batch, c = (double)s.g.ci;
+    const double in = b * (double)s.g.h * (double)s.g.w, out = b * (double)s.g.oh * (double)s.g.ow;
+    const double ns = c * ((a.op[2].data ? in * (double)s.ci / 30 : 0) +
+                           out * ((double)(s.g.kh * s.g.kw) / 20 + (double)s.co / 30));
+    return ns < 1e15 ? (int64_t)ns + 1 : (int64_t)1e15;
+}
+int64_t mbconv2d_scratch(const Args &a) {
+    if (empty(a.op[0])) return 0;
+    const MbconvShape s = mbconv_shape(a);
+    const double floats = (double)s.g.ci * ((double)s.wide_rows * (double)s.g.w + (double)s.band * (double)s.g.ow);
+    return floats < 1e15 ? s.g.ci * (s.wide_rows * s.g.w + s.band * s.g.ow) * (int64_t)sizeof(float) : -1;
+}
 
 const char *pool2d_check(const Args &a) {
     if (!arity(a, 2, 10, 0)) return kArity;

@@ -71,15 +71,46 @@ EDGEC_INLINE void tap_range(int64_t o, int64_t stride, int64_t pad, int64_t dila
     *last = at >= size ? *first : imax(*first, imin(taps, ceil_div(size - at, dilation)));
 }
 
+// Output columns [in0, in1) whose whole window lies between the left and the right border of x.
+EDGEC_INLINE void columns_inside(const Window &g, int64_t *in0, int64_t *in1) {
+    const int64_t room = g.w - 1 - (g.kw - 1) * g.dw + g.pl;
+    *in0 = imin(g.ow, ceil_div(g.pl, g.sw));
+    *in1 = room < 0 ? *in0 : imax(*in0, imin(g.ow, room / g.sw + 1));
+}
+
 struct ConvShape {
     Window g;
     int64_t groups, n, k, panels;          // per group: columns, inner size, panels
     int64_t pixels, pixel_block, panel_block;
     int64_t pixel_blocks, panel_blocks;    // tiles = pixel_blocks * groups * panel_blocks; panels run fastest
     bool pointwise;                        // x itself is the matrix: nothing to gather
+    bool direct;                           // so are output columns [in0, in1), row by row
+    int64_t in0, in1;                      // whose windows touch neither the left nor the right border
 };
 
 ConvShape conv_shape(const Args &a, int64_t groups);  // compute.cpp: defined once, to save room
+
+// A 3 x 3 convolution by 4 x 4 outputs, a tile, at a time (generic/conv2d_winograd.h).
+struct WinogradShape {
+    Window g;
+    int64_t down, across, tiles;     // of an image; of all images
+    int64_t block, blocks;           // tiles whose values are in scratch at once
+    int64_t panels, panel_block, panel_blocks;  // the kernel's tiles = blocks * panel_blocks; panels run fastest
+    int64_t channels;                // whose kernels are turned into values at once
+    int64_t image, kernels, sums;    // floats from one of 36, 6 and 36 matrices in scratch to the next
+};
+constexpr int64_t kWinogradTiles = 36, kWinogradChannels = 64;  // what lies in the L2 cache, and in the L1 cache
+constexpr int64_t kWinogradHead = 16;                           // floats of scratch before the matrices
+WinogradShape winograd_shape(const Args &a);  // compute.cpp
+
+// An inverted residual: y[Co] <- narrow <- depthwise window g over the C = g.ci channels <- widen <- x[ci].
+struct MbconvShape {
+    Window g;
+    int64_t ci, co;
+    int64_t tile_rows, tiles;  // output rows of a tile; tiles of an image
+    int64_t band, wide_rows;   // output rows done at once, and the input rows they read
+};
+MbconvShape mbconv_shape(const Args &a);  // compute.cpp
 
 struct RnnShape {
     int64_t t, b, h, gates, panels;  // panels per gate; tiles = blocks of kRnnRows sequences
@@ -90,6 +121,36 @@ static_assert(kRnnRows < kWidenRows, "the gates' weights are never widened: ther
 EDGEC_INLINE RnnShape rnn_shape(const Args &g) {
     const View &y = g.op[0];
     return RnnShape{y.dim[0], y.dim[1], y.dim[2], g.op[4].dim[0], ceil_div(y.dim[2], 16)};
+}
+
+struct ScanShape {
+    int64_t l, d, n, blocks;  // steps, channels, states of each; tiles = batch * blocks of kScanChannels channels
+};
+constexpr int64_t kScanChannels = 16;
+
+EDGEC_INLINE ScanShape scan_shape(const Args &a) {
+    const View &y = a.op[0];
+    return ScanShape{y.dim[1], y.dim[2], a.op[4].dim[0], ceil_div(y.dim[2], kScanChannels)};
+}
+
+struct ConvRows {
+    int64_t l, c, k, rows, blocks;  // steps, channels, taps; tiles = batch * blocks of `rows` steps
+};
+
+EDGEC_INLINE ConvRows conv_rows(const Args &a) {
+    const View &y = a.op[0];
+    const int64_t rows = imax(1, 16384 / imax(1, y.dim[2]));
+    return ConvRows{y.dim[1], y.dim[2], a.op[3].dim[0], rows, ceil_div(y.dim[1], rows)};
+}
+
+struct GroupShape {
+    int64_t pixels, c, width, per_tile, tiles;  // channels of a group, groups of a tile; tiles of an image
+};
+
+EDGEC_INLINE GroupShape group_shape(const Args &a) {
+    const View &y = a.op[0];
+    const int64_t width = y.dim[2] / a.i[0], per_tile = imin(a.i[0], ceil_div(16, imax(1, width)));
+    return GroupShape{y.dim[1], y.dim[2], width, per_tile, ceil_div(a.i[0], per_tile)};
 }
 
 struct MatmulShape {

@@ -158,6 +158,7 @@ EDGEC_NOINLINE void attention_mix(const float *p, int64_t n, const T *v, int64_t
 template <class T>
 EDGEC_NOINLINE void attention_score_rows(const AttentionTile<T> &a, int64_t rows, const T *k, int64_t n) {
     const int64_t d = a.s->d, pad = a.s->d_pad, panel = d * 16, panels = ceil_div(n, 16);
+    const Rows shape = {pad, 1, d, 0};
     for (int64_t i = 0; i < panels * 16; i += L)
         for (int64_t c = 0; c < d; c += L) {
             vf t[L];
@@ -175,11 +176,11 @@ EDGEC_NOINLINE void attention_score_rows(const AttentionTile<T> &a, int64_t rows
         float *score = a.score + r * kAttentionSpan;
         int64_t p = 0;
         for (; p + kTilePanels <= panels; p += kTilePanels)
-            gemm_rows<kTilePanels>(height, q, pad, a.k_copy + p * panel, panel, d, nullptr, false,
-                                          score + p * 16, kAttentionSpan, Clamp{false, 0, 0});
+            gemm_rows<kTileVecs>(height, q, shape, a.k_copy + p * panel, panel, nullptr, false, score + p * 16,
+                                   kAttentionSpan, Clamp{false, 0, 0});
         for (; p < panels; ++p)
-            gemm_rows<1>(height, q, pad, a.k_copy + p * panel, panel, d, nullptr, false, score + p * 16,
-                                kAttentionSpan, Clamp{false, 0, 0});
+            gemm_rows<kPanelVecs>(height, q, shape, a.k_copy + p * panel, panel, nullptr, false, score + p * 16, kAttentionSpan,
+                         Clamp{false, 0, 0});
         r += height;
     }
 }
@@ -194,17 +195,17 @@ EDGEC_NOINLINE void attention_mix_rows(const AttentionTile<T> &a, int64_t rows, 
             vstore(a.v_panel + c / 16 * panel + i * 16 + c % 16,
                    c + L <= dv ? kload(from) : c < dv ? kload_n(from, dv - c) : vset(0.0f));
         }
+    const Rows shape = {kAttentionSpan, 1, n, 0};
     for (int64_t r = 0; r < rows;) {
         const int height = gemm_height(rows - r);
         float *sum = a.sum + r * pad;
         const float *p = a.score + r * kAttentionSpan;
         int64_t c = 0;
         for (; c + 16 * kTilePanels <= pad; c += 16 * kTilePanels)
-            gemm_rows<kTilePanels>(height, p, kAttentionSpan, a.v_panel + c * n, panel, n, sum + c, true,
-                                          sum + c, pad, Clamp{false, 0, 0});
+            gemm_rows<kTileVecs>(height, p, shape, a.v_panel + c * n, panel, sum + c, true, sum + c, pad,
+                                   Clamp{false, 0, 0});
         for (; c < pad; c += 16)
-            gemm_rows<1>(height, p, kAttentionSpan, a.v_panel + c * n, panel, n, sum + c, true, sum + c, pad,
-                                Clamp{false, 0, 0});
+            gemm_rows<kPanelVecs>(height, p, shape, a.v_panel + c * n, panel, sum + c, true, sum + c, pad, Clamp{false, 0, 0});
         r += height;
     }
 }

@@ -43,6 +43,25 @@ EDGEC_NOINLINE void conv_gather(const ConvShape &s, const float *x, int64_t p0, 
     }
 }
 
+// Pixels [ox, end) of output row `row` (of all images), whose windows lie between the left and the right border: the
+// windows of neighbours are rows of a product where they stand, a piece for each kernel row inside the image. False
+// when there is no such kernel row.
+EDGEC_INLINE bool conv_direct(const ConvShape &s, const float *x, int64_t row, int64_t ox, int64_t end, Gemm *g) {
+    const Window &c = s.g;
+    int64_t y0, y1;
+    tap_range(row % c.oh, c.sh, c.pt, c.dh, c.kh, c.h, &y0, &y1);
+    if (y0 == y1) return false;
+    const int64_t iy = row % c.oh * c.sh - c.pt + y0 * c.dh;
+    g->a = x + ((row / c.oh * c.h + iy) * c.w + ox * c.sw - c.pl) * c.ci;
+    g->lda = c.sw * c.ci;
+    g->m = end - ox;
+    g->runs = y1 - y0;
+    g->run = c.kw * c.ci;
+    g->line = c.dh * c.w * c.ci;
+    g->skip = y0 * g->run;
+    return true;
+}
+
 template <class W>
 EDGEC_NOINLINE void conv_run(const ConvShape &s, const Args &a, const W *w, float *scratch, int64_t t0, int64_t t1) {
     const float *x = (const float *)a.op[1].data, *bias = (const float *)a.op[3].data;
@@ -54,25 +73,31 @@ EDGEC_NOINLINE void conv_run(const ConvShape &s, const Args &a, const W *w, floa
         int64_t pb = t0 % s.panel_blocks, rest = t0 / s.panel_blocks, group = rest % s.groups;
         int64_t p0 = rest / s.groups * s.pixel_block, p1 = imin(s.pixels, p0 + s.pixel_block);
         int64_t panel_blocks = imin(s.panel_blocks - pb, t1 - t0);
-        Gemm g;
-        g.m = p1 - p0;
-        g.n = s.n;
-        g.k = s.k;
-        if (s.pointwise) {
-            g.a = x + p0 * s.g.ci + group * ci;
-            g.lda = s.g.ci;
-        } else {
-            conv_gather(s, x + group * ci, p0, p1, rows);
+        const W *panels = w + group * s.panels * s.k * 16;
+        const int64_t first = pb * s.panel_block, last = imin(s.panels, (pb + panel_blocks) * s.panel_block);
+        for (int64_t p = p0, end; p < p1; p = end) {
+            const int64_t row = p / s.g.ow, ox = p % s.g.ow;
+            const bool inside = s.direct && ox >= s.in0 && ox < s.in1;
+            end = !s.direct ? p1 : imin(p1, row * s.g.ow + (ox < s.in0 ? s.in0 : inside ? s.in1 : s.g.ow));
+            Gemm g;
+            g.m = end - p;
+            g.n = s.n;
+            g.k = s.k;
             g.a = rows;
             g.lda = s.k;
+            if (s.pointwise) {
+                g.a = x + p * s.g.ci + group * ci;
+                g.lda = s.g.ci;
+            } else if (!inside || !conv_direct(s, x, row, ox, ox + end - p, &g)) {
+                conv_gather(s, x + group * ci, p, end, rows);
+            }
+            int64_t at = p * s.g.co + group * s.n;
+            g.y = y + at;
+            g.ldy = s.g.co;
+            g.e = Epilogue{bias ? bias + group * s.n : nullptr, residual ? residual + at : nullptr,
+                           (int)a.i[9], (int)a.i[10], a.f[0], a.f[1]};
+            gemm_block<W>(g, panels, wide, 0, g.m, first, last);
         }
-        int64_t at = p0 * s.g.co + group * s.n;
-        g.y = y + at;
-        g.ldy = s.g.co;
-        g.e = Epilogue{bias ? bias + group * s.n : nullptr, residual ? residual + at : nullptr,
-                       (int)a.i[9], (int)a.i[10], a.f[0], a.f[1]};
-        gemm_block<W>(g, w + group * s.panels * s.k * 16, wide, 0, g.m, pb * s.panel_block,
-                      imin(s.panels, (pb + panel_blocks) * s.panel_block));
         t0 += panel_blocks;
     }
 }

@@ -149,9 +149,13 @@ EDGEC_NOINLINE void dot_sums(const BitsShape &s, const uint8_t *codes, const flo
     for (int64_t g = 0; g < s.groups(); ++g) {
         const int64_t chunks = s.group_chunks(g), ldx = chunks * kDotPairs, pairs = dot_pairs(s, g);
         dot_levels(s, codes, chunks, w, w_scale);
+        const int64_t bytes = s.code_bytes(chunks) + s.scale_bytes();
+        const uint8_t *next = codes + bytes;  // as much again comes from memory while this group is multiplied
         for (int64_t m = 0; m < s.m;) {
             const int64_t left = s.m - m;
             const int height = kOther == 12 && left > 10 ? 12 : left > 4 ? 6 : kOther == 4 && left > 2 ? 4 : 2;
+            for (const uint8_t *end = codes + bytes + bytes * imin(s.m, m + height) / s.m; next < end; next += 64)
+                __builtin_prefetch(next);
             for (int64_t n = 0; n < kBitsRows; n += kDotWidth) {
                 const int32_t *a = x + m * ldx, *b = w + n * chunks * kDotPairs;
                 float *to = out + m * kBitsRows + n;
@@ -161,7 +165,7 @@ EDGEC_NOINLINE void dot_sums(const BitsShape &s, const uint8_t *codes, const flo
             }
             m += height;
         }
-        codes += s.code_bytes(chunks) + s.scale_bytes();
+        codes += bytes;
         x += rows * ldx;
         x_scale += rows;
     }

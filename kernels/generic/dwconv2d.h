@@ -1,127 +1,125 @@
-// Depthwise convolution, vectorised over channels. A tile is one output row.
+// Depthwise convolution, vectorised over channels. A tile is one output row. With a multiplier the channels of x repeat:
+// output channel c reads channel c mod ci, so that a run of ci channels stays a run.
+
+// Pixels by vectors of a block: the sums, a column's weights and an input fit into the registers of the product tile.
+constexpr int kDwPixels = kTileRows >= 6 ? 4 : 2, kDwVecs = 2;
 
 struct DwRow {
-    const float *x;     // row 0 of this image
+    const float *x;     // the first row that is in memory, less the channels before the run that c0 is in
     const float *w, *bias, *residual;
     float *y;           // this output row
     Window g;
     Epilogue e;
     Clamp clamp;
-    int64_t iy, k0, k1; // input row under kernel row 0 (may lie outside), kernel rows inside
+    bool plain;         // clamping is all that is left to do with a sum
+    int64_t iy, k0, k1; // row of x under kernel row 0 (may lie outside), kernel rows inside the image
     int64_t c0, c1;     // channels to do
 };
 
-EDGEC_INLINE vf load_part(const float *p, int64_t n) { return n >= L ? vload(p) : vload_n(p, n); }
-EDGEC_INLINE void store_part(float *p, vf v, int64_t n) {
-    if (n >= L) vstore(p, v);
-    else vstore_n(p, v, n);
+// What clamping does not cover: `sums` holds NP pixels of NV vectors, of which n channels exist.
+template <int NP, int NV>
+EDGEC_NOINLINE void dw_finish(const DwRow &r, vf *sums, int64_t at, int64_t n) {
+    const bool later = r.residual && !r.e.residual_first;
+    for (int p = 0; p < NP && r.residual && !later; ++p)
+        for (int64_t j = 0; j * L < n; ++j)
+            sums[p * NV + j] = vadd(sums[p * NV + j], load_part(r.residual + at + p * r.g.co + j * L, n - j * L));
+    vact_all<NP * NV>(r.e.act, sums, r.e.a, r.e.b);
+    for (int p = 0; p < NP; ++p, at += r.g.co)
+        for (int64_t j = 0; j * L < n; ++j) {
+            vf v = sums[p * NV + j];
+            if (later) v = vadd(v, load_part(r.residual + at + j * L, n - j * L));
+            store_part(r.y + at + j * L, v, n - j * L);
+        }
 }
 
-EDGEC_INLINE void dw_finish(const DwRow &r, int64_t at, vf v, int64_t n) {
-    vf res = r.residual ? load_part(r.residual + at, n) : vset(0.0f);
-    if (r.e.residual_first) v = vadd(v, res);
-    if (r.clamp.on) v = vmin(vset(r.clamp.hi), vmax(vset(r.clamp.lo), v));
-    else v = vact(r.e.act, v, r.e.a, r.e.b);
-    if (r.residual && !r.e.residual_first) v = vadd(v, res);
-    store_part(r.y + at, v, n);
-}
-
-// L channels from c on (n of them exist if PART) of NP neighbouring pixels, all kernel columns inside: an input column
-// is loaded once for all the pixels that use it. x: first input column of kernel row k0.
-template <int KW, int S, int NP, bool PART>
-EDGEC_INLINE void dw_vector(const DwRow &r, const float *x, int64_t at, int64_t c, int64_t n) {
-    const int64_t c_all = r.g.co, line = r.g.w * c_all;
-    vf acc[NP], first = vset(0.0f);
-    if (r.bias) first = PART ? vload_n(r.bias + c, n) : vload(r.bias + c);
+// NV vectors of channels from c on (of the last one only n channels exist if PART) of NP neighbouring pixels, kernel
+// columns [x0, x1) inside. x: the first pixel's value under kernel row k0 and column x0. Inputs are read again for each
+// column that uses them: to keep them would take the registers that hold eight sums, as many as hide the latency of fma.
+template <int NP, int NV, bool PART>
+EDGEC_INLINE void dw_block(const DwRow &r, const float *x, int64_t x0, int64_t x1, int64_t at, int64_t c, int64_t n) {
+    static_assert(!PART || NV == 1, "only one vector is ever partial");
+    const Window &g = r.g;
+    const int64_t c_all = g.co, step = g.sw * g.ci, tap = g.dw * g.ci, line = g.dh * g.w * g.ci;
+    vf acc[NP][NV];
 #pragma GCC unroll 8
-    for (int p = 0; p < NP; ++p) acc[p] = first;
-    const float *xc = x + c, *wc = r.w + r.k0 * KW * c_all + c;
-    for (int64_t ky = r.k0; ky < r.k1; ++ky, xc += line, wc += KW * c_all) {
-        vf w[KW];
+    for (int j = 0; j < NV; ++j) {
+        const vf first = !r.bias ? vset(0.0f) : PART ? vload_n(r.bias + c, n) : vload(r.bias + c + j * L);
 #pragma GCC unroll 8
-        for (int k = 0; k < KW; ++k) w[k] = PART ? vload_n(wc + k * c_all, n) : vload(wc + k * c_all);
-#pragma GCC unroll 16
-        for (int i = 0; i < (NP - 1) * S + KW; ++i) {
-            vf v = PART ? vload_n(xc + i * c_all, n) : vload(xc + i * c_all);
+        for (int p = 0; p < NP; ++p) acc[p][j] = first;
+    }
+    const float *w = r.w + (r.k0 * g.kw + x0) * c_all + c;
+    x += c;
+    for (int64_t ky = r.k0; ky < r.k1; ++ky, x += line, w += g.kw * c_all) {
+        const float *from = x, *tapw = w;
+        for (int64_t kx = x0; kx < x1; ++kx, from += tap, tapw += c_all) {
+            vf weight[NV];
+#pragma GCC unroll 8
+            for (int j = 0; j < NV; ++j) weight[j] = PART ? vload_n(tapw, n) : vload(tapw + j * L);
 #pragma GCC unroll 8
             for (int p = 0; p < NP; ++p)
-                if (i - p * S >= 0 && i - p * S < KW) acc[p] = vfma(v, w[i - p * S], acc[p]);
+#pragma GCC unroll 8
+                for (int j = 0; j < NV; ++j) {
+                    const vf v = PART ? vload_n(from + p * step, n) : vload(from + p * step + j * L);
+                    acc[p][j] = vfma(v, weight[j], acc[p][j]);
+                }
         }
     }
-    // Through memory and a real loop: the ends of four pixels would be most of the code.
-    vf sums[NP];
+    if (!r.plain) {
+        vf sums[NP * NV];
 #pragma GCC unroll 8
-    for (int p = 0; p < NP; ++p) sums[p] = acc[p];
-#pragma GCC unroll 1
-    for (int p = 0; p < NP; ++p) dw_finish(r, at + p * c_all + c, sums[p], PART ? n : L);
-}
-
-// Groups of four pixels in [ox, end); returns the first pixel not done.
-template <int KW, int S>
-EDGEC_NOINLINE int64_t dw_span(const DwRow &r, int64_t ox, int64_t end) {
-    const int64_t c_all = r.g.co;
-    for (; ox + 4 <= end; ox += 4) {
-        const float *x = r.x + ((r.iy + r.k0) * r.g.w + ox * S - r.g.pl) * c_all;
-        int64_t c = r.c0;
-        for (; c + L <= r.c1; c += L) dw_vector<KW, S, 4, false>(r, x, ox * c_all, c, L);
-        if (c < r.c1) dw_vector<KW, S, 4, true>(r, x, ox * c_all, c, r.c1 - c);
+        for (int p = 0; p < NP; ++p)
+#pragma GCC unroll 8
+            for (int j = 0; j < NV; ++j) sums[p * NV + j] = acc[p][j];
+        return dw_finish<NP, NV>(r, sums, at + c, PART ? n : NV * L);
     }
-    return ox;
+    const vf lo = vset(r.clamp.lo), hi = vset(r.clamp.hi);
+    float *y = r.y + at + c;
+#pragma GCC unroll 8
+    for (int p = 0; p < NP; ++p)
+#pragma GCC unroll 8
+        for (int j = 0; j < NV; ++j) {
+            const vf v = vmin(hi, vmax(lo, acc[p][j]));
+            if (PART) vstore_n(y + p * c_all, v, n);
+            else vstore(y + p * c_all + j * L, v);
+        }
 }
 
-// One pixel, any kernel, kernel columns [x0, x1) inside. Four channel vectors at a time hide the latency of fma.
-EDGEC_NOINLINE void dw_pixel(const DwRow &r, int64_t ox) {
+// NP pixels from ox on, kernel columns [x0, x1) inside.
+template <int NP, int NV>
+EDGEC_NOINLINE void dw_pixels(const DwRow &r, int64_t ox, int64_t x0, int64_t x1) {
     const Window &g = r.g;
-    const int64_t c_all = g.co;
-    int64_t x0, x1;
-    tap_range(ox, g.sw, g.pl, g.dw, g.kw, g.w, &x0, &x1);
-    const int64_t ix = ox * g.sw - g.pl;
+    const int64_t at = ox * g.co;
+    const float *x = r.x + ((r.iy + r.k0 * g.dh) * g.w + ox * g.sw - g.pl + x0 * g.dw) * g.ci;
     int64_t c = r.c0;
-    for (; c + 4 * L <= r.c1; c += 4 * L) {
-        vf acc[4];
-#pragma GCC unroll 4
-        for (int j = 0; j < 4; ++j) acc[j] = r.bias ? vload(r.bias + c + j * L) : vset(0.0f);
-        for (int64_t ky = r.k0; ky < r.k1; ++ky)
-            for (int64_t kx = x0; kx < x1; ++kx) {
-                const float *v = r.x + ((r.iy + ky * g.dh) * g.w + ix + kx * g.dw) * c_all + c;
-                const float *w = r.w + (ky * g.kw + kx) * c_all + c;
-#pragma GCC unroll 4
-                for (int j = 0; j < 4; ++j) acc[j] = vfma(vload(v + j * L), vload(w + j * L), acc[j]);
-            }
-#pragma GCC unroll 4
-        for (int j = 0; j < 4; ++j) dw_finish(r, ox * c_all + c + j * L, acc[j], L);
-    }
-    for (; c < r.c1; c += L) {
-        const int64_t n = r.c1 - c;
-        vf acc = r.bias ? load_part(r.bias + c, n) : vset(0.0f);
-        for (int64_t ky = r.k0; ky < r.k1; ++ky)
-            for (int64_t kx = x0; kx < x1; ++kx)
-                acc = vfma(load_part(r.x + ((r.iy + ky * g.dh) * g.w + ix + kx * g.dw) * c_all + c, n),
-                           load_part(r.w + (ky * g.kw + kx) * c_all + c, n), acc);
-        dw_finish(r, ox * c_all + c, acc, n);
-    }
+    for (; c + NV * L <= r.c1; c += NV * L) dw_block<NP, NV, false>(r, x, x0, x1, at, c, L);
+    for (; c + L <= r.c1; c += L) dw_block<NP, 1, false>(r, x, x0, x1, at, c, L);
+    if (c < r.c1) dw_block<NP, 1, true>(r, x, x0, x1, at, c, r.c1 - c);
 }
 
-// Channels [c0, c1) of output row t; columns [in0, in1) have their whole window inside x.
-EDGEC_NOINLINE void dw_row(const Args &a, DwRow r, int64_t t, int64_t in0, int64_t in1) {
+// A pixel whose window may reach over the left or right border.
+EDGEC_INLINE void dw_pixel(const DwRow &r, int64_t ox) {
+    int64_t x0, x1;
+    tap_range(ox, r.g.sw, r.g.pl, r.g.dw, r.g.kw, r.g.w, &x0, &x1);
+    dw_pixels<1, kDwPixels * kDwVecs>(r, ox, x0, x1);
+}
+
+// What of `r` follows from its epilogue.
+EDGEC_INLINE void dw_prepare(DwRow *r) {
+    r->clamp = clamp_of(r->e);
+    r->plain = !r->residual && r->e.act <= 2;
+    if (!r->clamp.on) r->clamp = Clamp{true, -INFINITY, INFINITY};
+}
+
+// Channels [c0, c1) of output row oy of an image whose row `above` is the first that r.x holds; columns [in0, in1) as of
+// columns_inside().
+EDGEC_NOINLINE void dw_row(DwRow r, int64_t oy, int64_t above, int64_t in0, int64_t in1) {
     const Window &g = r.g;
-    const int64_t b = t / g.oh, oy = t % g.oh, at = t * g.ow * g.co;
-    r.x = (const float *)a.op[1].data + b * g.h * g.w * g.co;
-    r.y = (float *)a.op[0].data + at;
-    if (r.residual) r.residual += at;
-    r.iy = oy * g.sh - g.pt;
     tap_range(oy, g.sh, g.pt, g.dh, g.kh, g.h, &r.k0, &r.k1);
+    r.iy = oy * g.sh - g.pt - above;
     if (r.k0 == r.k1) r.iy = r.k0 = r.k1 = 0;  // nothing is read: keep the addresses small
     int64_t ox = 0;
     for (; ox < in0; ++ox) dw_pixel(r, ox);
-    // An instruction set with a small product tile has no registers for four pixels either: it saves the code.
-    if (kTileRows > 2 && g.dh == 1 && g.dw == 1) {
-        if (g.kw == 3 && g.sw == 1) ox = dw_span<3, 1>(r, ox, in1);
-        else if (g.kw == 3 && g.sw == 2) ox = dw_span<3, 2>(r, ox, in1);
-        else if (g.kw == 5 && g.sw == 1) ox = dw_span<5, 1>(r, ox, in1);
-        else if (g.kw == 5 && g.sw == 2) ox = dw_span<5, 2>(r, ox, in1);
-        else if (g.kw == 7 && g.sw == 1) ox = dw_span<7, 1>(r, ox, in1);
-    }
+    for (; ox + kDwPixels <= in1; ox += kDwPixels) dw_pixels<kDwPixels, kDwVecs>(r, ox, 0, g.kw);
     for (; ox < g.ow; ++ox) dw_pixel(r, ox);
 }
 
@@ -132,16 +130,23 @@ void dwconv2d(const Args &a, int64_t t0, int64_t t1, void *) {
     r.bias = (const float *)a.op[3].data;
     r.g = g;
     r.e = Epilogue{nullptr, nullptr, (int)a.i[8], (int)a.i[9], a.f[0], a.f[1]};
-    r.clamp = clamp_of(r.e);
-    r.residual = (const float *)a.op[4].data;
-    // Columns whose window lies inside x.
-    const int64_t reach = (g.kw - 1) * g.dw, room = g.w - 1 - reach + g.pl;
-    const int64_t in0 = imin(g.ow, ceil_div(g.pl, g.sw)), in1 = room < 0 ? in0 : imax(in0, imin(g.ow, room / g.sw + 1));
+    const float *residual = (const float *)a.op[4].data;
+    r.residual = residual;
+    dw_prepare(&r);
+    int64_t in0, in1;
+    columns_inside(g, &in0, &in1);
     // Blocks of channels whose input rows stay in the L1 cache from one output row to the next. Wide images would need
-    // blocks so narrow that reading them costs more than it saves.
-    const int64_t fit = 6144 / (imax(1, g.w) * (g.kh + 1)), block = fit < 32 ? g.co : imax(1, fit / 64) * 64;
+    // blocks so narrow, and small kernels read a row so few times, that this costs more than it saves.
+    const int64_t fit = 6144 / (imax(1, g.w) * (g.kh + 1));
+    const int64_t block = fit < 32 || g.kh <= 3 ? g.co : imax(1, fit / 64) * 64;
     for (r.c0 = 0; r.c0 < g.co; r.c0 = r.c1) {
-        r.c1 = imin(g.co, r.c0 + block);
-        for (int64_t t = t0; t < t1; ++t) dw_row(a, r, t, in0, in1);
+        r.c1 = imin((r.c0 / g.ci + 1) * g.ci, r.c0 + block);
+        for (int64_t t = t0; t < t1; ++t) {
+            const int64_t at = t * g.ow * g.co;
+            r.x = (const float *)a.op[1].data + t / g.oh * g.h * g.w * g.ci - r.c0 / g.ci * g.ci;
+            r.y = (float *)a.op[0].data + at;
+            if (residual) r.residual = residual + at;
+            dw_row(r, t % g.oh, 0, in0, in1);
+        }
     }
 }

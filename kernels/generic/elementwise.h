@@ -45,6 +45,11 @@ void unary(const Args &a, int64_t tile_begin, int64_t tile_end, void *) {
     const float *x = (const float *)a.op[1].data;
     float *y = (float *)a.op[0].data;
     int64_t i = begin;
+    if (op < 32) {
+        i += (end - begin) / L * L;
+        if (x != y) memcpy(y + begin, x + begin, (size_t)(i - begin) * sizeof(float));
+        vact_run((int)op, y + begin, i - begin, a.f[0], a.f[1]);
+    }
     for (; i + L <= end; i += L) vstore(y + i, vunary(op, vload(x + i), a.f[0], a.f[1]));
     if (i < end) vstore_n(y + i, vunary(op, vload_n(x + i, end - i), a.f[0], a.f[1]), end - i);
 }
@@ -53,9 +58,13 @@ void glu(const Args &a, int64_t tile_begin, int64_t tile_end, void *) {
     const int64_t begin = tile_begin * kFlatTile, end = imin(elements(a.op[0]), tile_end * kFlatTile);
     const float *p = (const float *)a.op[1].data, *q = (const float *)a.op[2].data;
     float *y = (float *)a.op[0].data;
-    for (int64_t i = begin; i < end; i += L) {
-        const int64_t n = imin(L, end - i);
-        vstore_upto(y + i, vmul(vact((int)a.i[0], vload_upto(p + i, n), a.f[0], a.f[1]), vload_upto(q + i, n)), n);
+    float t[16 * L];
+    for (int64_t i = begin; i < end; i += 16 * L) {
+        const int64_t n = imin(16 * L, end - i);
+        int64_t j = 0;
+        for (; j < n; j += L) vstore(t + j, vload_upto(p + i + j, n - j));
+        vact_run((int)a.i[0], t, j, a.f[0], a.f[1]);
+        for (j = 0; j < n; j += L) vstore_upto(y + i + j, vmul(vload(t + j), vload_upto(q + i + j, n - j)), n - j);
     }
 }
 

@@ -10,7 +10,10 @@ EDGEC_INLINE vf wload(const float *p) { return vload(p); }
 EDGEC_INLINE vf wload(const f16_t *p) { return vload_f16((const uint16_t *)p); }
 EDGEC_INLINE vf wload(const bf16_t *p) { return vload_bf16((const uint16_t *)p); }
 
-constexpr int kPanelVecs = 16 / L;
+// How the rows of a lie in memory: `runs` pieces of `run` values, each `line` behind the one before.
+struct Rows {
+    int64_t lda, runs, run, line;
+};
 
 struct Gemm {
     const float *a;
@@ -19,6 +22,8 @@ struct Gemm {
     float *y;         // also where the residual is indexed from: both have row stride ldy
     int64_t ldy;
     Epilogue e;       // bias and residual already point at column 0 of this product
+    int64_t runs = 0, run = 0, line = 0;  // as in Rows, of f32 weights only; no runs: rows of one piece
+    int64_t skip = 0;                     // rows of weights that each panel has before those of the first piece
 };
 
 // Relu and clip are cheap enough to be done on the accumulators; none is a clip that never binds and is skipped.
@@ -30,49 +35,55 @@ EDGEC_INLINE Clamp clamp_of(const Epilogue &e) {
     return e.act == 1 ? Clamp{true, 0.0f, INFINITY} : e.act == 2 ? Clamp{true, e.a, e.b} : Clamp{false, 0, 0};
 }
 
-// acc += a[0..R)[k] x b[k][0..16 P). Rows are reached from every third one, which keeps the addresses in few registers.
-template <int R, int P>
-EDGEC_INLINE void gemm_step(vf (&acc)[R][P * kPanelVecs], const float *const *a, int64_t lda, const float *b,
+// acc += a[0..R)[k] x b[k][0..L NV). Rows are reached from every third one, which keeps the addresses in few registers.
+template <int R, int NV>
+EDGEC_INLINE void gemm_step(vf (&acc)[R][NV], const float *const *a, int64_t lda, const float *b,
                             int64_t panel, int64_t k) {
-    vf w[P * kPanelVecs];
+    vf w[NV];
 #pragma GCC unroll 8
-    for (int j = 0; j < P * kPanelVecs; ++j)
+    for (int j = 0; j < NV; ++j)
         w[j] = vload(b + (j / kPanelVecs) * panel + k * 16 + (j % kPanelVecs) * L);
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
         vf x = vset(a[r / 3][(r % 3) * lda + k]);
 #pragma GCC unroll 8
-        for (int j = 0; j < P * kPanelVecs; ++j) {
+        for (int j = 0; j < NV; ++j) {
             acc[r][j] = vfma(x, w[j], acc[r][j]);
             vpin(&acc[r][j]);  // else compilers load the values of all rows first and run out of registers
         }
     }
 }
 
-// c[0..R)[0..16 P) = clamp(init + a b). init: 16 P floats for every row, or null for zero, or (each_row) a row of its
-// own with stride ldc. b: P panels of k x 16, `panel` elements apart. Stays inside exactly those extents.
-template <int R, int P>
-EDGEC_NOINLINE void gemm_tile(const float *a, int64_t lda, const float *b, int64_t panel, int64_t k, const float *init,
+// c[0..R)[0..L NV) = clamp(init + a b). init: L NV floats for every row, or null for zero, or (each_row) a row of its
+// own with stride ldc. b: panels of k x 16, `panel` elements apart, of
+// which the last may be used by half. Stays inside exactly those extents.
+template <int R, int NV>
+EDGEC_NOINLINE void gemm_tile(const float *a, const Rows &rows, const float *b, int64_t panel, const float *init,
                               bool each_row, float *c, int64_t ldc, Clamp clamp) {
-    constexpr int NV = P * kPanelVecs;
     vf acc[R][NV];
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
         for (int j = 0; j < NV; ++j)
             acc[r][j] = init ? vload(init + (each_row ? r * ldc : 0) + j * L) : vset(0.0f);
-    const float *q[(R + 2) / 3];
+    const int64_t lda = rows.lda;
+    for (int64_t piece = 0; piece < rows.runs; ++piece) {
+        const float *q[(R + 2) / 3];
 #pragma GCC unroll 8
-    for (int i = 0; i < (R + 2) / 3; ++i) q[i] = a + i * 3 * lda;
-    int64_t i = 0;
-    for (; i + 2 <= k; i += 2) {
-        gemm_step<R, P>(acc, q, lda, b, panel, 0);
-        gemm_step<R, P>(acc, q, lda, b, panel, 1);
-        b += 32;
+        for (int i = 0; i < (R + 2) / 3; ++i) q[i] = a + piece * rows.line + i * 3 * lda;
+        int64_t i = 0;
+        for (; i + 2 <= rows.run; i += 2) {
+            gemm_step<R, NV>(acc, q, lda, b, panel, 0);
+            gemm_step<R, NV>(acc, q, lda, b, panel, 1);
+            b += 32;
 #pragma GCC unroll 8
-        for (int s = 0; s < (R + 2) / 3; ++s) q[s] += 2;
+            for (int s = 0; s < (R + 2) / 3; ++s) q[s] += 2;
+        }
+        if (i < rows.run) {
+            gemm_step<R, NV>(acc, q, lda, b, panel, 0);
+            b += 16;
+        }
     }
-    if (i < k) gemm_step<R, P>(acc, q, lda, b, panel, 0);
     if (clamp.on) {
         vf lo = vset(clamp.lo), hi = vset(clamp.hi);
 #pragma GCC unroll 16
@@ -87,67 +98,79 @@ EDGEC_NOINLINE void gemm_tile(const float *a, int64_t lda, const float *b, int64
 }
 
 // The largest tile height that fits into `rows`; the heights below it exist so that remainders stay efficient.
-EDGEC_INLINE int gemm_height(int64_t rows) {
+template <int NV = kTileVecs> EDGEC_INLINE int gemm_height(int64_t rows) {
     if (kTileRows >= 12 && rows >= 12) return 12;
     if (kTileRows >= 12 && rows >= 8) return 8;
-    if (kTileRows == 6 && rows >= 6) return 6;
+    if (kTileRows == 6 && NV <= kTileVecs && rows >= 6) return 6;
     if (kTileRows >= 4 && rows >= 4) return 4;
     return rows >= 2 ? 2 : 1;
 }
 
-template <int P>
-EDGEC_INLINE void gemm_rows(int r, const float *a, int64_t lda, const float *b, int64_t panel, int64_t k,
+template <int NV>
+EDGEC_INLINE void gemm_rows(int r, const float *a, const Rows &rows, const float *b, int64_t panel,
                             const float *init, bool each_row, float *c, int64_t ldc, Clamp clamp) {
     if constexpr (kTileRows >= 12) {
-        if (r == 12) return gemm_tile<12, P>(a, lda, b, panel, k, init, each_row, c, ldc, clamp);
-        if (r == 8) return gemm_tile<8, P>(a, lda, b, panel, k, init, each_row, c, ldc, clamp);
+        if (r == 12) return gemm_tile<12, NV>(a, rows, b, panel, init, each_row, c, ldc, clamp);
+        if (r == 8) return gemm_tile<8, NV>(a, rows, b, panel, init, each_row, c, ldc, clamp);
     }
-    if constexpr (kTileRows == 6)
-        if (r == 6) return gemm_tile<6, P>(a, lda, b, panel, k, init, each_row, c, ldc, clamp);
+    if constexpr (kTileRows == 6 && NV <= kTileVecs)
+        if (r == 6) return gemm_tile<6, NV>(a, rows, b, panel, init, each_row, c, ldc, clamp);
     if constexpr (kTileRows >= 4)
-        if (r == 4) return gemm_tile<4, P>(a, lda, b, panel, k, init, each_row, c, ldc, clamp);
-    if (r == 2) return gemm_tile<2, P>(a, lda, b, panel, k, init, each_row, c, ldc, clamp);
-    gemm_tile<1, P>(a, lda, b, panel, k, init, each_row, c, ldc, clamp);
+        if (r == 4) return gemm_tile<4, NV>(a, rows, b, panel, init, each_row, c, ldc, clamp);
+    if (r == 2) return gemm_tile<2, NV>(a, rows, b, panel, init, each_row, c, ldc, clamp);
+    gemm_tile<1, NV>(a, rows, b, panel, init, each_row, c, ldc, clamp);
 }
 
-// The part of the epilogue that the tile left: from `t` (row stride 16 P, whole panels) to y[m..m+rows)[n..n+cols).
-EDGEC_NOINLINE void gemm_finish(const Gemm &g, const float *t, int64_t ldt, int64_t m, int rows, int64_t n,
-                                int64_t cols) {
+EDGEC_INLINE vf load_part(const float *p, int64_t n) { return n >= L ? vload(p) : vload_n(p, n); }
+EDGEC_INLINE void store_part(float *p, vf v, int64_t n) {
+    if (n >= L) vstore(p, v);
+    else vstore_n(p, v, n);
+}
+
+// The part of the epilogue that the tile left: from `t` (rows of ldt, whole panels), which it changes, to
+// y[m..m+rows)[n..n+cols). Rows are few at a time, so that they stay in the first-level cache.
+EDGEC_NOINLINE void gemm_finish(const Gemm &g, float *t, int64_t ldt, int64_t m, int rows, int64_t n, int64_t cols) {
+    constexpr int kFew = 16;
     const Epilogue &e = g.e;
-    for (int r = 0; r < rows; ++r) {
-        int64_t at = (m + r) * g.ldy + n;
-        for (int64_t c = 0; c < cols; c += L) {
-            int64_t left = imin(L, cols - c);
-            vf v = vload(t + r * ldt + c);
-            vf res = !e.residual ? vset(0.0f) : left == L ? vload(e.residual + at + c)
-                                                          : vload_n(e.residual + at + c, left);
-            if (e.residual_first) v = vadd(v, res);
-            v = vact(e.act, v, e.a, e.b);
-            if (e.residual && !e.residual_first) v = vadd(v, res);
-            if (left == L) vstore(g.y + at + c, v);
-            else vstore_n(g.y + at + c, v, left);
-        }
+    for (int first = 0; first < rows; first += kFew, t += kFew * ldt) {
+        const int few = rows - first < kFew ? rows - first : kFew;
+        // Nothing is added where there is nothing: -0 would become 0, here and not in a tile that is done.
+        for (int r = 0; r < few && e.residual && e.residual_first; ++r)
+            for (int64_t c = 0; c < cols; c += L) {
+                const float *res = e.residual + (m + first + r) * g.ldy + n + c;
+                vstore(t + r * ldt + c, vadd(vload(t + r * ldt + c), load_part(res, cols - c)));
+            }
+        vact_run(e.act, t, few * ldt, e.a, e.b);
+        for (int r = 0; r < few; ++r)
+            for (int64_t c = 0; c < cols; c += L) {
+                const int64_t at = (m + first + r) * g.ldy + n + c;
+                vf v = vload(t + r * ldt + c);
+                if (e.residual && !e.residual_first) v = vadd(v, load_part(e.residual + at, cols - c));
+                store_part(g.y + at, v, cols - c);
+            }
     }
 }
 
-// Rows [m0, m1) of one or P panels, whose weights `b` begin at column n.
-template <int P>
+// Rows [m0, m1) of NV vectors of columns, whose weights `b` begin at column n.
+template <int NV>
 EDGEC_NOINLINE void gemm_panels(const Gemm &g, const float *b, int64_t panel, int64_t n, int64_t m0, int64_t m1) {
-    float bias[16 * P], t[kTileRows * 16 * P];
-    const int64_t cols = imin(16 * P, g.n - n);
+    constexpr int64_t kColumns = NV * L;
+    float bias[kColumns], t[kTileRows * kColumns];
+    const int64_t cols = imin(kColumns, g.n - n);
     const float *init = g.e.bias ? g.e.bias + n : nullptr;
-    if (init && cols < 16 * P) {
+    if (init && cols < kColumns) {
         memset(bias, 0, sizeof bias);
         memcpy(bias, init, (size_t)cols * sizeof(float));
         init = bias;
     }
-    const bool direct = cols == 16 * P && !g.e.residual && g.e.act <= 2;
+    const bool direct = cols == kColumns && !g.e.residual && g.e.act <= 2;
     const Clamp clamp = direct ? clamp_of(g.e) : Clamp{false, 0, 0};
+    const Rows rows = g.runs ? Rows{g.lda, g.runs, g.run, g.line} : Rows{g.lda, 1, g.k, 0};
     for (int64_t m = m0; m < m1;) {
-        const int r = gemm_height(m1 - m);
+        const int r = gemm_height<NV>(m1 - m);
         float *c = direct ? g.y + m * g.ldy + n : t;
-        gemm_rows<P>(r, g.a + m * g.lda, g.lda, b, panel, g.k, init, false, c, direct ? g.ldy : 16 * P, clamp);
-        if (!direct) gemm_finish(g, t, 16 * P, m, r, n, cols);
+        gemm_rows<NV>(r, g.a + m * g.lda, rows, b, panel, init, false, c, direct ? g.ldy : kColumns, clamp);
+        if (!direct) gemm_finish(g, t, kColumns, m, r, n, cols);
         m += r;
     }
 }
@@ -214,9 +237,11 @@ EDGEC_NOINLINE void gemv_rows(const Gemm &g, const W *b, int64_t n, int64_t m0, 
     }
 }
 
-template <int P> EDGEC_INLINE void gemm_some(const Gemm &g, const float *b, int np, int64_t n, int64_t m0, int64_t m1) {
-    if (np == P) gemm_panels<P>(g, b, g.k * 16, n, m0, m1);
-    else gemm_panels<1>(g, b, g.k * 16, n, m0, m1);
+EDGEC_INLINE void gemm_some(const Gemm &g, const float *b, int np, int64_t n, int64_t m0, int64_t m1) {
+    if constexpr (kTilePanels == 1 && kPanelVecs == 2)
+        if (np == 2) return gemm_panels<3>(g, b, g.k * 16, n, m0, m1);
+    if (np == kTilePanels) gemm_panels<kTileVecs>(g, b, g.k * 16, n, m0, m1);
+    else gemm_panels<kPanelVecs>(g, b, g.k * 16, n, m0, m1);
 }
 
 // Rows [m0, m1) by panels [p0, p1) of w (panel16, panel 0 first). `wide` has room for kTilePanels panels of f32.
@@ -226,17 +251,19 @@ EDGEC_NOINLINE void gemm_block(const Gemm &g, const W *w, float *wide, int64_t m
     const int64_t panel = g.k * 16;
     // A chunk of rows is read once per panel and its results are written a panel at a time: both should stay in the
     // L2 cache. But each chunk streams all weights again, so it is never so small that this dominates.
-    const int64_t chunk = imax(8, imin(512, 131072 / (g.k + (p1 - p0) * 16) / 12)) * 12;
+    const int64_t chunk = imax(8, imin(512, 131072 / imax(1, g.k + (p1 - p0) * 16) / 12)) * 12;
     for (int64_t m = m0; m < m1; m += chunk) {
         int64_t end = imin(m1, m + chunk);
         for (int64_t p = p0; p < p1;) {
             int np = (int)imin(kTilePanels, p1 - p);
+            // Where two vectors are a panel, three of them do its neighbour's last columns as well if these are few.
+            if (sizeof(W) == sizeof(float) && kTilePanels == 1 && kPanelVecs == 2 && p + 2 == p1 && g.n - p * 16 <= 3 * L) np = 2;
             const W *b = w + p * panel;
             if constexpr (sizeof(W) == sizeof(float)) {
-                gemm_some<kTilePanels>(g, b, np, p * 16, m, end);
+                gemm_some(g, b + g.skip * 16, np, p * 16, m, end);
             } else if (g.m >= kWidenRows) {  // of all rows: results must not depend on how they are cut
                 for (int64_t i = 0; i < np * panel; i += L) vstore(wide + i, wload(b + i));
-                gemm_some<kTilePanels>(g, wide, np, p * 16, m, end);
+                gemm_some(g, wide, np, p * 16, m, end);
             } else {
                 for (int i = 0; i < np; ++i) gemv_rows<W>(g, b + i * panel, (p + i) * 16, m, end);
             }

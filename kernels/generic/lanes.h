@@ -1,6 +1,8 @@
 // Loads and stores for loops that end with a part of a vector: whole vectors, which are nearly all, take the plain
 // instruction; the partial forms go element by element where an instruction set has no masks.
 
+constexpr int kPanelVecs = 16 / L, kTileVecs = kTilePanels * kPanelVecs;
+
 EDGEC_INLINE vf vload_upto(const float *p, int64_t n) { return n >= L ? vload(p) : vload_n(p, n); }
 EDGEC_INLINE void vstore_upto(float *p, vf a, int64_t n) {
     if (n >= L) vstore(p, a);

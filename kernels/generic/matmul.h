@@ -51,8 +51,8 @@ void matmul(const Args &a, int64_t t0, int64_t t1, void *scratch) {
             for (int i = 0; i < np; ++i)
                 matmul_pack(b + (p + i) * 16 * step_n, s.k, imin(16, s.n - (p + i) * 16), step_k, step_n, a.f[0],
                             packed + i * panel);
-            if (np == kTilePanels) gemm_panels<kTilePanels>(g, packed, panel, p * 16, m0, m1);
-            else gemm_panels<1>(g, packed, panel, p * 16, m0, m1);
+            if (np == kTilePanels) gemm_panels<kTileVecs>(g, packed, panel, p * 16, m0, m1);
+            else gemm_panels<kPanelVecs>(g, packed, panel, p * 16, m0, m1);
             p += np;
         }
     }

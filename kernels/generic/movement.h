@@ -34,6 +34,16 @@ void slice(const Args &a, int64_t tile_begin, int64_t tile_end, void *) {
 // A block of rows x cols of a plane whose x runs down its rows: x[i + j * xs] to y[i * ys + j].
 template <class T>
 EDGEC_INLINE void transpose_block(T *y, const T *x, int64_t ys, int64_t xs, int64_t rows, int64_t cols) {
+    if (cols == 3) {  // planes of colours become pixels
+        const T *second = x + xs, *third = second + xs;
+        for (int64_t i = 0; i < rows; ++i, y += ys) y[0] = x[i], y[1] = second[i], y[2] = third[i];
+        return;
+    }
+    if (cols < 4) {
+        for (int64_t j = 0; j < cols; ++j)
+            for (int64_t i = 0; i < rows; ++i) y[i * ys + j] = x[i + j * xs];
+        return;
+    }
     for (int64_t j = 0; j < cols; j += 16) {
         const int64_t stop = imin(cols, j + 16);
         for (int64_t i = 0; i < rows; ++i)

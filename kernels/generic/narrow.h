@@ -1,6 +1,11 @@
 // What gains from vectors but not from those of AVX-512 (NARROW in kernels.def). Comes after all.h, in the same way.
 #include "pool2d.h"
+#include "q8.h"
+#include "dwconv2d_q8.h"
 #include "resize2d.h"
+#include "causal_conv1d.h"
+#include "dynamic_depthwise.h"
+#include "groupnorm.h"
 #include "kv_write.h"
 #include "rope.h"
 #include "elementwise.h"

@@ -36,7 +36,7 @@ EDGEC_NOINLINE void bits_multiply(const BitsShape &s, const float *x, const floa
     }
     for (int64_t m = 0; m < s.m;) {
         const int rows = gemm_height(s.m - m);
-        gemm_rows<kTilePanels>(rows, x, s.k, w, panel, columns, out, true, out, kBitsRows, Clamp{false, 0, 0});
+        gemm_rows<kTileVecs>(rows, x, Rows{s.k, 1, columns, 0}, w, panel, out, true, out, kBitsRows, Clamp{false, 0, 0});
         m += rows;
         x += rows * s.k;
         out += rows * kBitsRows;

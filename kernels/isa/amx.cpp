@@ -139,12 +139,16 @@ EDGEC_NOINLINE void sums(const BitsShape &s, const uint8_t *codes, const float *
 constexpr BitsMethod kTiles = {prepare, sums, {17, 17, 17, 17, 17, 17, 17, 17}};
 static_assert(kTiles.within_scratch(), "bits_scratch() has no room for this");
 
-void linear_bits(const Args &a, int64_t t0, int64_t t1, void *scratch) {
-    bits_run(a, 1, t0, t1, scratch, {vbmi::prepare, vbmi::sums}, kTiles);
+// In the fast mode the first level's bytes beat tiles up to so many rows, by bits: to decode is most of the work there.
+// Measured on an Intel Xeon with 480 MiB of L3 (benchmarks/bench_bits.cpp, 8 to 128 rows).
+constexpr int64_t kFastRows[kBitsMost] = {24, 48, 48, 48, 64, 64, 64, 96};
+static void run(const Args &a, int outputs, int64_t t0, int64_t t1, void *scratch) {
+    const BitsShape s = bits_part(a, outputs, 0).s;
+    const bool bytes = bits_fast(a, outputs) && s.m < kFastRows[s.bits - 1];
+    bits_run(a, outputs, t0, t1, scratch, {vbmi::prepare, vbmi::sums}, bytes ? vbmi::kFastMany : kTiles);
 }
-void linear_bits_split(const Args &a, int64_t t0, int64_t t1, void *scratch) {
-    bits_run(a, kBitsOutputs, t0, t1, scratch, {vbmi::prepare, vbmi::sums}, kTiles);
-}
+void linear_bits(const Args &a, int64_t t0, int64_t t1, void *scratch) { run(a, 1, t0, t1, scratch); }
+void linear_bits_split(const Args &a, int64_t t0, int64_t t1, void *scratch) { run(a, kBitsOutputs, t0, t1, scratch); }
 }  // namespace amx
 }  // namespace avx512
 }  // namespace edgec

@@ -1,5 +1,6 @@
 // AVX2+FMA+F16C: every kernel, compiled in a target region so that the build needs no -m flags.
 #include "../contract/bits.h"
+#include "../contract/q8.h"
 #include "../strided.h"
 
 #if EDGEC_HAVE_AVX2
@@ -16,6 +17,7 @@ namespace edgec {
 namespace avx2 {
 #include "../simd/avx2.h"
 #define EDGEC_MATH EDGEC_INLINE
+#include "../simd/no_scale.h"
 #include "../simd/math.h"
 #include "../generic/lanes.h"
 #include "../generic/bits_scales.h"

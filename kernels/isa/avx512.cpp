@@ -1,5 +1,6 @@
 // AVX-512 (x86-64-v4): every kernel that wider vectors serve, compiled in a target region so that the build needs no -m flags.
 #include "../contract/bits.h"
+#include "../contract/q8.h"
 #include "../strided.h"
 
 #if EDGEC_HAVE_AVX512
@@ -19,6 +20,7 @@
 namespace edgec {
 namespace avx512 {
 #include "../simd/avx512.h"
+#include "../simd/no_bytes.h"
 #define EDGEC_MATH EDGEC_INLINE
 #include "../simd/math.h"
 #include "../generic/lanes.h"
@@ -30,6 +32,10 @@ namespace avx512 {
 constexpr BitsMethod kFastLookups = kLookups;  // memory is the limit here
 // Adding up pairs of 16-bit integers takes as long here as floats do: the weights are decoded.
 constexpr BitsMethod kMany = kDecoded;
+EDGEC_INLINE void vdot16(vi *sum, vi a, vi b) {
+    vi t;
+    __asm__ volatile("vpmaddwd %2, %3, %1\n\tvpaddd %1, %0, %0" : "+v"(*sum), "=&v"(t) : "v"(a), "v"(b));
+}
 #include "../generic/all.h"
 }  // namespace avx512
 }  // namespace edgec

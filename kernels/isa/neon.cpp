@@ -1,5 +1,6 @@
 // aarch64 Advanced SIMD, which is part of the baseline: no target region is needed.
 #include "../contract/bits.h"
+#include "../contract/q8.h"
 #include "../strided.h"
 
 #if EDGEC_HAVE_NEON
@@ -9,6 +10,7 @@ namespace edgec {
 namespace neon {
 #include "../simd/neon.h"
 #define EDGEC_MATH EDGEC_INLINE
+#include "../simd/no_scale.h"
 #include "../simd/math.h"
 #include "../generic/lanes.h"
 #include "../generic/bits_scales.h"

@@ -11,5 +11,6 @@ namespace portable {
 #include "../generic/scatter.h"
 #include "../generic/topk.h"
 #include "../generic/bitwise.h"
+#include "../generic/table_q8.h"
 }  // namespace portable
 }  // namespace edgec

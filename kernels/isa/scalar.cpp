@@ -1,11 +1,13 @@
 // Portable C: every kernel, in every build.
 #include "../contract/bits.h"
+#include "../contract/q8.h"
 #include "../strided.h"
 
 namespace edgec {
 namespace scalar {
 #include "../simd/scalar.h"
 #define EDGEC_MATH EDGEC_NOINLINE
+#include "../simd/no_scale.h"
 #include "../simd/math.h"
 #include "../generic/lanes.h"
 #include "../generic/bits_scales.h"

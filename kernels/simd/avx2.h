@@ -192,7 +192,77 @@ EDGEC_INLINE vi veighth(vi a) { return _mm256_mulhrs_epi16(a, _mm256_set1_epi16(
 // As instructions: gcc 12 copies every other sum of the intrinsics.
 EDGEC_INLINE void vdot16(vi *sum, vi a, vi b) {
     vi t;
-    __asm__ volatile("vpmaddwd %2, %3, %1\n\tvpaddd %1, %0, %0" : "+x"(*sum), "=&x"(t) : "x"(a), "x"(b));
+    __asm__ volatile("vpmaddwd %2, %3, %1\n\tvpaddd %1, %0, %0" : "+x"(*sum), "=&x"(t) : "xm"(a), "x"(b));
+}
+
+// 8-bit integers: meanings as in avx512.h.
+EDGEC_INLINE vi vpairs(const int8_t *p) { return _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)p)); }
+EDGEC_INLINE vi vpset(const int16_t *p) {
+    int32_t pair;
+    memcpy(&pair, p, 4);
+    return viset(pair);
+}
+EDGEC_INLINE void vstore_q8(uint8_t *p, const vf *a, vf hi, int zero, int lo, int flip) {
+    vi v[4];
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) v[i] = vtoi(vmin(a[i], hi));
+    const __m256i z = _mm256_set1_epi16((int16_t)zero);
+    const __m256i q = _mm256_packus_epi16(_mm256_adds_epi16(_mm256_packs_epi32(v[0], v[1]), z),
+                                          _mm256_adds_epi16(_mm256_packs_epi32(v[2], v[3]), z));
+    const __m256i r = _mm256_permutevar8x32_epi32(q, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+    vbstore(p, _mm256_xor_si256(_mm256_max_epu8(r, _mm256_set1_epi8((char)lo)), _mm256_set1_epi8((char)flip)));
+}
+EDGEC_INLINE void vwiden16(int16_t *to, const uint8_t *p, uint8_t flip) {
+    const __m128i v = _mm_xor_si128(_mm_loadu_si128((const __m128i *)p), _mm_set1_epi8((char)flip));
+    _mm256_storeu_si256((__m256i *)to, _mm256_cvtepu8_epi16(v));
+}
+// Four unsigned bytes of a times four signed ones of b in every lane, added up: exact where each two products stay in 16
+// bits; beyond, they saturate, which leaves doubts.
+constexpr bool kDotBytes = true, kDoubts = true;
+EDGEC_INLINE void vdot8(vi *sum, vi a, vi b, vi ones) {
+    vi t;
+    __asm__ volatile("vpmaddubsw %2, %3, %1\n\tvpmaddwd %4, %1, %1\n\tvpaddd %1, %0, %0"
+                     : "+x"(*sum), "=&x"(t) : "xm"(b), "x"(a), "xm"(ones));
+}
+// What vdot8() adds too little. Two products differ from their saturated sum by less than 2^15, so that the difference is
+// right however its parts wrap.
+EDGEC_INLINE vi vdot8_lost(vi a, vi b) {
+    const vi low = _mm256_set1_epi16(255);
+    const vi even = _mm256_maddubs_epi16(_mm256_and_si256(a, low), b);
+    const vi odd = _mm256_maddubs_epi16(_mm256_andnot_si256(low, a), b);
+    const vi lost = _mm256_sub_epi16(_mm256_add_epi16(even, odd), _mm256_maddubs_epi16(a, b));
+    return _mm256_madd_epi16(lost, _mm256_set1_epi16(1));
+}
+// Four bits for each of eight fours of bytes that are not zero where products of two neighbours with any weights may leave
+// 16 bits: of unsigned bytes with signed weights, or of signed ones with unsigned weights.
+EDGEC_INLINE uint32_t vdot8_doubts(vi x, bool is_signed) {
+    const vi both = _mm256_maddubs_epi16(is_signed ? _mm256_abs_epi8(x) : x, _mm256_set1_epi8(1));
+    return (uint32_t)_mm256_movemask_epi8(_mm256_cmpgt_epi16(both, _mm256_set1_epi16(is_signed ? 128 : 256)));
+}
+EDGEC_INLINE vi viload_upto(const void *p, int64_t n) { return _mm256_maskload_epi32((const int *)p, vfirst(n < 8 ? n : 8)); }
+// The sum of n fours of signed bytes.
+EDGEC_INLINE int32_t vsum_fours(const void *p, int64_t n) {
+    const vi turn = _mm256_set1_epi8((char)128);
+    vi sum = vbzero();
+    for (int64_t i = 0; i < n; i += 8)
+        sum = _mm256_add_epi64(sum, _mm256_sad_epu8(_mm256_xor_si256(viload_upto((const int *)p + i, n - i), turn), vbzero()));
+    const __m128i half = _mm_add_epi64(_mm256_castsi256_si128(sum), _mm256_extracti128_si256(sum, 1));
+    const int64_t bytes = (n + 7) / 8 * 32;
+    return _mm_cvtsi128_si32(_mm_add_epi64(half, _mm_unpackhi_epi64(half, half))) - (int32_t)(128 * bytes);
+}
+// Two rows of sixteen pairs as sixteen fours, some bits of each byte turned.
+EDGEC_INLINE void vfours16(uint8_t *to, const int8_t *p, const int8_t *q, int turn) {
+    const __m256i a = vbload((const uint8_t *)p), b = vbload((const uint8_t *)q), t = _mm256_set1_epi8((char)turn);
+    const __m256i low = _mm256_xor_si256(_mm256_unpacklo_epi16(a, b), t);
+    const __m256i high = _mm256_xor_si256(_mm256_unpackhi_epi16(a, b), t);
+    vbstore(to, _mm256_permute2x128_si256(low, high, 0x20));
+    vbstore(to + 32, _mm256_permute2x128_si256(low, high, 0x31));
+}
+// (p[i], q[i]) of sixteen bytes as pairs of 16-bit integers, in 16 / L vectors.
+EDGEC_INLINE void vpairs16(const uint8_t *p, const uint8_t *q, vi *to) {
+    const __m128i a = _mm_loadu_si128((const __m128i *)p), b = _mm_loadu_si128((const __m128i *)q);
+    to[0] = _mm256_cvtepu8_epi16(_mm_unpacklo_epi8(a, b));
+    to[1] = _mm256_cvtepu8_epi16(_mm_unpackhi_epi8(a, b));
 }
 
 // No code, but an order: *a is computed before this point, and memory is not read ahead of it.

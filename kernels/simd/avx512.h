@@ -39,6 +39,14 @@ EDGEC_INLINE vf vadd(vf a, vf b) { return _mm512_add_ps(a, b); }
 EDGEC_INLINE vf vsub(vf a, vf b) { return _mm512_sub_ps(a, b); }
 EDGEC_INLINE vf vmul(vf a, vf b) { return _mm512_mul_ps(a, b); }
 EDGEC_INLINE vf vdiv(vf a, vf b) { return _mm512_div_ps(a, b); }
+// 2^n x for whole n in [-252, 129], rounded once.
+EDGEC_INLINE vf vscale(vf x, vf n) { return _mm512_scalef_ps(x, n); }
+// a / b for b >= 1, infinity and NaN included, to 2 units of the last place: a division takes four times as long.
+EDGEC_INLINE vf vdiv_near(vf a, vf b) {
+    const vf y = _mm512_rcp14_ps(b), e = _mm512_fnmadd_ps(b, y, _mm512_set1_ps(1.0f));
+    const __mmask16 finite = _mm512_cmp_ps_mask(b, _mm512_set1_ps(__builtin_inff()), _CMP_LT_OQ);
+    return _mm512_mul_ps(a, _mm512_mask_fmadd_ps(y, finite, e, y));
+}
 EDGEC_INLINE vf vfma(vf a, vf b, vf c) { return _mm512_fmadd_ps(a, b, c); }    // a b + c
 EDGEC_INLINE vf vfnma(vf a, vf b, vf c) { return _mm512_fnmadd_ps(a, b, c); }  // c - a b
 EDGEC_INLINE vf vmin(vf a, vf b) { return _mm512_min_ps(a, b); }
@@ -190,6 +198,31 @@ EDGEC_INLINE vi vadd_where(vi a, vi bits, vi mask, vi step) {
     return _mm512_mask_add_epi16(a, _mm512_test_epi16_mask(bits, mask), a, step);
 }
 EDGEC_INLINE vi veighth(vi a) { return _mm512_mulhrs_epi16(a, _mm512_set1_epi16(1 << 12)); }  // (a + 4) >> 3
+
+// 8-bit integers (generic/conv2d_q8.h, q8.h). L pairs of signed bytes that lie side by side; one pair in every lane;
+// sixteen bytes, some bits of each turned, in 16 bits.
+EDGEC_INLINE vi vpairs(const int8_t *p) { return _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i *)p)); }
+EDGEC_INLINE vi vpset(const int16_t *p) {
+    int32_t pair;
+    memcpy(&pair, p, 4);
+    return viset(pair);
+}
+// Four vectors to 4 L bytes: rounded to nearest even, plus zero, between lo (0..255) and `hi` + zero, some bits turned.
+EDGEC_INLINE void vstore_q8(uint8_t *p, const vf *a, vf hi, int zero, int lo, int flip) {
+    vi v[4];
+    for (int i = 0; i < 4; ++i) v[i] = vtoi(vmin(a[i], hi));  // what is below 2^31 becomes the least number
+    const __m512i z = _mm512_set1_epi16((int16_t)zero);
+    const __m512i q = _mm512_packus_epi16(_mm512_adds_epi16(_mm512_packs_epi32(v[0], v[1]), z),
+                                          _mm512_adds_epi16(_mm512_packs_epi32(v[2], v[3]), z));
+    const __m512i at = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    const __m512i r = _mm512_max_epu8(_mm512_permutexvar_epi32(at, q), _mm512_set1_epi8((char)lo));
+    _mm512_storeu_si512(p, _mm512_xor_si512(r, _mm512_set1_epi8((char)flip)));
+}
+EDGEC_INLINE void vwiden16(int16_t *to, const uint8_t *p, uint8_t flip) {
+    const __m128i v = _mm_xor_si128(_mm_loadu_si128((const __m128i *)p), _mm_set1_epi8((char)flip));
+    _mm256_storeu_si256((__m256i *)to, _mm256_cvtepu8_epi16(v));
+}
+
 
 // No code, but an order: *a is computed before this point, and memory is not read ahead of it.
 EDGEC_INLINE void vpin(vf *a) { __asm__ volatile("" : "+v"(*a) : : "memory"); }

@@ -10,19 +10,13 @@
 
 EDGEC_INLINE vf vpoly(vf x, const float *c, int n) {  // c[0] + c[1] x + ..., Horner; unrolled where n is a constant
     vf s = vset(c[n - 1]);
+#pragma GCC unroll 16
     for (int k = n - 2; k >= 0; --k) s = vfma(s, x, vset(c[k]));
     return s;
 }
 
 constexpr float kLog2e = 1.44269504f, kLn2Hi = 0.693359375f, kLn2Lo = -2.12194440e-4f;
 constexpr float kExpC[] = {0.5f, 0.166666657f, 0.0416662954f, 0.00833349768f, 0.00139447581f, 0.000197902438f};
-
-// 2^n * x for n in [-252, 254] in two exact steps, so that results near the ends of the range come out right.
-EDGEC_MATH vf vscale2(vf x, vi n) {
-    vi half = vishr<1>(n), rest = visub(n, half);
-    vf lo = vcast_f(vishl<23>(viadd(half, viset(127)))), hi = vcast_f(vishl<23>(viadd(rest, viset(127))));
-    return vmul(vmul(x, lo), hi);
-}
 
 // x = n ln2 + r; r keeps NaN.
 EDGEC_INLINE vf vexp_reduce(vf x, vf *n) {
@@ -35,8 +29,7 @@ EDGEC_MATH vf vexp(vf x) {
     x = vmax(vset(-104.0f), vmin(vset(89.0f), x));
     vf n, r = vexp_reduce(x, &n);
     vf p = vpoly(r, kExpC, 6);
-    vi k = vtoi(vmin(n, vset(129.0f)));  // a NaN becomes 129 here and stays in p
-    return vscale2(vadd(vset(1.0f), vfma(vmul(r, r), p, r)), k);
+    return vscale(vadd(vset(1.0f), vfma(vmul(r, r), p, r)), n);
 }
 
 EDGEC_MATH vf vexpm1(vf x) {
@@ -70,14 +63,14 @@ EDGEC_INLINE vf vlog1p_unit(vf u) {
     return vsub(vlog(w), vdiv(vsub(vsub(w, vset(1.0f)), u), w));
 }
 
-EDGEC_MATH vf vsigmoid(vf x) { return vdiv(vset(1.0f), vadd(vset(1.0f), vexp(vneg(x)))); }
+EDGEC_MATH vf vsigmoid(vf x) { return vdiv_near(vset(1.0f), vadd(vset(1.0f), vexp(vneg(x)))); }
 
 EDGEC_MATH vf vtanh(vf x) {
     const float c[] = {-0.333332717f, 0.133311525f, -0.0537141077f, 0.0205517188f, -0.00560391415f};
     vf a = vabs(x), x2 = vmul(x, x);
     vf small = vfma(vmul(x2, x), vpoly(x2, c, 5), x);
     vf e = vexp(vmul(a, vset(2.0f)));
-    vf big = vsub(vset(1.0f), vdiv(vset(2.0f), vadd(e, vset(1.0f))));
+    vf big = vsub(vset(1.0f), vdiv_near(vset(2.0f), vadd(e, vset(1.0f))));
     big = vsel(vlt(x, vset(0.0f)), vneg(big), big);
     return vsel(vlt(a, vset(0.625f)), small, big);
 }
@@ -86,7 +79,7 @@ EDGEC_MATH vf vtanh(vf x) {
 EDGEC_MATH vf verfc(vf z) {
     const float c[] = {0.282086223f, 0.282378763f, 0.243078843f, 0.202785075f, -0.0268569011f,
                        0.278401673f, -0.487491399f, 0.284715354f, -0.0590976588f};
-    vf t = vdiv(vset(1.0f), vfma(z, vset(0.5f), vset(1.0f)));
+    vf t = vdiv_near(vset(1.0f), vfma(z, vset(0.5f), vset(1.0f)));
     return vmul(vexp(vneg(vmul(z, z))), vmul(t, vpoly(t, c, 9)));
 }
 
@@ -100,7 +93,7 @@ EDGEC_MATH vf verf(vf x) {
 }
 
 // Activations by the codes of docs/kernels.md. silu, gelu and mish of -inf are NaN or 0 as their formulas give.
-EDGEC_INLINE vf vsilu(vf x) { return vdiv(x, vadd(vset(1.0f), vexp(vneg(x)))); }
+EDGEC_INLINE vf vsilu(vf x) { return vdiv_near(x, vadd(vset(1.0f), vexp(vneg(x)))); }
 
 // max(x, 0) - |x| erfc(|x| / sqrt 2) / 2: no cancellation in the negative tail, and no inf * 0 at the ends.
 EDGEC_INLINE vf vgelu(vf x) {
@@ -113,7 +106,7 @@ EDGEC_INLINE vf vgelu(vf x) {
 // 0.5 x (1 + tanh u) = x sigmoid(2u).
 EDGEC_INLINE vf vgelu_tanh(vf x) {
     vf u = vmul(x, vfma(vmul(x, x), vset(0.0713548163f), vset(1.59576912f)));
-    return vdiv(x, vadd(vset(1.0f), vexp(vneg(u))));
+    return vdiv_near(x, vadd(vset(1.0f), vexp(vneg(u))));
 }
 
 EDGEC_INLINE vf vsoftplus(vf x) {
@@ -128,28 +121,46 @@ EDGEC_INLINE vf vmish(vf x) {
 
 EDGEC_INLINE vf vclip(vf x, vf lo, vf hi) { return vmin(hi, vmax(lo, x)); }
 
-// Out of line: a convolution's epilogue would otherwise carry every activation in each of its variants.
-EDGEC_NOINLINE vf vact_curved(int code, vf x, float a, float b) {
-    const vf zero = vset(0.0f), one = vset(1.0f), sixth = vset(1.0f / 6.0f);
+// x[0..n) each through an activation (code: 0..13, every check function sees to that), n being a multiple of L. Out of line:
+// a convolution's epilogue would otherwise carry every activation in each of its variants. Of many at once: one alone would
+// wait for its own divisions and sums.
+EDGEC_NOINLINE void vact_run(int code, float *x, int64_t n, float a, float b) {
+    const vf zero = vset(0.0f), one = vset(1.0f), sixth = vset(1.0f / 6.0f), va = vset(a), vb = vset(b);
+    float *const end = x + n;
     switch (code) {
-        case 3: return vsigmoid(x);
-        case 4: return vsilu(x);
-        case 5: return vtanh(x);
-        case 6: return vgelu(x);
-        case 7: return vgelu_tanh(x);
-        case 8: return vmul(x, vclip(vfma(x, sixth, vset(0.5f)), zero, one));
-        case 9: return vclip(vfma(x, vset(a), vset(b)), zero, one);
-        case 10: return vsel(vlt(x, zero), vmul(x, vset(a)), x);
-        case 11: return vsel(vlt(x, zero), vmul(vexpm1(x), vset(a)), x);
-        case 12: return vsoftplus(x);
-        default: return vmish(x);
+        case 0: break;
+        case 1: for (; x != end; x += L) vstore(x, vmax(zero, vload(x))); break;
+        case 2: for (; x != end; x += L) vstore(x, vclip(vload(x), va, vb)); break;
+        case 3: for (; x != end; x += L) vstore(x, vsigmoid(vload(x))); break;
+        case 4: for (; x != end; x += L) vstore(x, vsilu(vload(x))); break;
+        case 5: for (; x != end; x += L) vstore(x, vtanh(vload(x))); break;
+        case 6: for (; x != end; x += L) vstore(x, vgelu(vload(x))); break;
+        case 7: for (; x != end; x += L) vstore(x, vgelu_tanh(vload(x))); break;
+        case 8: for (; x != end; x += L) vstore(x, vmul(vload(x), vclip(vfma(vload(x), sixth, vset(0.5f)), zero, one))); break;
+        case 9: for (; x != end; x += L) vstore(x, vclip(vfma(vload(x), va, vb), zero, one)); break;
+        case 10: for (; x != end; x += L) vstore(x, vsel(vlt(vload(x), zero), vmul(vload(x), va), vload(x))); break;
+        case 11: for (; x != end; x += L) vstore(x, vsel(vlt(vload(x), zero), vmul(vexpm1(vload(x)), va), vload(x))); break;
+        case 12: for (; x != end; x += L) vstore(x, vsoftplus(vload(x))); break;
+        default: for (; x != end; x += L) vstore(x, vmish(vload(x)));
     }
 }
 
-// code must be 0..13: every check function sees to that.
+// The same of a few vectors; the first three activations are done where the vectors are.
+template <int N>
+EDGEC_INLINE void vact_all(int code, vf *x, float a, float b) {
+    if (code > 2) {
+        float t[N * L];
+        for (int i = 0; i < N; ++i) vstore(t + i * L, x[i]);
+        vact_run(code, t, N * L, a, b);
+        for (int i = 0; i < N; ++i) x[i] = vload(t + i * L);
+        return;
+    }
+    const vf lo = code == 2 ? vset(a) : vset(0.0f), hi = code == 2 ? vset(b) : vset(INFINITY);
+    for (int i = 0; i < N && code != 0; ++i) x[i] = vclip(x[i], lo, hi);
+}
 EDGEC_INLINE vf vact(int code, vf x, float a, float b) {
-    if (code == 0) return x;
     if (code == 1) return vmax(vset(0.0f), x);
     if (code == 2) return vclip(x, vset(a), vset(b));
-    return vact_curved(code, x, a, b);
+    if (code != 0) vact_all<1>(code, &x, a, b);
+    return x;
 }

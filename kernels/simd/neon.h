@@ -160,5 +160,46 @@ EDGEC_INLINE vf vfours(vf a) {
     return vpaddq_f32(a, a);
 }
 
+// Pairs of 16-bit integers and 8-bit ones: meanings as in avx512.h and avx2.h. Here the first of a vector's pairs fill
+// its lower half and the second ones the upper: products of halves are added up in one instruction each.
+EDGEC_INLINE vi viload(const int32_t *p) { return vld1q_s32(p); }
+EDGEC_INLINE void vistore(int32_t *p, vi a) { vst1q_s32(p, a); }
+EDGEC_INLINE vi vpair(vi low, vi high) {
+    return vreinterpretq_s32_s16(vcombine_s16(vmovn_s32(low), vmovn_s32(high)));
+}
+EDGEC_INLINE void vdot16(vi *sum, vi a, vi b) {
+    const int16x8_t x = vreinterpretq_s16_s32(a), y = vreinterpretq_s16_s32(b);
+    *sum = vmlal_high_s16(vmlal_s16(*sum, vget_low_s16(x), vget_low_s16(y)), x, y);
+}
+EDGEC_INLINE vi vpairs(const int8_t *p) {
+    const int16x8_t a = vmovl_s8(vld1_s8(p));
+    return vreinterpretq_s32_s16(vcombine_s16(vget_low_s16(vuzp1q_s16(a, a)), vget_low_s16(vuzp2q_s16(a, a))));
+}
+EDGEC_INLINE vi vpset(const int16_t *p) {
+    return vreinterpretq_s32_s16(vcombine_s16(vdup_n_s16(p[0]), vdup_n_s16(p[1])));
+}
+EDGEC_INLINE void vwiden16(int16_t *to, const uint8_t *p, uint8_t flip) {
+    const uint8x16_t v = veorq_u8(vld1q_u8(p), vdupq_n_u8(flip));
+    vst1q_s16(to, vreinterpretq_s16_u16(vmovl_u8(vget_low_u8(v))));
+    vst1q_s16(to + 8, vreinterpretq_s16_u16(vmovl_high_u8(v)));
+}
+EDGEC_INLINE void vpairs16(const uint8_t *p, const uint8_t *q, vi *to) {
+    for (int h = 0; h < 2; ++h) {
+        const uint16x8_t a = vmovl_u8(vld1_u8(p + 8 * h)), b = vmovl_u8(vld1_u8(q + 8 * h));
+        to[2 * h] = vreinterpretq_s32_u16(vcombine_u16(vget_low_u16(a), vget_low_u16(b)));
+        to[2 * h + 1] = vreinterpretq_s32_u16(vcombine_u16(vget_high_u16(a), vget_high_u16(b)));
+    }
+}
+EDGEC_INLINE void vstore_q8(uint8_t *p, const vf *a, vf hi, int zero, int lo, int flip) {
+    int16x4_t v[4];
+    for (int i = 0; i < 4; ++i) v[i] = vqmovn_s32(vtoi(vmin(a[i], hi)));
+    const int16x8_t z = vdupq_n_s16((int16_t)zero);
+    const uint8x16_t r = vcombine_u8(vqmovun_s16(vqaddq_s16(vcombine_s16(v[0], v[1]), z)),
+                                     vqmovun_s16(vqaddq_s16(vcombine_s16(v[2], v[3]), z)));
+    vst1q_u8(p, veorq_u8(vmaxq_u8(r, vdupq_n_u8((uint8_t)lo)), vdupq_n_u8((uint8_t)flip)));
+}
+
+#include "no_bytes.h"
+
 // No code, but an order: *a is computed before this point, and memory is not read ahead of it.
 EDGEC_INLINE void vpin(vf *a) { __asm__ volatile("" : "+w"(*a) : : "memory"); }

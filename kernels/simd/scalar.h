@@ -124,5 +124,35 @@ EDGEC_INLINE vtable vtable16(const float *p) { return p; }
 EDGEC_INLINE vf vgather(const float *p, vi at) { return vf{p[at[0]], p[at[1]], p[at[2]], p[at[3]]}; }
 EDGEC_INLINE vf vpick(vtable t, vi at) { return vgather(t, at & viset(15)); }
 
+// Pairs of 16-bit integers and 8-bit ones: meanings as in avx512.h and avx2.h.
+EDGEC_INLINE vi viload(const int32_t *p) {
+    vi a;
+    memcpy(&a, p, 16);
+    return a;
+}
+EDGEC_INLINE void vistore(int32_t *p, vi a) { memcpy(p, &a, 16); }
+EDGEC_INLINE vi vpair(vi low, vi high) { return (vi)(((vu_)low & 0xffffu) | (vu_)high << 16); }
+EDGEC_INLINE vi vlower_(vi a) { return (vi)((vu_)a << 16) >> 16; }
+EDGEC_INLINE void vdot16(vi *sum, vi a, vi b) {
+    *sum = viadd(*sum, viadd(vlower_(a) * vlower_(b), (a >> 16) * (b >> 16)));
+}
+EDGEC_INLINE vi vpairs(const int8_t *p) { return vpair(vi{p[0], p[2], p[4], p[6]}, vi{p[1], p[3], p[5], p[7]}); }
+EDGEC_INLINE vi vpset(const int16_t *p) { return vpair(viset(p[0]), viset(p[1])); }
+EDGEC_INLINE void vwiden16(int16_t *to, const uint8_t *p, uint8_t flip) {
+    for (int i = 0; i < 16; ++i) to[i] = (int16_t)(p[i] ^ flip);
+}
+EDGEC_INLINE void vpairs16(const uint8_t *p, const uint8_t *q, vi *to) {
+    for (int i = 0; i < 4; ++i, p += 4, q += 4)
+        to[i] = vi{p[0] | q[0] << 16, p[1] | q[1] << 16, p[2] | q[2] << 16, p[3] | q[3] << 16};
+}
+EDGEC_INLINE void vstore_q8(uint8_t *p, const vf *a, vf hi, int zero, int lo, int flip) {
+    for (int i = 0; i < 4; ++i) {
+        const vi v = vtoi(vmax(vmin(a[i], hi), vset((float)(lo - zero))));
+        for (int j = 0; j < 4; ++j) *p++ = (uint8_t)((v[j] + zero) ^ flip);
+    }
+}
+
+#include "no_bytes.h"
+
 // An order of computation for the other instruction sets; portable code leaves that to the compiler.
 EDGEC_INLINE void vpin(vf *) {}

@@ -170,5 +170,39 @@ EDGEC_INLINE vf vfours(vf a) {
     return wasm_f32x4_add(a, wasm_i32x4_shuffle(a, a, 2, 3, 0, 1));
 }
 
+// Pairs of 16-bit integers and 8-bit ones: meanings as in avx512.h and avx2.h.
+EDGEC_INLINE vi viload(const int32_t *p) { return wasm_v128_load(p); }
+EDGEC_INLINE void vistore(int32_t *p, vi a) { wasm_v128_store(p, a); }
+EDGEC_INLINE vi vpair(vi low, vi high) {
+    return wasm_i16x8_shuffle(low, high, 0, 8, 2, 10, 4, 12, 6, 14);
+}
+EDGEC_INLINE void vdot16(vi *sum, vi a, vi b) { *sum = wasm_i32x4_add(*sum, wasm_i32x4_dot_i16x8(a, b)); }
+EDGEC_INLINE vi vpairs(const int8_t *p) { return wasm_i16x8_load8x8(p); }
+EDGEC_INLINE vi vpset(const int16_t *p) { return wasm_v128_load32_splat(p); }
+EDGEC_INLINE void vwiden16(int16_t *to, const uint8_t *p, uint8_t flip) {
+    const v128_t v = wasm_v128_xor(wasm_v128_load(p), wasm_i8x16_splat((int8_t)flip));
+    wasm_v128_store(to, wasm_u16x8_extend_low_u8x16(v));
+    wasm_v128_store(to + 8, wasm_u16x8_extend_high_u8x16(v));
+}
+EDGEC_INLINE void vpairs16(const uint8_t *p, const uint8_t *q, vi *to) {
+    const v128_t a = wasm_v128_load(p), b = wasm_v128_load(q);
+    const v128_t low = wasm_i8x16_shuffle(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+    const v128_t high = wasm_i8x16_shuffle(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+    to[0] = wasm_u16x8_extend_low_u8x16(low);
+    to[1] = wasm_u16x8_extend_high_u8x16(low);
+    to[2] = wasm_u16x8_extend_low_u8x16(high);
+    to[3] = wasm_u16x8_extend_high_u8x16(high);
+}
+EDGEC_INLINE void vstore_q8(uint8_t *p, const vf *a, vf hi, int zero, int lo, int flip) {
+    vi v[4];
+    for (int i = 0; i < 4; ++i) v[i] = vtoi(vmin(a[i], hi));
+    const v128_t z = wasm_i16x8_splat((int16_t)zero);
+    const v128_t r = wasm_u8x16_narrow_i16x8(wasm_i16x8_add_sat(wasm_i16x8_narrow_i32x4(v[0], v[1]), z),
+                                             wasm_i16x8_add_sat(wasm_i16x8_narrow_i32x4(v[2], v[3]), z));
+    wasm_v128_store(p, wasm_v128_xor(wasm_u8x16_max(r, wasm_i8x16_splat((int8_t)lo)), wasm_i8x16_splat((int8_t)flip)));
+}
+
+#include "no_bytes.h"
+
 // An order of computation for the other instruction sets; here the engine's own compiler decides.
 EDGEC_INLINE void vpin(vf *) {}

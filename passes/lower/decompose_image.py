@@ -25,13 +25,15 @@ def _known(value: ir.Value | None) -> list[int] | None:
 def lp_pool(op: Builder, node: ir.Node) -> Decomposed:
     """(sum |x|^p)^(1/p): the sum is a depthwise convolution with ones."""
     x, window = required(node, 0), ints_attr(node, "kernel_shape") or ()
-    sizes, p = _known(x), int_attr(node, "p", 2)
+    sizes, dims, p = _known(x), dims_of(x), int_attr(node, "p", 2)
     n = len(window)
-    if sizes is None or len(sizes) != n + 2:
-        return "the sizes of its input are not known"
+    if dims is None or len(dims) != n + 2 or not isinstance(channels := dims[1], int):
+        return "the channels of its input are not known"
     strides, spread = ints_attr(node, "strides") or (1,) * n, ints_attr(node, "dilations") or (1,) * n
     kind, pads = str_attr(node, "auto_pad", "NOTSET"), list(ints_attr(node, "pads") or (0,) * (2 * n))
     if int_attr(node, "ceil_mode", 0) and kind == "NOTSET":
+        if sizes is None:
+            return "the sizes of its input are not known"
         for i, (size, k, s, d) in enumerate(zip(sizes[2:], window, strides, spread, strict=True)):
             room = size + pads[i] + pads[n + i] - ((k - 1) * d + 1)
             count = -(-room // s) + 1
@@ -39,8 +41,8 @@ def lp_pool(op: Builder, node: ir.Node) -> Decomposed:
             count -= (count - 1) * s >= size + pads[i]
             pads[n + i] += max(0, (count - 1) * s - room)
     power = op.Abs(x) if p == 1 else op.Mul(x, x) if p == 2 else op.Pow(op.Abs(x), op.like(p, x))
-    total = op.node("Conv", [power, op.const(np.ones((sizes[1], 1, *window)), x.dtype)], {
-        "kernel_shape": list(window), "strides": list(strides), "dilations": list(spread), "group": sizes[1],
+    total = op.node("Conv", [power, op.const(np.ones((channels, 1, *window)), x.dtype)], {
+        "kernel_shape": list(window), "strides": list(strides), "dilations": list(spread), "group": channels,
         **({"pads": pads} if kind == "NOTSET" else {"auto_pad": kind}),
     }).outputs[0]
     return total if p == 1 else op.Sqrt(total) if p == 2 else op.Pow(total, op.like(1 / p, x))

@@ -11,10 +11,12 @@ from collections.abc import Mapping
 import numpy as np
 import onnx_ir as ir
 
-from edgec.ir.model import Builder, dims_of, input_of, int_attr, producer, rank_of, required, str_attr
+from edgec.ir.model import Builder, const_tensor, dims_of, input_of, int_attr, producer, rank_of, required, str_attr
+from edgec.ir.weights import release
 from edgec.passes.lower.decompose_math import Decomposed, Entry
 
 _FLOAT = int(ir.DataType.FLOAT)
+_WIDE = {ir.DataType.UINT4: ir.DataType.UINT8, ir.DataType.INT4: ir.DataType.INT8}
 _RANGES = {ir.DataType.UINT8: (0, 255), ir.DataType.INT8: (-128, 127)}
 
 
@@ -74,6 +76,22 @@ def _float_codes(value: ir.Value) -> ir.Value | None:
     return clip.outputs[0] if whole and clip is not None else None
 
 
+def _bytes(op: Builder, value: ir.Value) -> ir.Value:
+    """Constant codes of 4 bits as bytes: older opsets, where blocks are spelled out, have no such type."""
+    tensor = const_tensor(value)
+    kind = None if tensor is None else _WIDE.get(tensor.dtype)
+    if tensor is None or kind is None:
+        return value
+    source, shape = tensor, tuple(int(d) for d in tensor.shape.numpy())
+
+    def compute() -> ir.TensorProtocol:
+        wide = ir.Tensor(np.asarray(source.numpy()).astype(kind.numpy()), dtype=kind)
+        release(source)
+        return wide
+
+    return op.tensor(ir.LazyTensor(compute, dtype=kind, shape=ir.Shape(shape), cache=False), value.name or "")
+
+
 def dequantize_linear(op: Builder, node: ir.Node) -> Decomposed:
     """(x - zero) * scale."""
     x, scale, zero = required(node, 0), _spread(op, node, required(node, 1)), input_of(node, 2)
@@ -82,9 +100,9 @@ def dequantize_linear(op: Builder, node: ir.Node) -> Decomposed:
     kind = node.outputs[0].dtype or ir.DataType.FLOAT
     if kind not in (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16):
         return f"its result is {kind.name}"
-    codes = _float_codes(x) or op.Cast(x, to=_FLOAT)
+    codes = _float_codes(x) or op.Cast(_bytes(op, x), to=_FLOAT)
     if zero is not None:
-        shift = _spread(op, node, zero)
+        shift = _spread(op, node, _bytes(op, zero))
         if isinstance(shift, str):
             return shift
         codes = op.Sub(codes, op.Cast(shift, to=_FLOAT))

@@ -13,10 +13,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx_ir as ir
 
-from edgec.ir.model import describe, dims_of, input_of, int_attr, ints_attr, ints_of
+from edgec.ir.model import describe, dims_of, input_of, int_attr, ints_attr, ints_of, rank_of
 from edgec.passes.normalize.fold_bn import Affine
 
-MOVES = ("Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "GlobalAveragePool", "ReduceMean", "Concat")
+MOVES = (
+    "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "GlobalAveragePool", "ReduceMean", "Concat", "Slice",
+)
 # More numbers than any network has channels.
 CHANNELS = 1 << 20
 Dims = tuple[int | str | None, ...]
@@ -38,6 +40,11 @@ class Along:
         if self.axis not in (None, axis) or self.affine.scale.size not in (1, channels):
             return "its constant varies along other axes than the channels"
         return Affine(np.broadcast_to(self.affine.scale, (channels,)), np.broadcast_to(self.affine.shift, (channels,)))
+
+    def same(self, other: Along) -> bool:
+        mine, theirs = self.affine, other.affine
+        return self.axis == other.axis and np.array_equal(mine.scale, theirs.scale) and np.array_equal(
+            mine.shift, theirs.shift)
 
     def part(self, start: int, stop: int) -> Along:
         return Along.make(Affine(self.affine.scale[start:stop], self.affine.shift[start:stop]), self.axis)
@@ -61,6 +68,8 @@ def backward(node: ir.Node, along: Along) -> list[tuple[ir.Value, Along]] | str:
         kept = _kept(node, len(old))
         return f"the axes of {describe(node)} are not known" if kept is None else [
             (values[0], replace(along, axis=kept[along.axis]))]
+    if node.op_type == "Slice":
+        return [(values[0], along)] if _whole(node, along.axis, len(old)) else f"{describe(node)} takes some of them"
     if node.op_type != "Concat":
         moved = _reshaped(node, along, result, old)
         return moved if isinstance(moved, str) else [(values[0], moved)]
@@ -92,11 +101,19 @@ def forward(node: ir.Node, index: int, along: Along) -> Along | str:
         if kept is None or along.axis not in kept:
             return f"{describe(node)} is a mean over that axis"
         return replace(along, axis=kept.index(along.axis))
+    if node.op_type == "Slice":
+        return along if _whole(node, along.axis, len(old)) else f"{describe(node)} takes some of them"
     return _reshaped(node, along, old, new)
 
 
 def _permutation(node: ir.Node, rank: int) -> tuple[int, ...]:
     return ints_attr(node, "perm") or tuple(reversed(range(rank)))
+
+
+def _whole(node: ir.Node, axis: int, rank: int) -> bool:
+    """Whether a Slice is known to leave `axis` as it is."""
+    axes = ints_of(input_of(node, 3))
+    return axes is not None and axis not in {a % rank for a in axes}
 
 
 def _kept(node: ir.Node, rank: int) -> list[int] | None:
@@ -112,6 +129,12 @@ def _ends(sizes: list[int | str | None]) -> list[int] | None:
     """Where the parts of a Concat begin, and where the last one ends."""
     known = [size for size in sizes if isinstance(size, int)]
     return [sum(known[:i]) for i in range(len(known) + 1)] if len(known) == len(sizes) else None
+
+
+def joins_alike(node: ir.Node, along: Along) -> bool:
+    """Whether `along`, done to all inputs of a Concat, is `along` on its result: it joins them on another axis."""
+    rank = rank_of(node.outputs[0])
+    return rank is not None and along.axis is not None and int_attr(node, "axis", 0) % rank != along.axis
 
 
 def _joined(node: ir.Node, index: int, along: Along, rank: int) -> Along | str:

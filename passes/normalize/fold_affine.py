@@ -31,7 +31,7 @@ from edgec.ir.model import (
 from edgec.ir.passes import Context, Pass
 from edgec.ir.rules import Bindings, Rule, apply_rules
 from edgec.ir.shapes import infer_shapes
-from edgec.passes.normalize.channel_paths import CHANNELS, MOVES, Along, backward, forward
+from edgec.passes.normalize.channel_paths import CHANNELS, MOVES, Along, backward, forward, joins_alike
 from edgec.passes.normalize.fold_bn import (
     Affine,
     Before,
@@ -157,7 +157,13 @@ def _back(value: ir.Value, along: Along) -> _Walk:
 def _forth(value: ir.Value, along: Along) -> _Walk:
     """Fills `readers`: what reads `value` and, behind operators that move values, what they make of it."""
     walk, todo, seen = _Walk(), [(value, along)], {value}
+    arrived: dict[ir.Node, list[Along]] = {}
     for _ in range(_STEPS):
+        if not todo:
+            for join in arrived:
+                walk.stop(f"{describe(join)} joins it along another axis with values that it is not done to")
+                todo.append((join.outputs[0], _NOTHING))
+            arrived.clear()
         if not todo:
             return walk
         value, along = todo.pop()
@@ -168,6 +174,15 @@ def _forth(value: ir.Value, along: Along) -> _Walk:
                 walk.readers[user], walk.near = (value, along), True
             elif not is_op(user, *MOVES):
                 walk.stop(f"{describe(user)} reads it, too")
+            elif is_op(user, "Concat") and joins_alike(user, along):
+                # As in a rolled map: what reaches it by all its inputs, and is the same there, goes on.
+                ways = arrived.setdefault(user, [])
+                ways.append(along)
+                if not along.same(ways[0]):
+                    walk.stop(f"{describe(user)} reads it in two ways")
+                if len(ways) == len(user.inputs):
+                    del arrived[user]
+                    todo.append((user.outputs[0], along))
             elif user.outputs[0] in seen:
                 walk.stop(f"{describe(user)} reads it in two ways")
             else:
@@ -205,7 +220,10 @@ class AffineIntoProducer(Rule):
                 return reason
             if before.linear.graph is not node.graph:
                 return f"{describe(before.linear)} is in another graph"
-            reason = before.problem() or _unable(before.linear, _share(before.linear, value, along, before=True))
+            share = _share(before.linear, value, along, before=True)
+            # A BatchNormalization right behind it goes whatever the bits, as in FoldBN, which came too early for it.
+            direct = is_op(node, "BatchNormalization") and value is node.inputs[0] and not isinstance(share, str)
+            reason = before.problem() or (None if direct else _unable(before.linear, share))
         return reason
 
     def rewrite(self, op: Builder, node: ir.Node, **parts: Any) -> ir.Value:

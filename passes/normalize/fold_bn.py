@@ -1,8 +1,9 @@
 """Folds BatchNormalization into the linear operator before it, or into those after it.
 
 With s = gamma / sqrt(var + eps) and t = beta - mean s, y = s x + t per channel. Before: W' = s W, b' = s b + t. After:
-W' = W s (over input channels), b' = b + W t; a padded convolution sees zeros instead of t at the border, so there t
-must be zero. Arithmetic in float64, stored in the weight's own type, once, lazily.
+W' = W s (over input channels), b' = b + W t, where a MatMul gets a bias if it has none; a padded convolution sees zeros
+instead of t at the border, so there t must be zero. Arithmetic in float64, stored in the weight's own type, once,
+lazily. RepBN (SLAB, arXiv:2405.11582), BN(x) + eta x, is first made the BatchNormalization that it is: s' = s + eta.
 """
 
 from __future__ import annotations
@@ -17,10 +18,12 @@ import onnx_ir as ir
 from edgec.ir.model import (
     Array,
     Builder,
+    add_initializer,
     const_of,
     const_tensor,
     describe,
     float_attr,
+    graph_of,
     input_of,
     int_attr,
     ints_attr,
@@ -28,7 +31,10 @@ from edgec.ir.model import (
     producer,
     rank_of,
     required,
+    same_shape,
+    scalar_of,
     single_use,
+    splice,
     str_attr,
 )
 from edgec.ir.passes import Context, Pass
@@ -254,7 +260,7 @@ def forward_problem(node: ir.Node, value: ir.Value, user: ir.Node, affine: Affin
     if is_op(user, "MatMul"):
         if len(tensor.shape) != 2:
             return f"{describe(user)} is not a matrix of [batch, channels]"
-        return None if not affine.shift.any() else f"{describe(user)} has no bias to take the shift"
+        return None
     bias = input_of(user, 2)
     if bias is not None and const_of(bias, _CHANNELS) is None:
         return f"the bias of {describe(user)} is not a constant"
@@ -284,6 +290,9 @@ def fold_forward(op: Builder, user: ir.Node, affine: Affine) -> None:
             return np.concatenate([_group_scaled(block, part, 1) for block, part in blocks])
         return _group_scaled(w, scale, 1 if transposed else 0)
 
+    shape = tuple(tensor.shape.numpy())
+    new_weight = op.tensor(lazy(tensor, change, shape, weight.name or "weight"), weight.name or "")
+    user.replace_input_with(1, op.Transpose(new_weight, perm=(1, 0)) if turned else new_weight)
     if shift.any():
         w = np.asarray(tensor.numpy(), np.float64)
         if is_conv:
@@ -293,23 +302,103 @@ def fold_forward(op: Builder, user: ir.Node, affine: Affine) -> None:
             ])
         else:
             added = (w if transposed else w.T) @ shift * float_attr(user, "alpha", 1.0)
+        if is_op(user, "MatMul"):
+            _add_bias(user, added, tensor.dtype)
+            return
         old = input_of(user, 2)
         bias = np.zeros(1) if old is None else np.asarray(const_of(old, _CHANNELS), np.float64)
-        beta = float_attr(user, "beta", 1.0) if not is_conv else 1.0
+        beta = float_attr(user, "beta", 1.0) if is_op(user, "Gemm") else 1.0
         new_bias = op.const(beta * bias + added, tensor.dtype, f"{weight.name}.bias")
         user.resize_inputs(3)
         user.replace_input_with(2, new_bias)
-        if not is_conv:
+        if is_op(user, "Gemm"):
             user.attributes["beta"] = ir.AttrFloat32("beta", 1.0)
-    shape = tuple(tensor.shape.numpy())
-    new_weight = op.tensor(lazy(tensor, change, shape, weight.name or "weight"), weight.name or "")
-    user.replace_input_with(1, op.Transpose(new_weight, perm=(1, 0)) if turned else new_weight)
+
+
+def _add_bias(product: ir.Node, added: Vector, dtype: ir.DataType) -> None:
+    """Adds a vector to what a MatMul makes: to the constant that is added to it already, or by an Add of its own."""
+    value = product.outputs[0]
+    add = next(iter(value.uses())).node if single_use(value) else None
+    for i in (0, 1):
+        old = const_of(add.inputs[i], _CHANNELS) if add is not None and is_op(add, "Add") else None
+        if add is not None and old is not None and add.graph is product.graph:
+            op = Builder(product)
+            moved = op.const(np.asarray(old, np.float64) + added, dtype, f"{op.stem}.bias")
+            add_initializer(graph_of(product), moved)
+            add.replace_input_with(i, moved)
+            return
+    op = Builder(product)
+    again = op.MatMul(*product.inputs)
+    splice(product, op, [op.Add(again, op.const(added, dtype, f"{op.stem}.bias"))])
+
+
+class RepBNToBN(Rule):
+    """BN(x) + eta x with one number eta, or BN(x) + x: the BatchNormalization with s + eta for s."""
+
+    roots = ("Add",)
+
+    def match(self, node: ir.Node) -> Bindings | None:
+        for i in (0, 1):
+            norm, other = producer(node.inputs[i], "BatchNormalization"), required(node, 1 - i)
+            if norm is None:
+                continue
+            if other is norm.inputs[0]:
+                return {"norm": norm, "eta": 1.0}
+            scaled = producer(other, "Mul")
+            for j in (0, 1):
+                if scaled is not None and scaled.inputs[j] is norm.inputs[0]:
+                    eta = scalar_of(scaled.inputs[1 - j])
+                    if eta is not None:
+                        return {"norm": norm, "eta": eta}
+        return None
+
+    def check(self, node: ir.Node, **parts: Any) -> str | None:
+        norm: ir.Node = parts["norm"]
+        affine = affine_of(norm)
+        if isinstance(affine, str):
+            return affine
+        if not single_use(norm.outputs[0]):
+            return f"{describe(norm)} is read by others, too"
+        return None if same_shape(node.outputs[0], norm.inputs[0]) else "the sum has another shape than its input"
+
+    def rewrite(self, op: Builder, node: ir.Node, **parts: Any) -> ir.Value:
+        norm: ir.Node = parts["norm"]
+        affine = affine_of(norm)
+        assert isinstance(affine, Affine)  # checked
+        dtype = norm.inputs[1].dtype if norm.inputs[1] is not None else None
+        zeros, ones = np.zeros_like(affine.scale), np.ones_like(affine.scale)
+        rows = (op.const(row, dtype) for row in (affine.scale + parts["eta"], affine.shift, zeros, ones))
+        return op.BatchNormalization(required(norm, 0), *rows, epsilon=0.0)
+
+
+class DropFadedNorm(Rule):
+    """0 LayerNorm(x) + y, what PRepBN is after its last step: y, for a norm of finite numbers is finite."""
+
+    roots = ("Add",)
+
+    def match(self, node: ir.Node) -> Bindings | None:
+        for i in (0, 1):
+            faded = producer(node.inputs[i], "Mul")
+            for j in (0, 1):
+                if faded is not None and scalar_of(faded.inputs[j]) == 0.0 and (
+                        norm := producer(faded.inputs[1 - j], "LayerNormalization")) is not None:
+                    return {"norm": norm, "y": required(node, 1 - i)}
+        return None
+
+    def check(self, node: ir.Node, **parts: Any) -> str | None:
+        if float_attr(parts["norm"], "epsilon", 1e-5) <= 0:
+            return f"{describe(parts['norm'])} divides by zero where its input is constant"
+        return None if same_shape(node.outputs[0], parts["y"]) else "the sum has another shape"
+
+    def rewrite(self, op: Builder, node: ir.Node, **parts: Any) -> ir.Value:
+        y: ir.Value = parts["y"]
+        return y
 
 
 class FoldBN(Pass):
     """A BatchNormalization without a foldable neighbour stays; lowering makes it Mul and Add."""
 
     def call(self, model: ir.Model, ctx: Context) -> tuple[ir.Model, bool]:
-        report = apply_rules(model, (FoldIntoProducer(), FoldIntoConsumers()))
+        report = apply_rules(model, (DropFadedNorm(), RepBNToBN(), FoldIntoProducer(), FoldIntoConsumers()))
         ctx.rules.extend(report)
         return model, report.modified

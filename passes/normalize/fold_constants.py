@@ -41,7 +41,7 @@ _NEVER = frozenset({
 # Of some forms of these onnx's evaluator gives other numbers than the standard says: LRN of more channels than its
 # size, LpNormalization of negative numbers with p = 1, GlobalMaxPool of three axes, dilated AveragePool, grouped
 # ConvTranspose, grids of one point, the logarithm of a softmax that is 0. The runtime computes them
-# all, in float32: of integers they are refused, constants or not.
+# all, in float32: of integers they are refused, constants or not, except Resize to the nearest, which moves them.
 _UNSOUND = frozenset({
     "AffineGrid", "AveragePool", "ConvTranspose", "GlobalMaxPool", "GridSample", "LRN", "LogSoftmax",
     "LpNormalization", "MeanVarianceNormalization", "QLinearConv", "Resize", "SoftmaxCrossEntropyLoss", "Upsample",

@@ -224,12 +224,21 @@ class _Side:
     linears: tuple[_Linear, ...]
     scale: float
     inner: tuple[ir.Value, ...]
+    plain: bool  # nothing scales anywhere on the way: 3 x and then / 3 is not plain, though their product is 1
 
     def product(self) -> Vector:
         product = self.scale * self.linears[0].read()
         for linear in self.linears[1:]:
             product = product @ linear.read()
         return product
+
+    def bias(self) -> Vector | None:
+        """What the biases of a plain path add; of another one a scale may stand before or behind them."""
+        total: Vector | None = None
+        for linear in reversed(self.linears):
+            inner = None if total is None else linear.read() @ total
+            total = inner if linear.bias is None else linear.bias + (0.0 if inner is None else inner)
+        return total
 
 
 def _factor(value: ir.Value | None) -> float | None:
@@ -240,7 +249,7 @@ def _factor(value: ir.Value | None) -> float | None:
 
 def _side(value: ir.Value, x: ir.Value) -> _Side | None:
     """The side path that leads from `x` to `value`; the scale may stand before, between or behind the linears."""
-    scale, inner = 1.0, [value]
+    scale, inner, plain = 1.0, [value], True
     linears: list[_Linear] = []
     while value is not x:
         factor = producer(value, "Mul", "Div")
@@ -250,6 +259,7 @@ def _side(value: ir.Value, x: ir.Value) -> _Side | None:
             if number is None or (factor.op_type == "Div" and (i == 0 or number == 0)):
                 return None
             scale *= number if factor.op_type == "Mul" else 1 / number
+            plain = plain and number == 1.0
             value = required(factor, 1 - i)
         else:
             linear = _linear(value)
@@ -259,7 +269,7 @@ def _side(value: ir.Value, x: ir.Value) -> _Side | None:
             value = linear.x
         if value is not x:
             inner.append(value)
-    return _Side(tuple(linears), scale, tuple(inner)) if linears else None
+    return _Side(tuple(linears), scale, tuple(inner), plain) if linears else None
 
 
 class MergeSide(Rule):
@@ -278,8 +288,8 @@ class MergeSide(Rule):
     def check(self, node: ir.Node, **parts: Any) -> str | None:
         main: _Linear = parts["main"]
         side: _Side = parts["side"]
-        if any(s.bias is not None for s in side.linears):
-            return "the side path has biases"
+        if not side.plain and any(s.bias is not None for s in side.linears):
+            return "the side path has biases and a scale"
         if not all(single_use(v) for v in (parts["value"], *side.inner)):
             return "a path is read by others, too"
         if side.linears[0].shape[0] != main.shape[0]:
@@ -299,7 +309,8 @@ class MergeSide(Rule):
             return (w.astype(np.float64) + side.product().reshape(w.shape)).astype(w.dtype)
 
         weight = lazy(main.tensor, change, main.dims, main.weight.name or "weight")
-        return _emit(op, main, main.x, weight, main.bias)
+        added, bias = side.bias(), main.bias
+        return _emit(op, main, main.x, weight, added if bias is None else bias + (0.0 if added is None else added))
 
 
 class MergeSkip(Rule):

@@ -3,8 +3,14 @@
  * A model is an opened bundle (read-only, shareable between threads). A session owns the memory of one
  * conversation or one stream of runs; two sessions of one model may run on two threads, one session may not.
  * Every function that can fail returns a status. Those that take a message buffer explain a failure there, those
- * that take a session in edgec_last_error(session). Every struct that crosses the interface starts with `struct_size`, which the
- * caller sets to sizeof of it: callers built against an older header keep working.
+ * that take a session in edgec_last_error(session).
+ *
+ * Every struct that crosses the interface starts with `struct_size`, which the caller sets to sizeof of it, and grows
+ * at its end. A caller built against an older header keeps working: what it does not know counts as zero, the default.
+ * One built against a newer header works as long as it leaves zero what this library does not know (initialize structs
+ * with = {0}); any other byte there is refused with EDGEC_ERROR_ARGUMENT and words that say that the library is the
+ * older one, for an option such as a pinned key must not be ignored. Structs that are filled in get zeros there.
+ * edgec_tensor, of which edgec_run takes arrays, must have exactly this library's size.
  */
 #ifndef EDGEC_H
 #define EDGEC_H
@@ -110,7 +116,7 @@ typedef struct edgec_model_info {
     uint32_t max_context, vocab_size, prefill_chunk, n_inputs, n_outputs, has_tokenizer;
     int32_t bos_token, eos_token; /* -1: none */
     uint64_t weight_bytes, file_bytes;
-    const char *isa;        /* the instruction set in use: scalar, avx2, avx512, avx512vbmi, amx, neon, wasm */
+    const char *isa;        /* the instruction set in use: scalar, avx2, avx512, avx512vbmi, amx, neon, neondot, wasm */
     const char *warning;    /* empty, or what happened at open (e.g. self-test fell back to scalar) */
 } edgec_model_info;
 
@@ -127,6 +133,7 @@ typedef struct edgec_call_profile {
     const char *entry, *layer, *kernel;
     uint64_t count, nanoseconds; /* summed since the session was created or edgec_profile_reset */
     uint64_t bytes;              /* operand bytes of one execution at the newest shapes */
+    const char *isa;             /* the instruction set whose body of the kernel runs */
 } edgec_call_profile;
 
 typedef struct edgec_generate_options {
@@ -161,9 +168,11 @@ EDGEC_API edgec_status edgec_model_input(const edgec_model *model, uint32_t inde
 EDGEC_API edgec_status edgec_model_output(const edgec_model *model, uint32_t index, edgec_tensor *tensor);
 EDGEC_API edgec_status edgec_model_manifest(const edgec_model *model, const char **json, uint64_t *bytes);
 EDGEC_API edgec_status edgec_verify(edgec_model *model); /* hashes of all weights */
-/* Kernels against the scalar ones on synthetic data; golden != 0 also re-runs the compiler's golden vectors, in a session
- * of its own with no max_memory: the model's allocator limits what it takes. */
-EDGEC_API edgec_status edgec_selftest(edgec_model *model, int golden, char *message, size_t message_bytes);
+/* Kernels against the scalar ones on synthetic data, and unless `golden` is NULL the compiler's golden vectors again, in
+ * a session of their own with these options. max_memory bounds that session and the vectors' inputs and outputs
+ * together, of the largest shape that the model declares; context and profile do not matter. */
+EDGEC_API edgec_status edgec_selftest(edgec_model *model, const edgec_session_options *golden, char *message,
+                                      size_t message_bytes);
 
 EDGEC_API edgec_status edgec_session_create(edgec_model *model, const edgec_session_options *options,
                                             edgec_session **session, char *message, size_t message_bytes);

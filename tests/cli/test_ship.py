@@ -17,9 +17,11 @@ from edgec.env import KEY_PASSPHRASE, LIBRARY
 from edgec.errors import EdgecError
 from edgec.native.bundle import HEADER, RECORD, Kind, read_bundle
 from edgec.native.library import library_path
+from edgec.targets import output
 from edgec.targets.output import check_listing
 from tests.runtime.bundle_surgery import Surgery
 from tests.runtime.test_kernel_sizes import KERNELS
+from tests.runtime.test_library import LIMIT
 
 Cli = Callable[..., Any]
 Keys = Callable[[str], Path]
@@ -70,6 +72,55 @@ def test_the_folder_stays_an_output_of_ours(edgec_cli: Cli, folder: Path, prose_
     assert {k: v for k, v in after.items() if k != "files"} == {k: v for k, v in before.items() if k != "files"}
     assert edgec_cli("compile", prose_lm, "-o", folder).code == 0  # and may be replaced by the next compile
     assert read_bundle(folder / "model.edgec").signature is None
+
+
+def test_a_bundle_that_is_a_link(edgec_cli: Cli, folder: Path, tmp_path: Path, key_pair: Keys) -> None:
+    """The file is signed where it lies; the manifests of the folder that was named and of the file's own follow."""
+    alice, bundle = key_pair("alice"), folder / "model.edgec"
+    named = tmp_path / "named"
+    shutil.copytree(folder, named)
+    (tmp_path / "between").mkdir()
+    (tmp_path / "between" / "link").symlink_to("../out/model.edgec")
+    (named / "model.edgec").unlink()
+    (named / "model.edgec").symlink_to(Path("..", "between", "link"))
+    manifests = [f / "manifest.json" for f in (folder, named)]
+    assert [edgec_cli("verify", f).code for f in (folder, named)] == [0, 0]
+    assert edgec_cli("sign", named, "--key", alice).code == 0
+    assert (named / "model.edgec").is_symlink()
+    assert not bundle.is_symlink()
+    for place in (folder, named):
+        assert edgec_cli("verify", place, "--public-key", f"{alice}.pub").code == 0, place
+        assert not [p for p in place.iterdir() if p.name.endswith(".part")]
+    # The other way round, nobody can know who else has a link; and a file without a manifest needs none.
+    before = [m.read_text() for m in manifests]
+    assert edgec_cli("sign", tmp_path / "between" / "link", "--key", key_pair("bob")).code == 0
+    assert [m.read_text() != b for m, b in zip(manifests, before, strict=True)] == [True, False]
+    assert edgec_cli("verify", named).code == 6
+    assert edgec_cli("sign", named, "--key", alice).code == 0
+    assert edgec_cli("verify", named).code == 0
+
+
+@pytest.mark.parametrize("place", ["named", "out"])
+def test_a_manifest_that_cannot_follow_leaves_the_bundle(
+    place: str, edgec_cli: Cli, folder: Path, tmp_path: Path, key_pair: Keys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named, bundle = tmp_path / "named", folder / "model.edgec"
+    shutil.copytree(folder, named)
+    (named / "model.edgec").unlink()
+    (named / "model.edgec").symlink_to(bundle)
+    files = [bundle, folder / "manifest.json", named / "manifest.json"]
+    before, write = [f.read_bytes() for f in files], output.write_json
+
+    def full(path: Path, content: dict[str, Any]) -> None:
+        if path.parent == tmp_path / place:
+            raise OSError(28, "No space left on device")
+        write(path, content)
+
+    monkeypatch.setattr(output, "write_json", full)
+    outcome = edgec_cli("sign", named, "--key", key_pair("alice"))
+    assert (outcome.code, outcome.err.splitlines()[0]) == (2, "EDGEC-E0004 unwritable output (output)")
+    assert [f.read_bytes() for f in files] == before
+    assert not [p for f in (folder, named) for p in f.iterdir() if ".part" in p.name]
 
 
 def test_the_commands_that_open_a_bundle(edgec_cli: Cli, signed: Path, tmp_path: Path, key_pair: Keys) -> None:
@@ -241,7 +292,7 @@ def test_size_of_the_library(edgec_cli: Cli, monkeypatch: pytest.MonkeyPatch, tm
     library = found["library"]
     assert found["model"] is None
     assert library["bytes"] == library_path().stat().st_size
-    assert library["stripped"] <= 400 * 1024
+    assert library["stripped"] <= LIMIT
     assert set(library["kernels"]) == set(KERNELS)
     copy = Path(shutil.copy(library_path(), tmp_path / "libedgec.so"))
     with LIBRARY.override(str(copy)):
@@ -252,8 +303,9 @@ def test_size_of_the_library(edgec_cli: Cli, monkeypatch: pytest.MonkeyPatch, tm
         assert "kernels" not in json.loads(edgec_cli("size", "--json").out)["library"]
         copy.with_name("kernel_sizes.json").write_text('{"schema_version": 1, "missing": "a reason"}')
         assert "a reason" in edgec_cli("size").err
-        copy.with_name("kernel_sizes.json").write_text("{")
-        assert edgec_cli("size").code == 2
+        for damaged in ("{", "[]", "{}", '{"kernels": {}}', "[" * 100_000):
+            copy.with_name("kernel_sizes.json").write_text(damaged)
+            assert edgec_cli("size").code == 2, damaged
 
 
 @pytest.mark.parametrize(("manifest", "where"), [

@@ -62,6 +62,9 @@ def test_tables_that_are_only_looked_up_take_uniform_codes(llama: ir.Model) -> N
         return str(choose([layer], spec)[0][0].spec)
 
     assert chosen(BitsSpec(2, 32), tied) == "hlq4g32"
+    # For a backend without bit planes of 4 bits; what the user asked for stays.
+    assert [str(choose([tied], BitsSpec(bits, 32), uniform_heads=True)[0][0].spec) for bits in (2, 4)] == [
+        "int4g128", "hlq4g32"]
     assert chosen(BitsSpec(2, 32), table) == "int4g128"
     assert chosen(BitsSpec(3, 64, True), table) == "int4g128"
     assert chosen(BitsSpec(4, 64), table) == "int4g64"

@@ -39,7 +39,7 @@ from tests.differential.reference import Array, Reference
 STRICT = {np.dtype(np.float32): 1e-5, np.dtype(np.float16): 4e-3}
 DRAWS = (8, 48)  # the second when the first leave something
 FACTOR = 8.0
-ISAS = ("scalar", "avx2", "avx512", "avx512vbmi", "amx", "neon")
+ISAS = ("scalar", "avx2", "avx512", "avx512vbmi", "amx", "neon", "neondot")
 
 
 class Disagreement(AssertionError):  # noqa: N818  # what a test reports

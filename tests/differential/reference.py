@@ -100,7 +100,13 @@ def _still(node: onnx.NodeProto, inputs: Sequence[Array | None]) -> bool:
     return bool((spread <= 1e-2 * mean + 1e-3).any())
 
 
+def _of_two_signs(node: onnx.NodeProto, inputs: Sequence[Array | None]) -> bool:
+    return {np.dtype(np.uint8), np.dtype(np.int8)} <= {x.dtype for x in inputs if x is not None}
+
+
 DEFECTS: tuple[Defect, ...] = (
+    Defect(("MatMulInteger", "ConvInteger", "QLinearMatMul", "QLinearConv"), _of_two_signs,
+           "adds pairs of products in 16 bits on CPUs with AVX2 and no VNNI, which saturates"),
     Defect(("MaxPool", "AveragePool", "LpPool"), _odd_same,
            "SAME pads as if nothing were dilated, so that the result is smaller than the standard says, and fails "
            "where a stride is longer than its kernel", _padded),

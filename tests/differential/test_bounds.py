@@ -130,4 +130,5 @@ def test_known_defects_are_still_there(name: str) -> None:
 
 
 def test_every_defect_is_shown() -> None:
-    assert {op for d in DEFECTS for op in d.operators[:1]} == set(STILL_WRONG)
+    shown = set(STILL_WRONG) | {"MatMulInteger"}  # by CPUs with AVX2 and no VNNI alone
+    assert {op for d in DEFECTS for op in d.operators[:1]} == shown

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import edgec
-from edgec import passes
+from edgec import backends
 from edgec.native.bundle import read_bundle
 from edgec.native.session import Model
 from tests.importers.test_checkpoints import gguf_of, quantize_folder
@@ -38,7 +39,9 @@ def test_logits_stay(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     elif kind == "gguf":
         source, _ = gguf_of(source, tmp_path / "tiny.gguf")
     merged, merged_bytes, found = compiled(source, tmp_path / "merged")
-    monkeypatch.setattr(passes, "LOWER", tuple(p for p in passes.LOWER if p.name != "merge_siblings"))
+    row = backends.backend(backends.DEFAULT)
+    alone = replace(row, lower=tuple(p for p in row.lower if p.name != "merge_siblings"))
+    monkeypatch.setattr(backends, "BACKENDS", (alone,))
     apart, apart_bytes, wanted = compiled(source, tmp_path / "apart")
     for entry, values in wanted.items():
         np.testing.assert_allclose(found[entry], values, rtol=0, atol=1e-5 * np.abs(values).max(), err_msg=entry)

@@ -124,6 +124,26 @@ def test_a_pinned_key(compiled: Callable[[str], Path], ask: Ask, key_pair: Calla
     assert "hash mismatch" in found["changed"]
 
 
+def test_keys_and_bundles_of_any_type_that_holds_bytes(
+    compiled: Callable[[str], Path], ask: Ask, key_pair: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder = tmp_path / "signed"
+    shutil.copytree(compiled("auto"), folder)
+    found = ask("kinds", folder, api.sign(folder, key_pair("alice"))["public_key"])
+    assert "no valid signature" in found["other"]
+    refused = {kind: words for kind, words in found["keys"].items() if words}
+    assert set(found["keys"]) - set(refused) == {
+        "buffer", "bytes", "words", "wide", "floats", "view", "shared", "part", "odd", "none"}
+    sizes = {"around": 64, "empty": 0}
+    types = {"digits": "String", "number": "Number", "list": "Array", "object": "Object", "undefined": "Undefined",
+             "text": "String", "zero": "Number"}
+    assert refused == {
+        **{kind: f"edgec: publicKey: wanted the 32 bytes of a key, found {n}" for kind, n in sizes.items()},
+        **{kind: f"edgec: publicKey: wanted an ArrayBuffer or a typed array, found {n}" for kind, n in types.items()}}
+    assert found["bundles"] == {
+        "buffer": None, "view": None, "path": "edgec: bundle: wanted an ArrayBuffer or a typed array, found String"}
+
+
 def test_files_and_instruction_sets(compiled: Callable[[str], Path], ask: Ask) -> None:
     folder = compiled("auto")
     prompt = prompt_of(folder)

@@ -44,7 +44,10 @@ const commands = {
     /** TOKENS COUNT: everything in the module's own memory, by the loader's own system calls. */
     async generate(tokens, count) {
         const edgec = await Edgec.load(library), model = edgec.open(await bundle());
-        const golden = edgec.c.edgec_selftest(model.handle, 1, edgec.words, 512);
+        const golden = edgec.lend(32, (options) => {
+            edgec.view.setUint32(options, 32, true);
+            return edgec.c.edgec_selftest(model.handle, options, edgec.words, 512);
+        });
         const answer = { info: model.info, golden, words: edgec.text(edgec.words),
                          ...steps(model, tokens.split(',').map(Number), Number(count)) };
         model.close();
@@ -68,7 +71,7 @@ const commands = {
     async limits(scratch) {
         const wasi = new WASI({ version: 'preview1', preopens: { '/scratch': scratch } });
         const edgec = await Edgec.load(library, wasi), model = edgec.open(await bundle());
-        const huge = attempt(() => edgec.open({ byteLength: 5 * 2 ** 30 }));
+        const huge = attempt(() => edgec.allocate(5 * 2 ** 30));
         const file = await open(join(scratch, 'sparse'), 'w');
         await file.truncate(5 * 2 ** 30);
         const beyond = attempt(() => openPath(edgec, '/scratch/sparse'));
@@ -97,6 +100,26 @@ const commands = {
         return { pinned: open(whole, { publicKey }), free: open(whole), other: open(whole, { publicKey: other }),
                  short: open(whole, { publicKey: publicKey.subarray(1) }), changed: open(changed, { publicKey }),
                  unseen: open(changed) };
+    },
+
+    /** Keys and bundles of every type that holds bytes, and what is none; an Error's words, null for a model. */
+    async kinds(digits) {
+        const edgec = await Edgec.load(library), whole = await bundle(), key = Uint8Array.from(Buffer.from(digits, 'hex'));
+        const around = new Uint8Array(64).fill(7), open = (data, options) => attempt(() => edgec.open(data, options).close());
+        around.set(key, 16);
+        const shared = new SharedArrayBuffer(32);
+        new Uint8Array(shared).set(key);
+        const keys = { buffer: key.buffer, bytes: key, words: new Uint32Array(key.buffer), wide: new BigInt64Array(key.buffer),
+                       floats: new Float64Array(key.buffer), view: new DataView(around.buffer, 16, 32), shared,
+                       part: around.subarray(16, 48), odd: new Uint16Array(around.buffer, 16, 16), none: null,
+                       around: around.buffer, empty: new ArrayBuffer(0), digits, number: 32, list: [...key],
+                       object: { byteLength: 32 }, undefined: undefined, text: '', zero: 0 };
+        const other = Uint8Array.from(key, (byte, i) => byte ^ (i === 3));
+        const file = Uint8Array.from(whole);
+        const bundles = { buffer: file.buffer, view: new DataView(file.buffer), path: 'model.edgec' };
+        return { keys: Object.fromEntries(Object.entries(keys).map(([kind, publicKey]) => [kind, open(whole, { publicKey })])),
+                 other: open(whole, { publicKey: other.buffer }),
+                 bundles: Object.fromEntries(Object.entries(bundles).map(([kind, data]) => [kind, open(data)])) };
     },
 
     /** Damaged and foreign bytes. */

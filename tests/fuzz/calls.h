@@ -33,6 +33,8 @@ class Sized {
         memory_ = static_cast<T *>(need(calloc(1, room)));
         memcpy(static_cast<void *>(memory_), &full, room < sizeof(T) ? room : sizeof(T));
         memcpy(static_cast<void *>(memory_), &size, 4);
+        // A newer caller, who may or may not ask for something.
+        if (size > sizeof(T)) reinterpret_cast<uint8_t *>(memory_)[sizeof(T) + in.below(8)] = uint8_t(in.below(2));
     }
     Sized(const Sized &) = delete;
     ~Sized() { free(memory_); }

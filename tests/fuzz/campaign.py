@@ -1,8 +1,9 @@
 """The long run (`make fuzz`): python -m tests.fuzz.campaign [--cases N] [--minutes M] [--first SEED]
 
-N damaged bundles on all cores, then M minutes shared by the libFuzzer targets and the importers under atheris. Prints
-what each program ends with; the exit status is 1 when any found something, did not end, or could not be run. What
-libFuzzer and atheris found lies in build/fuzz, and what is new to their corpora too: the next run starts from there.
+N damaged bundles on all cores, then M minutes shared by the libFuzzer targets and, under atheris, the importers and
+the compiler. Prints what each program ends with; the exit status is 1 when any found something, did not end, or could
+not be run. What libFuzzer and atheris found lies in build/fuzz, and what is new to their corpora too: the next run
+starts from there.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from tests.fuzz.importers import KINDS
 from tests.fuzz.programs import ROOT, build, has_libfuzzer
 from tests.fuzz.seeds import TARGETS, write_corpus, write_seeds
 
@@ -59,7 +61,7 @@ def main() -> int:
         numbers = ["--seed", str(options.first + first), "--count", str(end - first)]
         jobs.append((f"bundles{i}", [program, *seeds, *numbers], WORK, 600 + 0.05 * (end - first)))
     guided: list[tuple[str, list[str], Path, float]] = []
-    seconds = int(options.minutes * 60 * cores / (len(TARGETS) + 2))
+    seconds = int(options.minutes * 60 * cores / (len(TARGETS) + len(KINDS)))
     if seconds and not has_libfuzzer():
         complete = False
         print("== without clang and its runtime libraries (tools/setup_test_tools.sh) there are no libFuzzer targets")
@@ -74,7 +76,7 @@ def main() -> int:
         complete = False
         print("== without atheris (tools/setup_test_tools.sh) the importers are not fuzzed")
     elif seconds:
-        for kind in ("onnx", "safetensors"):
+        for kind in KINDS:
             command = [sys.executable, "-m", "tests.fuzz.importers", kind, "--seconds", str(seconds)]
             guided.append((f"import-{kind}", command, ROOT, 600 + 2 * seconds))
     with ThreadPoolExecutor(max_workers=cores) as pool:

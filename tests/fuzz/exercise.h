@@ -21,7 +21,6 @@ struct Meter {
 inline void *meter_allocate(void *user, size_t bytes, size_t alignment) {
     Meter &m = *static_cast<Meter *>(user);
     void *memory = nullptr;
-    // Golden vectors run in a session without max_memory: there the allocator is the limit, as for any host.
     if (bytes > kMostAtOnce || posix_memalign(&memory, alignment, bytes)) return nullptr;
     const uint64_t live = __atomic_add_fetch(&m.live, bytes, __ATOMIC_RELAXED);
     __atomic_add_fetch(&m.blocks, 1, __ATOMIC_RELAXED);
@@ -255,7 +254,15 @@ inline void use(Random *given, const Bytes &whole, const Bytes *original, Statis
             use_session(given, model, info, s);
             if (r.chance(3)) {
                 begin_phase("run");
-                promise(status_known(edgec_selftest(model, 1, message, sizeof message)), "selftest gave no status", s);
+                Meter own;
+                const edgec_allocator counted = {sizeof counted, meter_allocate, meter_release, &own};
+                edgec_session_options golden = {};
+                golden.struct_size = sizeof golden, golden.threads = 1, golden.allocator = &counted;
+                golden.max_memory = r.chance(50) ? kMaxMemory : 1 + r.below(1 << 18);
+                promise(status_known(edgec_selftest(model, &golden, message, sizeof message)),
+                        "selftest gave no status", s);
+                promise(own.peak <= golden.max_memory, "golden vectors took more than max_memory", s);
+                promise(own.live == 0 && own.blocks == 0, "golden vectors leaked", s);
             }
         }
         edgec_close(model);

@@ -1,31 +1,38 @@
-"""Damaged .onnx and safetensors files through the doors that read them.
+"""Damaged .onnx and safetensors files through the doors that read them, and .onnx files all the way to a bundle.
 
-    python -m tests.fuzz.importers onnx|safetensors [--seed S] [--count N] [--one S]   cases made from their numbers
-    python -m tests.fuzz.importers onnx|safetensors --seconds N                        atheris: guided by coverage
+    python -m tests.fuzz.importers onnx|safetensors|compile [--seed S] [--count N] [--one S]   cases made from numbers
+    python -m tests.fuzz.importers onnx|safetensors|compile --seconds N                atheris: guided by coverage
 
-The only outcomes allowed are a model, or an EdgecError that is no bug of ours (E0001); in CPU_SECONDS, within MEMORY
-bytes. Mutations follow the structure: fields of the protobuf messages, entries of the JSON header.
+The only outcomes allowed are a model (compile: a bundle that the runtime opens), or an EdgecError that is no bug of
+ours; in CPU_SECONDS, with at most MEMORY bytes more than the libraries take. Mutations follow the structure: fields of
+the protobuf messages, entries of the JSON header.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import inspect
 import json
 import logging
 import random
+import re
 import resource
 import signal
 import sys
 import tempfile
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from edgec.errors import EdgecError
+
 CPU_SECONDS = 10
-MEMORY = 8 << 30  # address space; the libraries alone map two
+MEMORY = 1 << 30
+_INTERNAL = 70  # exit status of errors that are bugs
 _ODD = (0, 1, -1, 2, 3, 7, 8, 16, 64, 255, 65536, 1 << 20, (1 << 31) - 1, -(1 << 31), 1 << 40, (1 << 63) - 1,
         -(1 << 63))
 _WORDS = ("", "x", "y", "w", "Relu", "Add", "Loop", "If", "Reshape", "ai.onnx.ml", "é", "a\0b", "n" * 300, "../x",
@@ -99,6 +106,13 @@ def onnx_seeds() -> list[bytes]:
                  node("Clip", ["d"], ["y"], min=0.0, max=6.0)],
                 [value("x", f32, 1, 2, 3, 3)], [value("y", f32, 1, 2, 6, 6)], opset=7)
     return [conv, shapes, control, quantized, old]
+
+
+def compile_seeds() -> list[bytes]:
+    """The models above and a small one for each way to lower an operator."""
+    from tests.native.lower_cases import CASES, proto
+
+    return onnx_seeds() + [bytes(proto(case).SerializeToString(deterministic=True)) for case in CASES]
 
 
 def safetensors_seeds() -> list[bytes]:
@@ -259,6 +273,33 @@ def read_onnx(path: Path) -> None:
             value.const_value.numpy()
 
 
+def compile_onnx(path: Path) -> None:
+    """What `edgec compile` does except comparing and golden vectors, both of which run the model in onnxruntime."""
+    from edgec.native.bundle import write_bundle
+    from edgec.pipeline import CompileOptions, prepare_model
+    from edgec.targets import EmitOptions, native
+
+    report = prepare_model(str(path), CompileOptions(importer={"check": False, "dynamic": _ranges(path)}))
+    bundle = path.with_name("model.edgec")
+    write_bundle(bundle, native.plan_model(report.model, EmitOptions())[0], tokenizer=None, golden=None, manifest={})
+    native.accept(bundle)
+
+
+def _ranges(path: Path) -> dict[str, dict[int, tuple[int, int]]]:
+    """Ranges for the sizes of inputs that are names."""
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    proto = onnx.ModelProto()
+    try:
+        proto.ParseFromString(path.read_bytes())
+    except DecodeError:
+        return {}
+    constants = {tensor.name for tensor in proto.graph.initializer}
+    return {value.name: {axis: (1, 4) for axis, dim in enumerate(value.type.tensor_type.shape.dim) if dim.dim_param}
+            for value in proto.graph.input if value.name not in constants}
+
+
 def read_safetensors(path: Path) -> None:
     from edgec.importers.stored import open_safetensors
 
@@ -270,6 +311,7 @@ def read_safetensors(path: Path) -> None:
 Mutate = Callable[[bytes, random.Random], bytes]
 KINDS: dict[str, tuple[str, Callable[[], list[bytes]], Mutate, Callable[[Path], None]]] = {
     "onnx": ("model.onnx", onnx_seeds, mutate_onnx, read_onnx),
+    "compile": ("model.onnx", compile_seeds, mutate_onnx, compile_onnx),
     "safetensors": ("model.safetensors", safetensors_seeds, mutate_safetensors, read_safetensors),
 }
 
@@ -279,9 +321,7 @@ class BrokenPromise(Exception):  # noqa: N818 - it is not an error of a call
 
 
 def attempt(kind: str, data: bytes, folder: Path) -> bool:
-    """Whether the door took the file. Raises BrokenPromise."""
-    from edgec.errors import EdgecError
-
+    """Whether the file was taken. Raises BrokenPromise."""
     name, _, _, read = KINDS[kind]
     path = folder / name
     path.write_bytes(data)
@@ -289,33 +329,45 @@ def attempt(kind: str, data: bytes, folder: Path) -> bool:
     try:
         read(path)
     except EdgecError as e:
-        if e.code == "E0001":
+        if e.exit_code == _INTERNAL:
             raise BrokenPromise(str(e)) from e
         return False
+    except BrokenPromise:
+        raise
     except BaseException as e:
-        raise BrokenPromise(f"{type(e).__name__}: {e}") from e
+        at = traceback.extract_tb(e.__traceback__)[-1]
+        raise BrokenPromise(f"{type(e).__name__}: {e} ({Path(at.filename).name}:{at.lineno})") from e
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
     return True
 
 
+@functools.cache
+def _seeds(kind: str) -> list[bytes]:
+    return KINDS[kind][1]()
+
+
 def case(kind: str, number: int) -> bytes:
     """Case `number`: a seed with one to three mutations, which it alone decides."""
-    _, seeds, mutate, _ = KINDS[kind]
-    first = seeds()
+    mutate = KINDS[kind][2]
+    first = _seeds(kind)
     data, rng = first[number % len(first)], random.Random(number)
     for _ in range(rng.randrange(1, 4)):
         data = mutate(data, rng)
     return data
 
 
-def limit() -> None:
-    """No more memory than MEMORY, and a hang ends in an exception."""
+def limit(kind: str) -> None:
+    """No more memory than MEMORY above what is there when all is loaded, and a hang ends in an exception."""
     def late(_signal: int, _frame: object) -> None:
         raise TimeoutError(f"more than {CPU_SECONDS} s of CPU")
 
     logging.disable(logging.CRITICAL)  # onnx_ir says at length what is wrong with a file
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    with tempfile.TemporaryDirectory() as folder:
+        for seed in _seeds(kind)[:12]:
+            attempt(kind, seed, Path(folder))
+    taken = int(re.findall(r"VmData:\s+(\d+) kB", Path("/proc/self/status").read_text())[0]) << 10
+    resource.setrlimit(resource.RLIMIT_DATA, (taken + MEMORY, taken + MEMORY))
     signal.signal(signal.SIGPROF, late)
 
 
@@ -336,19 +388,17 @@ def run_atheris(kind: str, seconds: int, folder: Path) -> None:
     """Ends the process, with status 0 when nothing was found."""
     import atheris
 
-    import edgec.importers.onnx
-    import edgec.importers.stored  # noqa: F401
-
     # Function by function: the finder of an editable install is not one that atheris instruments modules of.
     for name, module in list(sys.modules.items()):
         if name.startswith("edgec."):
-            for value in vars(module).values():
-                if inspect.isfunction(value) and value.__module__ == name:
-                    atheris.instrument_func(value)
-    _, seeds, mutate, _ = KINDS[kind]
+            own = [value for value in vars(module).values() if getattr(value, "__module__", "") == name]
+            methods = [method for value in own if inspect.isclass(value) for method in vars(value).values()]
+            for function in filter(inspect.isfunction, own + methods):
+                atheris.instrument_func(function)
+    mutate = KINDS[kind][2]
     corpus = folder / "corpus"
     corpus.mkdir()
-    for i, seed in enumerate(seeds()):
+    for i, seed in enumerate(_seeds(kind)):
         (corpus / str(i)).write_bytes(seed)
 
     def mutator(data: bytes, most: int, seed: int) -> bytes:
@@ -373,7 +423,7 @@ def main() -> int:
     options = parser.parse_args()
     if options.one is not None:
         options.seed, options.count = options.one, 1
-    limit()
+    limit(options.kind)
     with tempfile.TemporaryDirectory() as folder:
         if options.seconds is not None:
             run_atheris(options.kind, options.seconds, Path(folder))

@@ -21,6 +21,8 @@ from tests.native.tiny_plans import (
     tiny_bits,
     tiny_cnn,
     tiny_lm,
+    tiny_mixers,
+    tiny_q8,
     tiny_recurrent,
     tiny_scored_tokenizer,
     tiny_siblings,
@@ -61,7 +63,12 @@ def write_seeds(folder: Path) -> list[Path]:
     shutil.copy(folder / "cnn", signed)
     key = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
     sign_file(signed, key.public_key().public_bytes_raw(), key.sign)
-    return [*paths, signed]
+    later = []  # behind the others: corpus.txt counts them
+    for name, plan in (("q8", tiny_q8()), ("mixers", tiny_mixers())):
+        later.append(folder / name)
+        write_bundle(later[-1], plan, tokenizer=None, golden=None, manifest={"name": name})
+        later[-1].write_bytes(with_script(later[-1].read_bytes(), TEXT))
+    return [*paths, signed, *later]
 
 
 def with_script(bundle: bytes, script: bytes) -> bytes:

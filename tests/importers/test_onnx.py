@@ -115,6 +115,17 @@ def sized(path: Path, size: int | str) -> Path:
     return path
 
 
+@pytest.mark.parametrize("numbers", ["0,137438953472,1", "0,1,0", "5,-900000000,-2"])
+def test_ranges_have_an_end(tmp_path: Path, numbers: str) -> None:
+    """ONNX's shape inference makes the numbers of a Range of constants, which can be a terabyte."""
+    start, limit, step = numbers.split(",")
+    proto = onnx.parser.parse_model('<ir_version: 8, opset_import: ["" : 17]> g (int64[3] x) => (int64[N] y) '
+                                    f"<int64 a = {{{start}}}, int64 b = {{{limit}}}, int64 c = {{{step}}}> "
+                                    "{ r = Range(a, b, c) y = Gather(r, x) }")
+    onnx.save(proto, tmp_path / "m.onnx")
+    assert "Range" in refused(tmp_path / "m.onnx", "E0101").found
+
+
 def test_negative_sizes(tmp_path: Path) -> None:
     """-1 is what some tools write for an unknown size; no other one means anything."""
     model = importers.load(sized(tmp_path / "m.onnx", -1), dynamic={"x": {0: (1, 3)}})

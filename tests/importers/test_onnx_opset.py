@@ -15,10 +15,11 @@ import onnx_ir as ir
 import pytest
 
 from edgec.errors import EdgecError
-from edgec.importers.onnx_opset import OLDEST, STEPS, extends, lift, schema
+from edgec.importers.onnx_opset import OLDEST, STEPS, lift
 from edgec.importers.onnx_original import Original
 from edgec.ir.info import ModelInfo, attach_info
 from edgec.ir.model import walk
+from edgec.ir.opset import extends, schema
 from edgec.ir.shapes import infer_shapes
 from tests.passes.harness import Array, close, evaluate, ops
 

@@ -136,7 +136,7 @@ std::vector<double> decode_bits(const Bits &b, const std::vector<int64_t> &bytes
 struct Product {
     std::vector<Bits> b;  // of each output, absent ones included
     int64_t m;
-    bool fast = false;  // tables of 8 bits, where an instruction set has them
+    bool fast = false;  // 8 bits, in tables or products, where an instruction set has them
     int outputs() const { return (int)b.size(); }
 };
 
@@ -187,8 +187,16 @@ void bounds(Case &c, const Product &p) {
     }
     c.scale = NORM;
     const double stray = 1 + 4 / sqrt((double)std::max<int64_t>(1, least));
-    c.bound = [few = p.m <= 16, palette = p.b[0].vector != 0, fast = p.fast, stray](Isa isa) {
-        if (palette || isa == SCALAR || (!few && (isa == AVX512 || isa == NEON || isa == WASM))) return 1e-5;
+    const int64_t bits = p.b[0].bits;
+    c.bound = [m = p.m, bits, palette = p.b[0].vector != 0, fast = p.fast, stray](Isa isa) {
+        // Where the fast mode's bytes begin, and on amx end (isa/avx512vbmi.cpp, amx.cpp).
+        const bool bytes = fast && m >= (bits == 1 ? 11 : bits == 2 ? 6 : 5);
+        const int64_t tiles = bits == 1 ? 24 : bits < 5 ? 48 : bits < 8 ? 64 : 96;
+        const bool few = m <= 16;
+        if (palette || isa == SCALAR) return 1e-5;
+        if (bytes && (isa == AVX512VBMI || (isa == AMX && m < tiles))) return 1.5e-2 * stray;
+        if (fast && isa == NEONDOT) return 1.5e-2 * stray;
+        if (!few && (isa == AVX512 || isa == NEON || isa == NEONDOT || isa == WASM)) return 1e-5;
         if (!few) return (isa == AMX ? 5e-3 : 1e-3) * stray;
         if (fast && (isa == AVX2 || isa == NEON || isa == WASM)) return 1.5e-2 * stray;
         return (isa == AVX512VBMI || isa == AMX ? 2e-4 : 1e-3) * stray;
@@ -229,8 +237,8 @@ void add_extreme(Suite &s, int64_t m, const Bits &b, double size, bool nan, bool
     std::vector<double> &x = c.op[1].real;
     for (double &v : x) v = round_to(F32, v * size);
     if (nan) x[(size_t)(b.k + s.rng.range(0, b.k - 1))] = NAN;
-    c.bound = nullptr;
-    c.tolerance = fast ? 0.03 : 0.01;
+    // AMX takes products and sums below the smallest normal number (1.2e-38) for zero.
+    c.bound = [size, tolerance = fast ? 0.03 : 0.01](Isa isa) { return isa == AMX && size < 1e-35 ? 0.1 : tolerance; };
     double squares = 0;
     product(c, {{b}, m}, 0, &squares);
     if (nan) c.scale = ROW;
@@ -239,8 +247,8 @@ void add_extreme(Suite &s, int64_t m, const Bits &b, double size, bool nan, bool
 
 // The largest sums there are: every activation `x`, every weight the largest level, so that integer sums of a group are
 // as near to their limit as they can be. Nothing of it is rounded but the scales.
-void add_largest(Suite &s, int64_t m, const Bits &b, double x) {
-    add_linear(s, m, b, 0, 0);
+void add_largest(Suite &s, int64_t m, const Bits &b, double x, bool fast = false) {
+    add_linear(s, m, b, 0, fast ? 96 : 0);
     Case &c = *s.cases.back();
     c.label += text(" all %g", x);
     for (double &v : c.op[1].real) v = x;
@@ -252,20 +260,46 @@ void add_largest(Suite &s, int64_t m, const Bits &b, double x) {
         else bytes[(size_t)at + 1] &= 127;                                      // centre above zero
     });
     c.scale = ROW;
-    c.bound = [](Isa isa) { return isa == AMX ? 1e-2 : 1e-3; };
+    c.bound = [fast](Isa isa) { return isa == AMX || fast ? 1e-2 : 1e-3; };
+}
+
+// Activations of one sign but for a large one in each chunk, and weights with a mean: what roundings of one sign lose would
+// add up. More than evenly spread errors make (docs/kernels.md).
+void add_mean(Suite &s, int64_t m, const Bits &b, double outlier) {
+    add_linear(s, m, b, 0, 96);
+    Case &c = *s.cases.back();
+    c.label += text(" mean, one of %g", outlier);
+    std::vector<double> &x = c.op[1].real;
+    for (size_t e = 0; e < x.size(); ++e)
+        x[e] = round_to(F32, (int64_t)e % b.k % 32 == 5 ? (s.rng.range(0, 1) ? outlier : -outlier) : fabs(x[e]) + 0.01);
+    std::vector<int64_t> &bytes = c.op[2].whole;
+    walk(b, [](int64_t, int64_t, int64_t, int64_t, int64_t) {}, [&](int64_t at, int64_t which, int64_t n, int64_t) {
+        if (n >= b.n) return;
+        const double v = b.uniform ? (which ? 0 : 0.02) : which == b.bits ? 0.02 : 0.01 * (1 << which);
+        const uint16_t h = encode_half(v, false);
+        bytes[(size_t)at] = h & 255, bytes[(size_t)at + 1] = h >> 8;
+    });
+    c.floors.clear();
+    bounds(c, {{b}, m, true});
+    c.bound = [](Isa isa) { return isa == SCALAR || isa == AVX512 ? 5e-3 : 2.3e-2; };
 }
 
 // Uniform codes with whole zero points and activations that are whole multiples of a 4095th of their group's largest:
-// where 16-bit integers are multiplied, these are exact.
-void add_whole(Suite &s, int64_t m, const Bits &b) {
-    add_linear(s, m, b, 0, 0);
+// where 16-bit integers are multiplied, these are exact. In the fast mode the same of 8 bits, a 127th and each 32 columns.
+void add_whole(Suite &s, int64_t m, const Bits &b, bool fast = false) {
+    add_linear(s, m, b, 0, fast ? 96 : 0);
     Case &c = *s.cases.back();
     c.label += " whole";
+    const auto whole = [&](int64_t column) {
+        const int64_t most = fast ? 127 : 4095;
+        return (double)(column % (fast ? 32 : b.group) ? s.rng.range(-most, most) : most);
+    };
     for (size_t e = 0; e < c.op[1].real.size(); ++e)
-        c.op[1].real[e] = (int64_t)e % b.k % b.group ? (double)s.rng.range(-4095, 4095) : 4095;
+        c.op[1].real[e] = whole((int64_t)e % b.k);
     c.floors.clear();
     bounds(c, {{b}, m});
-    c.bound = [](Isa isa) { return isa == AMX ? 1e-2 : 1e-5; };
+    // Sums of bytes are added to numbers that are larger than any of them.
+    c.bound = [fast](Isa isa) { return isa == AMX ? 1e-2 : !fast ? 1e-5 : isa == AVX512VBMI || isa == NEONDOT ? 1e-4 : 1e-3; };
 }
 
 Bits any_bits(Rng &r, int64_t n, int64_t k) {
@@ -311,7 +345,27 @@ CASES(linear_bits) {
     for (int64_t bits = 1; bits <= 8; ++bits)
         for (const int64_t group : {32, 64, 128})
             for (const double x : {-1.0, 1.0}) add_largest(s, bits % 2 ? 18 : 16, {70, 300, bits, group, x > 0}, x);
+    for (const int64_t bits : {2, 4, 8})
+        for (const bool uniform : {false, true})
+            for (const int64_t m : {3, 7, 20}) add_mean(s, m, {70, 1024, bits, 128, uniform}, bits == 4 ? 300 : 100);
     for (const int64_t bits : {1, 2, 4, 8}) add_whole(s, 16 + bits, {70, 333, bits, 128, true});
+    // The fast mode, many rows.
+    for (int64_t bits = 1; bits <= 8; ++bits)
+        for (const int64_t group : {32, 64, 128})
+            for (const bool uniform : {false, true})
+                add_linear(s, 17 + (bits + group / 32) % 6, {s.rng.range(1, 300), s.rng.range(1, 300), bits, group, uniform}, 0, 96);
+    for (int64_t m = 21; m <= 40; ++m)
+        add_linear(s, m, any_bits(s.rng, s.rng.range(1, 300), s.rng.range(1, 300)), m % 14, 96 | (int)s.rng.range(0, 31));
+    for (const int64_t k : {1, 3, 7, 8, 9, 31, 32, 33, 63, 64, 65, 95, 96, 97, 127, 128, 129, 160, 255, 256, 257})
+        add_linear(s, 17 + k % 2, any_bits(s.rng, 70, k), 0, 97);
+    for (const int64_t n : {1, 15, 16, 17, 63, 64, 65, 129}) add_linear(s, 18, any_bits(s.rng, n, 100), 0, 99);
+    for (const int64_t bits : {2, 3, 4, 8}) add_linear(s, 50, {512, 1111, bits, 128, bits == 3}, 0, 96 | 8);
+    for (const int64_t m : {7, 16, 19, 22}) add_extreme(s, m, any_bits(s.rng, 70, s.rng.range(1, 300)), 1, true, true);
+    for (const double size : {1e-30, 1e-34, 1.4e-35, 1e33}) add_extreme(s, 18, {70, 300, 2, 128, false}, size, false, true);
+    for (int64_t bits = 1; bits <= 8; ++bits)
+        for (const int64_t group : {32, 64, 128})
+            for (const double x : {-1.0, 1.0}) add_largest(s, 18, {70, 300, bits, group, x > 0}, x, true);
+    for (int64_t bits = 1; bits <= 8; ++bits) add_whole(s, 16 + bits, {70, 333, bits, 128, true}, true);
     for (int64_t bits = 1; bits <= 8; ++bits)
         for (const int64_t rows : {0, 1, 3, 8, 16, 64, 1000})
             for (const int64_t m : {1, 5, 17}) {

@@ -31,7 +31,7 @@ static void linear_reference(Case &c) {
     }
 }
 
-static void add_linear(Suite &s, const Dims &lead, int64_t n, int64_t k, uint8_t dtype, int64_t act, int features) {
+static Case &add_linear(Suite &s, const Dims &lead, int64_t n, int64_t k, uint8_t dtype, int64_t act, int features) {
     Dims y = lead, x = lead;
     y.push_back(n);
     x.push_back(k);
@@ -46,6 +46,7 @@ static void add_linear(Suite &s, const Dims &lead, int64_t n, int64_t k, uint8_t
     c.ints({act, first}).floats({kActA, kActB});
     c.reference = linear_reference;
     scaled(c, k);
+    return c;
 }
 
 CASES(linear) {
@@ -65,6 +66,13 @@ CASES(linear) {
     add_linear(s, {}, 7, 5, F32, 0, 1);
     add_linear(s, {0, 3}, 7, 5, F16, 0, 3);
     add_linear(s, {3}, 0, 5, F32, 0, 0);
+    // Sums that are -0 stay so, into whichever tiles the columns are cut.
+    for (const int64_t m : {4, 97}) {
+        Case &c = add_linear(s, {m}, 70, 4, F32, 0, 1);
+        std::fill(c.op[1].real.begin(), c.op[1].real.end(), 0.0);
+        std::fill(c.op[2].real.begin(), c.op[2].real.end(), -1.0);
+        std::fill(c.op[3].real.begin(), c.op[3].real.end(), -0.0);
+    }
 }
 
 static void linear_split_reference(Case &c) {
@@ -165,7 +173,7 @@ static void dwconv_reference(Case &c) {
         double v = 0;
         for (int64_t k = 0; k < c.i[0] * c.i[1]; ++k) {
             const int64_t from = tap(c.op[1], c.i.data(), at[0], at[1], at[2], k / c.i[1], k % c.i[1]);
-            if (from >= 0) v += c.op[1].real[(size_t)(from + at[3])] * c.op[2].real[(size_t)(k * y.dim(3) + at[3])];
+            if (from >= 0) v += c.op[1].real[(size_t)(from + at[3] % c.op[1].dim(3))] * c.op[2].real[(size_t)(k * y.dim(3) + at[3])];
         }
         y.real[(size_t)e] = finish(c, v, e, at[3], 3, 8);
     }
@@ -203,7 +211,7 @@ static void add_conv(Suite &s, const Conv &t, int64_t turn, bool depthwise) {
     const Dims y = {t.b, out_size(t.h, t.kh, t.sh, t.pt, t.pb, t.dh), out_size(t.w, t.kw, t.sw, t.pl, t.pr, t.dw), t.co};
     Case &c = s.add(conv_label(t, turn));
     c.out(F32, y).in(F32, {t.b, t.h, t.w, t.ci});
-    if (depthwise) c.in(F32, {t.kh * t.kw, t.ci});
+    if (depthwise) c.in(F32, {t.kh * t.kw, t.co});
     else c.in(dtypes[turn % 3], {t.groups, t.co / t.groups, t.kh * t.kw * t.ci / t.groups}, PANEL16);
     turn & 1 ? c.in(F32, {t.co}) : c.none();
     turn & 2 ? c.in(F32, y) : c.none();
@@ -239,11 +247,53 @@ CASES(conv2d) {
         {1, 5, 5, 300, 17, 5, 5, 1, 1, 2, 2, 2, 2, 1, 1, 1},   // a long inner dimension: the smallest pixel block
         {1, 3, 3, 4, 5, 3, 3, 1, 1, 6, 6, 6, 6, 1, 1, 1},      // windows that lie wholly in the padding
         {1, 8, 1, 4, 16, 3, 1, 2, 1, 1, 0, 1, 0, 1, 1, 1},     // one-dimensional
+        {1, 9, 67, 3, 24, 3, 3, 2, 2, 1, 1, 1, 1, 1, 1, 1},    // wide images: rows of windows are not gathered
+        {2, 5, 40, 4, 33, 5, 3, 1, 1, 7, 1, 7, 1, 1, 1, 1},    // nor those of which only some rows exist
+        {1, 7, 70, 2, 96, 7, 7, 2, 2, 3, 3, 3, 3, 2, 1, 1},
+        {2, 2, 701, 2, 17, 2, 3, 1, 1, 1, 1, 0, 1, 1, 1, 1},   // rows so long that several tiles share one
         {0, 8, 8, 4, 16, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1}};
     int64_t turn = 0;
     for (const Conv &t : tests)
         for (int n = 0; n < 3; ++n) add_conv(s, t, turn++, false);
     for (int n = 0; n < 60; ++n) add_conv(s, random_conv(s.rng), turn++, false);
+}
+
+// The operands of conv2d; the reference is told the window that this kernel need not be.
+static void winograd_reference(Case &c) {
+    const std::vector<int64_t> i = c.i;
+    c.i = {3, 3, 1, 1, i[0], i[1], 1, 1, 1, i[2], i[3]};
+    conv_reference(c);
+    c.i = i;
+}
+
+CASES(conv2d_winograd) {
+    struct Shape {
+        int64_t b, h, w, ci, co, pt, pl, pb, pr;
+    };
+    std::vector<Shape> tests = {
+        {1, 8, 8, 16, 16, 1, 1, 1, 1},      {1, 7, 7, 64, 33, 1, 1, 1, 1},   {2, 13, 10, 24, 48, 1, 1, 1, 1},
+        {1, 3, 3, 17, 5, 0, 0, 0, 0},       {1, 1, 1, 40, 20, 1, 1, 1, 1},   {1, 6, 9, 150, 16, 2, 0, 0, 2},
+        {1, 33, 30, 20, 40, 1, 1, 1, 1},    {3, 12, 21, 31, 18, 1, 1, 1, 1},  // several blocks of tiles, images in one
+        {1, 14, 14, 65, 350, 1, 1, 1, 1},                                    // tiles of several panels
+        {1, 2, 4, 19, 7, 7, 9, 6, 1},                                        // windows wholly in the padding
+        {1, 0, 5, 16, 16, 2, 1, 2, 1},      {0, 8, 8, 16, 16, 1, 1, 1, 1},   {1, 8, 8, 16, 0, 1, 1, 1, 1}};
+    for (int n = 0; n < 30; ++n)
+        tests.push_back({s.rng.range(1, 2), s.rng.range(1, 14), s.rng.range(1, 14), s.rng.range(16, 70), s.rng.range(1, 70),
+                         s.rng.range(0, 3), s.rng.range(0, 3), s.rng.range(0, 3), s.rng.range(0, 3)});
+    int64_t turn = 0;
+    for (const Shape &t : tests) {
+        const Conv like = {t.b, t.h, t.w, t.ci, t.co, 3, 3, 1, 1, t.pt, t.pl, t.pb, t.pr, 1, 1, 1};
+        const Dims y = {t.b, out_size(t.h, 3, 1, t.pt, t.pb, 1), out_size(t.w, 3, 1, t.pl, t.pr, 1), t.co};
+        Case &c = s.add(conv_label(like, turn));
+        c.out(F32, y).in(F32, {t.b, t.h, t.w, t.ci}).in(F32, {1, t.co, 9 * t.ci}, PANEL16);
+        turn & 1 ? c.in(F32, {t.co}) : c.none();
+        turn & 2 ? c.in(F32, y) : c.none();
+        c.ints({t.pt, t.pl, turn % 14, turn >> 2 & 1}).floats({kActA, kActB});
+        c.reference = winograd_reference;
+        scaled(c, 9 * t.ci);
+        c.tolerance = 2e-5;  // sums of values that are larger than what they make
+        ++turn;
+    }
 }
 
 CASES(dwconv2d) {
@@ -259,6 +309,75 @@ CASES(dwconv2d) {
         Conv t = random_conv(s.rng);
         t.ci = t.co = s.rng.range(1, 80);
         add_conv(s, t, turn++, true);
+        t.co *= s.rng.range(2, 4);
+        add_conv(s, t, turn++, true);
+    }
+}
+
+// Operands y; x, widen?, bias?, w, bias?, narrow, bias?, residual?; the widened image is zero beyond its borders.
+static void mbconv_reference(Case &c) {
+    Operand &y = c.op[0];
+    const Operand &x = c.op[1], &widen = c.op[2], &w = c.op[4], &narrow = c.op[6];
+    const int64_t ci = x.dim(3), channels = w.dim(1), co = y.dim(3);
+    auto add = [](const Operand &bias, int64_t channel) { return bias.absent ? 0.0 : bias.real[(size_t)channel]; };
+    auto act = [&c](int which, double v) { return ref_act(c.i[(size_t)(8 + which)], v, c.f[(size_t)(2 * which)], c.f[(size_t)(2 * which + 1)]); };
+    std::vector<double> wide;
+    for (int64_t p = 0; p < x.count() / std::max<int64_t>(1, ci); ++p)
+        for (int64_t k = 0; k < channels; ++k) {
+            double v = widen.absent ? x.real[(size_t)(p * ci + k)] : add(c.op[3], k);
+            for (int64_t j = 0; j < ci && !widen.absent; ++j)
+                v += x.real[(size_t)(p * ci + j)] * widen.real[(size_t)(k * ci + j)];
+            wide.push_back(widen.absent ? v : act(0, v));
+        }
+    for (int64_t p = 0; p < y.count() / co; ++p) {
+        const Dims at = ref_index(y.view, p * co);
+        std::vector<double> thin;
+        for (int64_t k = 0; k < channels; ++k) {
+            double v = add(c.op[5], k);
+            for (int64_t t = 0; t < c.i[0] * c.i[1]; ++t) {
+                const int64_t from = tap(x, c.i.data(), at[0], at[1], at[2], t / c.i[1], t % c.i[1]);
+                if (from >= 0) v += wide[(size_t)(from / ci * channels + k)] * w.real[(size_t)(t * channels + k)];
+            }
+            thin.push_back(act(1, v));
+        }
+        for (int64_t n = 0; n < co; ++n) {
+            double v = add(c.op[7], n);
+            for (int64_t k = 0; k < channels; ++k) v += thin[(size_t)k] * narrow.real[(size_t)(n * channels + k)];
+            const double r = c.op[8].absent ? 0 : c.op[8].real[(size_t)(p * co + n)];
+            y.real[(size_t)(p * co + n)] = c.i[11] ? act(2, v + r) : act(2, v) + r;
+        }
+    }
+}
+
+CASES(mbconv2d) {
+    std::vector<Conv> tests = {{1, 30, 30, 5, 7, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1},
+                               {2, 57, 9, 3, 24, 3, 3, 2, 2, 1, 1, 0, 0, 1, 1, 1},    // several tiles of an image
+                               {1, 50, 20, 4, 9, 5, 5, 1, 1, 2, 2, 2, 2, 1, 1, 1},
+                               {1, 9, 5, 4, 3, 2, 2, 3, 3, 0, 0, 0, 0, 1, 1, 1},      // rows that no window reads
+                               {1, 3, 3, 4, 5, 3, 3, 1, 1, 6, 6, 6, 6, 1, 1, 1}};     // windows wholly in the padding
+    for (int n = 0; n < 40; ++n) tests.push_back(random_conv(s.rng));
+    tests.push_back({1, 5, 4, 0, 7, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1});  // no channels come in, and none are between
+    int64_t turn = 0;
+    for (Conv &t : tests) {
+        // Wide enough that a band is a part of the image.
+        const bool widens = turn % 4 != 3;
+        const int64_t channels = t.ci == 0 ? 0 : !widens ? t.ci : turn < 3 ? s.rng.range(150, 250) : s.rng.range(1, 40);
+        const Dims y = {t.b, out_size(t.h, t.kh, t.sh, t.pt, t.pb, t.dh), out_size(t.w, t.kw, t.sw, t.pl, t.pr, t.dw), t.co};
+        Case &c = s.add(conv_label(t, turn));
+        c.out(F32, y).in(F32, {t.b, t.h, t.w, t.ci});
+        widens ? c.in(F32, {channels, t.ci}, PANEL16) : c.none();
+        widens && turn & 1 ? c.in(F32, {channels}) : c.none();
+        c.in(F32, {t.kh * t.kw, channels});
+        turn & 2 ? c.in(F32, {channels}) : c.none();
+        c.in(F32, {t.co, channels}, PANEL16);
+        turn & 4 ? c.in(F32, {t.co}) : c.none();
+        turn & 8 ? c.in(F32, y) : c.none();
+        c.ints({t.kh, t.kw, t.sh, t.sw, t.pt, t.pl, t.dh, t.dw, widens ? turn % 14 : 0, (turn + 2) % 14, turn % 3 ? 0 : turn % 14,
+                turn >> 2 & 1});
+        c.floats({kActA, kActB, -0.3f, 1.5f, kActA, kActB});
+        c.reference = mbconv_reference;
+        scaled(c, 4 * channels);
+        ++turn;
     }
 }
 

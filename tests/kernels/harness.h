@@ -138,7 +138,7 @@ struct Bench {
           const std::vector<int64_t> &ints, const std::vector<float> &floats, Rng &rng);
     Bench(const Bench &) = delete;
     Bench &operator=(const Bench &) = delete;
-    void make_scratch(int64_t bytes);
+    void make_scratch(int64_t bytes, bool zeros = false);
     // All tiles at once, or in pieces in random order; scratch is prepared first where the kernel wants that.
     void run(const Kernel &k, Isa isa, int64_t tiles, bool pieces, Rng &rng);
 };

@@ -82,9 +82,9 @@ KT_EXPORT int main(int argc, char **argv) {
         }
         printf("%-18s %4zu cases", kernel.name, suite.cases.size());
         std::vector<std::string> messages;
-        std::vector<Isa> own;  // levels above AVX2 may have none of their own
+        std::vector<Isa> own;  // levels above AVX2 and NEON may have none of their own
         for (const Isa isa : isas)
-            if (kernel.run[isa] || isa < AVX512 || isa > AMX) own.push_back(isa);
+            if (kernel.run[isa] || isa < AVX512 || (isa > AMX && isa != NEONDOT)) own.push_back(isa);
         for (const Isa isa : own) {
             double worst = 0;
             for (const auto &c : suite.cases) {

@@ -23,13 +23,13 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent.parent
 RUN_IN_BOCHS = ROOT / "tools" / "run_in_bochs.py"
 KERNELS_DEF = (ROOT / "kernels" / "kernels.def").read_text()
-ROWS = re.findall(r"^(?:KERNEL|NARROW|PORTABLE|LEVELED)\((\w+),", KERNELS_DEF, re.MULTILINE)
+ROWS = re.findall(r"^(?:KERNEL|NARROW|PORTABLE|PREPARED|DOTTED|LEVELED)\((\w+),", KERNELS_DEF, re.MULTILINE)
 # As CMakeLists.txt compiles the library; test code gets -O1, which compiles in a third of the time.
 COMMON = ("-std=c++17", "-Wall", "-Wextra", "-Werror", "-fno-exceptions", "-fno-rtti", "-fno-math-errno")
 ZIG = (sys.executable, "-m", "ziglang", "c++", "-fno-sanitize=undefined", "-target")
 SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-g1")
 X86_ISAS = ("scalar", "avx2", "avx512", "avx512vbmi", "amx")
-NATIVE_ISAS = X86_ISAS if platform.machine() in ("x86_64", "AMD64") else ("scalar", "neon")
+NATIVE_ISAS = X86_ISAS if platform.machine() in ("x86_64", "AMD64") else ("scalar", "neon", "neondot")
 
 Build = Callable[..., Path]
 
@@ -160,7 +160,7 @@ def test_hostile_arguments_under_sanitizers(build: Build) -> None:
     # Only the kernels are instrumented: the test code's own arithmetic would take most of the time.
     kernel_flags = (*SANITIZERS, "-O1")
     made = build("sanitized", (_compiler(),), kernel_flags, ("-DKT_ASAN=1", "-O1"), SANITIZERS[:1])
-    _passes([made, "--hostile", "100", "--seed", "3"])
+    _passes([made, "--hostile", "40", "--seed", "3"])
 
 
 @pytest.mark.slow
@@ -172,15 +172,31 @@ def test_every_kernel_under_sanitizers(build: Build, isa: str) -> None:
     _passes([program, "--isa", isa, "--hostile", "0"])
 
 
-def test_aarch64_by_emulation(build: Build, require: Callable[[bool, str], None]) -> None:
+@pytest.fixture
+def aarch64(build: Build, require: Callable[[bool, str], None]) -> dict[str, list[str | Path]]:
+    """The program on a CPU without dot products and on one with them."""
     emulator = shutil.which("qemu-aarch64") or shutil.which("qemu-aarch64-static")
     require(emulator is not None, "qemu-aarch64 is not installed (apt-get install qemu-user)")
     require(importlib.util.find_spec("ziglang") is not None, "ziglang is not installed (pip install 'edgec[cross]')")
     assert emulator is not None
     program = build("aarch64", (*ZIG, "aarch64-linux-musl"), ("-O2",), ("-O1",), ("-static",))
     assert _lacks(_run([emulator, program, "--isa", "avx2"]))
-    assert not _lacks(_run([emulator, program, "--isa", "neon", "--list"]))
-    _passes([emulator, program, "--hostile", "5"])
+    return {cpu: [emulator, "-cpu", cpu, program] for cpu in ("cortex-a53", "cortex-a76")}
+
+
+def test_aarch64_by_emulation(aarch64: dict[str, list[str | Path]]) -> None:
+    older, newer = aarch64["cortex-a53"], aarch64["cortex-a76"]
+    assert not _lacks(_run([*older, "--isa", "neon", "--list"]))
+    assert _lacks(_run([*older, "--isa", "neondot", "--list"]))
+    _passes([*older, "--isa", "neon", "--hostile", "0", "--filter", "linear_bits_split"], ["linear_bits_split"])
+    found = _run([*newer, "--isa", "neondot", "--hostile", "0", "--filter", "linear_bits_split"]).stdout
+    assert re.search(r"neondot [\d.e-]+", found), found
+    _passes([*newer, "--isa", "neon", "--hostile", "2"])
+
+
+@pytest.mark.slow
+def test_every_level_of_aarch64(aarch64: dict[str, list[str | Path]]) -> None:
+    _passes([*aarch64["cortex-a76"], "--hostile", "5"])
 
 
 FOR_BOCHS = platform.machine() == "x86_64" and sys.platform == "linux"
@@ -208,7 +224,7 @@ def test_every_kernel_on_an_emulated_cpu(program: Path, isa: str) -> None:
     if not _emulator():
         pytest.skip("bochscpu-python is not installed, or not for this system (tools/setup_test_tools.sh)")
     # The level's own kernels; where it has none, those of a plainer level run, and others run them.
-    own = "LEVELED" if isa == "avx512vbmi" else "KERNEL|LEVELED"
+    own = "DOTTED|LEVELED" if isa == "avx512vbmi" else "KERNEL|PREPARED|DOTTED|LEVELED"
     for row in re.findall(rf"^(?:{own})\((\w+),", KERNELS_DEF, re.MULTILINE):
         _passes(_emulated(program, isa, "--hostile", "5", "--filter", row), [row])
 

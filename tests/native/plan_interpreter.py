@@ -149,11 +149,23 @@ def k_conv2d(y, o, i, f):  # type: ignore[no-untyped-def]
     return epilogue(np.concatenate(parts, -1), bias, residual, i[9], i[10], f)
 
 
+def k_conv2d_winograd(y, o, i, f):  # type: ignore[no-untyped-def]
+    return k_conv2d(y, o, (3, 3, 1, 1, *i[:2], 1, 1, 1, *i[2:]), f)
+
+
 def k_dwconv2d(y, o, i, f):  # type: ignore[no-untyped-def]
     x, w, bias, residual = o
-    cols = windows(x, y[0].shape[1:3], i, 0.0)
+    cols = windows(np.tile(x, w.shape[1] // x.shape[3]), y[0].shape[1:3], i, 0.0)
     total = (cols * w.reshape(i[0], i[1], -1)).sum((3, 4))
     return epilogue(total, bias, residual, i[8], i[9], f)
+
+
+def k_mbconv2d(y, o, i, f):  # type: ignore[no-untyped-def]
+    x, widen, widen_bias, w, bias, narrow, narrow_bias, residual = o
+    wide = x if widen is None else epilogue(x @ widen.T, widen_bias, None, i[8], 0, f[:2])
+    cols = windows(wide, y[0].shape[1:3], i, 0.0)
+    thin = epilogue((cols * w.reshape(i[0], i[1], -1)).sum((3, 4)), bias, None, i[9], 0, f[2:4])
+    return epilogue(thin @ narrow.T, narrow_bias, residual, i[10], i[11], f[4:])
 
 
 def k_pool2d(y, o, i, f):  # type: ignore[no-untyped-def]
@@ -194,6 +206,42 @@ def k_rnn(y, o, i, f):  # type: ignore[no-untyped-def]
             h = leave * np.tanh(c)
         out[t] = h
     return out, h, c
+
+
+def k_selective_scan(y, o, i, f):  # type: ignore[no-untyped-def]
+    x, delta, a, b, c, d, state = o
+    delta = np.logaddexp(0, delta) if i[0] else delta
+    h = np.zeros((x.shape[0], x.shape[2], len(a))) if state is None else state
+    out = np.zeros(x.shape) if d is None else x * d
+    for t in range(x.shape[1]):
+        h = np.exp(delta[:, t, :, None] * a.T) * h + (delta * x)[:, t, :, None] * b[:, t, None]
+        out[:, t] += (h * c[:, t, None]).sum(2)
+    return out, h
+
+
+def k_causal_conv1d(y, o, i, f):  # type: ignore[no-untyped-def]
+    x, w, bias, tail = o
+    tail = np.zeros((x.shape[0], len(w) - 1, x.shape[2])) if tail is None else tail
+    rows = np.concatenate([tail, x], 1)
+    total = sum(rows[:, k : k + x.shape[1]] * w[k] for k in range(len(w)))
+    return activate(i[0], total if bias is None else total + bias, *f), rows[:, x.shape[1] :]
+
+
+def k_dynamic_depthwise(y, o, i, f):  # type: ignore[no-untyped-def]
+    x, w, bias, residual, scale = o
+    cols = windows(x, x.shape[1:3], [i[0], i[0], 1, 1, i[0] // 2, i[0] // 2, 1, 1], 0.0)
+    kernels = np.tile(w, x.shape[3] // w.shape[4]).reshape(*w.shape[:3], i[0], i[0], -1)
+    total = (cols * kernels).sum((3, 4))
+    return epilogue(total if scale is None else total * scale, bias, residual, i[1], i[2], f)
+
+
+def k_groupnorm(y, o, i, f):  # type: ignore[no-untyped-def]
+    x, gamma, beta = o
+    grouped = x.reshape(*x.shape[:2], i[0], -1)
+    centred = grouped - grouped.mean((1, 3), keepdims=True)
+    n = (centred / np.sqrt((centred**2).mean((1, 3), keepdims=True) + f[0])).reshape(x.shape)
+    n = n if gamma is None else n * gamma
+    return activate(i[1], n if beta is None else n + beta, *f[1:])
 
 
 def k_matmul(y, o, i, f):  # type: ignore[no-untyped-def]
@@ -318,11 +366,55 @@ def k_cast(y, o, i, f):  # type: ignore[no-untyped-def]
     return (x != 0) if kind.kind == "b" else np.nan_to_num(np.trunc(x)).astype(kind)
 
 
+def turned(a):  # type: ignore[no-untyped-def]
+    """Codes of u8, from i8 as well."""
+    return a.astype(np.int64) + (128 if a.dtype == np.int8 else 0)
+
+
+def coded(y, v, zero, lo, hi):  # type: ignore[no-untyped-def]
+    """Float32 steps as codes of y's type."""
+    return np.clip(np.rint(v) + zero, lo, hi).astype(np.int64) - (128 if y.dtype == np.int8 else 0)
+
+
+def k_conv2d_q8(y, o, i, f):  # type: ignore[no-untyped-def]
+    x, w, bias, scale = o
+    groups, n = i[8], y[0].shape[3] // i[8]
+    cols = windows(turned(x) - i[9], y[0].shape[1:3], i, 0) + i[9]
+    flat = w.reshape(*w.shape[:3], 16, 2).transpose(0, 1, 3, 2, 4).reshape(groups, w.shape[1] * 16, -1)
+    parts = [part.reshape(*part.shape[:3], -1) for part in np.split(cols, groups, axis=-1)]
+    sums = [p.astype(np.int64) @ flat[g, :n, : p.shape[-1]].T.astype(np.int64) for g, p in enumerate(parts)]
+    return coded(y[0], (np.concatenate(sums, -1) + bias).astype(np.float32) * scale, *i[10:13])
+
+
+def k_dwconv2d_q8(y, o, i, f):  # type: ignore[no-untyped-def]
+    x, w, bias, scale = o
+    cols = windows(turned(x) - i[8], y[0].shape[1:3], i, 0) + i[8]
+    sums = (cols.astype(np.int64) * w.reshape(i[0], i[1], -1)).sum((3, 4)) + bias
+    return coded(y[0], sums.astype(np.float32) * scale, *i[9:12])
+
+
+def k_pool2d_q8(y, o, i, f):  # type: ignore[no-untyped-def]
+    real = (turned(o[0]) - i[10]).astype(np.float32)
+    return coded(y[0], k_pool2d(y, [real], i[:10], f) * np.float32(f[0]), *i[11:14])
+
+
+def k_add_q8(y, o, i, f):  # type: ignore[no-untyped-def]
+    sums = (turned(o[0]) - i[0]) * i[5] + (turned(o[1]) - i[1]) * i[6]
+    return coded(y[0], sums.astype(np.float64) * 2.0 ** -i[7], *i[2:5])
+
+
 RUN: dict[str, Callable[..., Any]] = {
+    "conv2d_q8": k_conv2d_q8, "dwconv2d_q8": k_dwconv2d_q8, "pool2d_q8": k_pool2d_q8, "add_q8": k_add_q8,
+    "table_q8": lambda y, o, i, f: o[1][turned(o[0])].astype(np.int64) - (128 if y[0].dtype == np.int8 else 0),
+    "quantize": lambda y, o, i, f: coded(y[0], o[0] / np.float32(f[0]), *i),
+    "dequantize": lambda y, o, i, f: (turned(o[0]) - i[0]).astype(np.float32) * np.float32(f[0]),
     "linear": k_linear, "linear_split": k_linear_split, "linear_bits": k_linear_bits, "gather_bits": k_gather_bits,
-    "linear_bits_split": k_linear_bits_split, "conv2d": k_conv2d, "conv2d_bits": k_conv2d_bits,
-    "dwconv2d": k_dwconv2d, "pool2d": k_pool2d,
-    "resize2d": k_resize2d, "rnn": k_rnn, "matmul": k_matmul,
+    "linear_bits_split": k_linear_bits_split, "conv2d": k_conv2d, "conv2d_winograd": k_conv2d_winograd,
+    "conv2d_bits": k_conv2d_bits,
+    "dwconv2d": k_dwconv2d, "mbconv2d": k_mbconv2d, "pool2d": k_pool2d,
+    "resize2d": k_resize2d, "rnn": k_rnn, "selective_scan": k_selective_scan,
+    "causal_conv1d": k_causal_conv1d, "dynamic_depthwise": k_dynamic_depthwise, "groupnorm": k_groupnorm,
+    "matmul": k_matmul,
     "attention_cached": k_attention_cached, "attention": k_attention, "kv_write": k_kv_write,
     "rmsnorm": k_norm(False), "layernorm": k_norm(True), "rope": k_rope,
     "unary": lambda y, o, i, f: activate(i[0], o[0], *f), "binary": k_binary,

@@ -9,6 +9,7 @@ import pytest
 from edgec.errors import EdgecError
 from edgec.native.lower import build_plan, capabilities, layer_of, unsupported, unsupported_nodes
 from edgec.native.plan_check import plan_problems
+from tests.ir.mixers import CASES as MIXERS
 from tests.native.lower_cases import CASES, Case, f, i, model_of, one, reference
 from tests.native.plan_interpreter import Interpreter
 
@@ -31,9 +32,10 @@ def test_table_has_every_case_once() -> None:
 
 def test_every_capability_is_tested() -> None:
     seen = {("", row[0]) for case in CASES for row in case.nodes}
-    # Covered by the language model's tests, by folding tests below, or a spelling of constants.
+    # Covered by the language model's tests, test_lower_mixers, folding tests below, or a spelling of constants.
     elsewhere = {("edgec", "CachedAttention"), ("edgec", "BitPlaneToDense"), ("edgec", "PaletteToDense"), ("", "Size"),
-                 ("", "Constant"), ("", "DequantizeLinear")}
+                 ("", "Constant"), ("", "QuantizeLinear"), ("", "DequantizeLinear"),
+                 *(("edgec", name) for name in MIXERS)}
     assert capabilities() - seen == elsewhere
 
 
@@ -57,6 +59,57 @@ def test_reasons_found_while_lowering_are_collected() -> None:
     assert unsupported_nodes(model_of(CASES[0])) == ()
     assert "Softmax" in e.value.found
     assert "the target shape depends on the data" in e.value.found
+
+
+def test_group_norm_of_other_channels_is_refused() -> None:
+    case = Case("bad", [("GroupNormalization", "x g b", "y", {"num_groups": 2})], {"x": f(2, 8, 3, 5)},
+                {"g": f(8), "b": f(6)})
+    ((node, reason),) = unsupported_nodes(model_of(case))
+    assert node.op_type == "GroupNormalization"
+    assert reason == "a bias of [6] for 8 channels"
+
+
+def test_results_beyond_the_format_are_refused() -> None:
+    case = Case("bad", [("Tile", "x r", "y")], {"x": f(2, 3)}, {"r": np.array([1 << 40, 1])})
+    ((_, reason),) = unsupported_nodes(model_of(case))
+    assert reason.endswith("more than 2^40 values")
+
+
+def test_parts_of_other_ranks_are_refused() -> None:
+    case = Case("bad", [("Shape", "x", "a"), ("Concat", "a b", "s", {"axis": 0}), ("Reshape", "x s", "y")],
+                {"x": f(2, 3)}, {"b": np.array([[1]])})
+    ((node, reason),) = unsupported_nodes(model_of(case))
+    assert (node.op_type, reason) == ("Concat", "parts of shapes [2] and [1, 1]")
+
+
+@pytest.mark.parametrize(("op", "inputs", "reason"), [
+    ("ScatterElements", {"i": np.zeros((2, 2), np.int64), "u": f(2, 2)}, "indices of [2, 2] and updates of [2, 2]"),
+    ("ScatterElements", {"i": np.zeros(3, np.int64), "u": f(2)}, "indices of [3] and updates of [2] into data of [8]"),
+    ("ScatterND", {"i": np.array(1), "u": f(1)}, "indices of [] into a tensor of rank 1"),
+    ("ScatterND", {"i": np.array([[1], [2]]), "u": f(3)}, "3 updates for 2 indices of 1 values each"),
+    ("TopK", {"k": np.array([1, 2])}, "2 numbers as k"),
+])
+def test_places_that_do_not_fit_are_refused(op: str, inputs: dict[str, np.ndarray], reason: str) -> None:
+    case = Case("bad", [(op, " ".join(["x", *inputs]), "y p" if op == "TopK" else "y")], {"x": f(8)}, inputs)
+    ((node, found),) = unsupported_nodes(model_of(case))
+    assert node.op_type == op
+    assert found.startswith(reason)
+
+
+@pytest.mark.parametrize(("last", "step"), [(1.0, 0.0), (1e9, 1.0), (np.nan, 1.0), (np.inf, 1.0)])
+def test_ranges_of_floats_have_an_end(last: float, step: float) -> None:
+    numbers = {k: np.array(v, np.float32) for k, v in (("a", 0), ("b", last), ("c", step))}
+    case = Case("bad", [("Range", "a b c", "r"), ("Add", "x r", "y")], {"x": f(3)}, numbers)
+    (node, reason), *_ = unsupported_nodes(model_of(case))
+    assert node.op_type == "Range"
+    assert reason.startswith("a range from 0 to ")
+
+
+@pytest.mark.parametrize("pads", [(1 << 40, 1 << 40), (0, 1 << 22), (-5, 1), (-3, -2), (2, -5)])
+def test_lookups_of_padding_have_an_end(pads: tuple[int, int]) -> None:
+    case = Case("bad", [("Pad", "x p", "y", {"mode": "wrap"})], {"x": f(5)}, {"p": np.array(pads)})
+    ((_, reason),) = unsupported_nodes(model_of(case))
+    assert reason == f"mode = 'wrap' with a padding of {pads[0]} and {pads[1]} of an axis of 5"
 
 
 @pytest.mark.parametrize(("op", "attributes", "reason"), [

@@ -67,8 +67,22 @@ def test_unpacked(case: Case) -> None:
 
 def test_run_time_values_are_refused() -> None:
     case = Case("dynamic", [("QuantizeLinear", "x s", "q"), (DQ, "q s", "y")], {"x": f(3)},
-                {"s": np.array(0.1, np.float32)})
-    with pytest.raises(EdgecError, match="known only at run time"):
+                {"s": np.array([0.1, 0.2, 0.3], np.float32)})
+    with pytest.raises(EdgecError, match="its scale is not one constant above 0"):
+        build_plan(model_of(case))
+
+
+@pytest.mark.parametrize(("scale", "zero", "spec", "said"), [
+    ((1, 4), (1, 4), {}, r"its scale \[1, 4\] does not fit codes \[4, 3\] along axis 1"),
+    ((4,), (4,), {"axis": 1}, r"its scale \[4\] does not fit"),
+    ((3,), (4,), {"axis": 1}, r"its zero point \[4\] does not fit"),
+    ((4, 3), (4, 3), BLOCKED, r"does not fit codes \[4, 3\] along axis 1 in blocks of 8"),
+])
+def test_factors_of_another_shape_are_refused(scale: tuple[int, ...], zero: tuple[int, ...], spec: dict[str, int],
+                                              said: str) -> None:
+    case = Case("misfit", [(DQ, "q s z", "w", spec), ("Gemm", "x w", "y", {"transB": 1})], {"x": f(2, 3)},
+                {"q": codes(np.int8, 4, 3), "s": positive(*scale), "z": codes(np.int8, *zero)})
+    with pytest.raises(EdgecError, match=said):
         build_plan(model_of(case))
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
 from edgec.errors import EdgecError
@@ -14,7 +16,7 @@ from edgec.native.bundle import write_bundle
 from edgec.native.golden import golden_section
 from edgec.native.lower import build_plan
 from edgec.native.plan import Plan
-from edgec.native.session import Model, library_path
+from edgec.native.session import Model, NativeError, Status, library_path
 from tests.native.lower_cases import CASES, Case, model_of, reference
 from tests.native.models import CONTEXT, VOCAB, encoder, llama, llama_reference, mobilenet
 
@@ -53,6 +55,13 @@ def test_case(case: Case, tmp_path: Path) -> None:
             opened.selftest(golden=True)
 
 
+def test_a_longer_signal_takes_no_more_scratch() -> None:
+    signal = next(c for c in CASES if c.name == "Conv_long_signal")
+    longer = dataclasses.replace(signal, feeds={"x": np.zeros((1, 2, 2**20), np.float32)})
+    scratch = build_plan(model_of(longer)).memory_table().scratch_per_thread
+    assert 0 < scratch <= 256 * 6 * 4
+
+
 @pytest.mark.parametrize("options", [{}, {"window": 5}, {"kv_format": "f16"}], ids=str)
 def test_language_model(options: dict[str, object], tmp_path: Path) -> None:
     model = llama(**options)  # type: ignore[arg-type]
@@ -70,3 +79,19 @@ def test_language_model(options: dict[str, object], tmp_path: Path) -> None:
             session.reset()
             np.testing.assert_allclose(session.step(TOKENS[:20]), wanted[19], atol=limit)
             np.testing.assert_allclose(session.step(TOKENS[20:21]), wanted[20], atol=limit)
+
+
+@pytest.mark.parametrize("case", [mobilenet(), llama()], ids=["generic", "language"])
+def test_golden_vectors_within_max_memory(case: Case | ir.Model, tmp_path: Path) -> None:
+    model = model_of(case) if isinstance(case, Case) else case
+    plan = build_plan(model)
+    with Model(_bundle(tmp_path, plan, golden_section(model, plan))) as opened:
+        limit = 1
+        for part in ("session", "golden"):  # first the session does not fit, then what it is asked
+            for less in (limit, 0):
+                with pytest.raises(NativeError, match=f"{part}: found a need of") as caught:
+                    opened.selftest(golden=True, max_memory=less or limit - 1)
+                assert caught.value.status == Status.LIMIT
+                limit = int(re.findall(r"need of (\d+) bytes", caught.value.found)[0])
+        opened.selftest(golden=True, max_memory=limit)
+        opened.selftest(max_memory=1)  # nothing is run

@@ -57,7 +57,7 @@ def test_info(cnn: Model, lm: Model) -> None:
     assert (info.kind, info.max_context, info.vocab_size, info.prefill_chunk) == (1, CONTEXT, VOCAB, CHUNK)
     assert (info.has_tokenizer, info.bos_token, info.eos_token, info.warning) == (True, 298, 299, "")
     assert lm.inputs == lm.outputs == []
-    assert info.isa in ("scalar", "avx2", "avx512", "avx512vbmi", "amx", "neon")
+    assert info.isa in ("scalar", "avx2", "avx512", "avx512vbmi", "amx", "neon", "neondot")
     assert library_version().count(".") == 2
 
 

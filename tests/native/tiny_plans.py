@@ -9,8 +9,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from edgec.compress.formats import Array, Dtype, Format
+from edgec.compress.low_bit import LowBitMatrix
 from edgec.native.dims import Dim, dim, symbol
-from edgec.native.plan import ABSENT, ALIGN, Call, Entry, LowBitMatrix, Operand, Plan, Port, Space, State, Weight
+from edgec.native.plan import ABSENT, ALIGN, Call, Entry, Operand, Plan, Port, Space, State, Weight
 from edgec.native.tokenizer import Flag, TokenizerData
 
 VOCAB, WIDTH, HEADS, KV_HEADS, HEAD, HIDDEN, CONTEXT, CHUNK = 300, 16, 2, 1, 8, 24, 32, 8
@@ -41,6 +42,14 @@ class _Builder:
         values = random.choice(np.array([0x28, 0x2C, 0xA8, 0x2A], np.uint8), matrix.bytes)
         self.weights.append(Weight(name, Dtype.U8, Format.PLAIN, values.shape, lambda: values))
         return Operand(Space.WEIGHT, len(self.weights) - 1, 0, Dtype.U8, Format.PLAIN, (dim(matrix.bytes),))
+
+    def whole(self, name: str, dims: Sequence[int], dtype: Dtype, low: int, high: int, odd: bool = False) -> Operand:
+        """Values of low..high; odd: zero in the second half of the last pairs, as conv2d_q8 wants of odd taps."""
+        values = np.random.default_rng([self.seed, len(self.weights)]).integers(low, high + 1, dims).astype(dtype.numpy)
+        if odd:
+            values[..., -1, 1::2] = 0
+        self.weights.append(Weight(name, dtype, Format.PLAIN, tuple(dims), lambda: values))
+        return Operand(Space.WEIGHT, len(self.weights) - 1, 0, dtype, Format.PLAIN, tuple(map(dim, dims)))
 
     def buffer(self, *dims: Dim | int, dtype: Dtype = Dtype.F32) -> Operand:
         operand = Operand(Space.ARENA, 0, self.arena, dtype, Format.PLAIN, tuple(map(dim, dims)))
@@ -97,6 +106,30 @@ def tiny_siblings() -> Plan:
     return Plan(0, 0, 0, 0, tuple(b.weights), (), (b.entry("main", [image], outs),))
 
 
+def tiny_q8() -> Plan:
+    """image f32 [batch, 6, 7, 5] -> f32 [batch, 18], in integers of 8 bits; batch 1..3."""
+    batch = symbol("batch", 1, 3)
+    b = _Builder([], 6)
+    image, out = Port("image", Dtype.F32, (batch, dim(6), dim(7), dim(5))), Port("sums", Dtype.F32, (batch, dim(18)))
+    x = Operand(Space.INPUT, 0, 0, Dtype.F32, Format.PLAIN, image.dims)
+    codes, deep, wide, total = b.buffer(batch, 6, 7, 5, dtype=Dtype.U8), *(
+        b.buffer(batch, 6, 7, 18, dtype=kind) for kind in (Dtype.I8, Dtype.U8, Dtype.U8))
+    pooled, bent = b.buffer(batch, 1, 1, 18, dtype=Dtype.U8), b.buffer(batch, 1, 1, 18, dtype=Dtype.I8)
+    factors = [b.weight(n, (18,), values=np.full(18, v, np.float32)) for n, v in (("conv.m", 4e-4), ("dw.m", 1e-3))]
+    window = (3, 3, 1, 1, 1, 1, 1, 1)
+    b.call("quantize", codes, x, ints=(120, 0, 255), floats=(0.02,))
+    b.call("conv2d_q8", deep, codes, b.whole("conv", (1, 2, 23, 32), Dtype.I8, -128, 127, odd=True),
+           b.whole("conv.bias", (18,), Dtype.I32, -9000, 9000), factors[0], ints=(*window, 1, 120, 128, 0, 255, 0))
+    b.call("dwconv2d_q8", wide, deep, b.whole("dw", (9, 18), Dtype.I8, -128, 127),
+           b.whole("dw.bias", (18,), Dtype.I32, -9000, 9000), factors[1], ints=(*window, 128, 100, 100, 250))
+    b.call("add_q8", total, deep, wide, ints=(128, 100, 90, 0, 255, 1 << 26, 3 << 25, 27))
+    b.call("pool2d_q8", pooled, total, ints=(1, 6, 7, 1, 1, 0, 0, 1, 1, 0, 90, 30, 0, 255), floats=(1.25,))
+    b.call("table_q8", bent, pooled, b.whole("table", (256,), Dtype.U8, 0, 255))
+    b.call("dequantize", Operand(Space.OUTPUT, 0, 0, Dtype.F32, Format.PLAIN, (batch, dim(1), dim(1), dim(18))), bent,
+           ints=(99,), floats=(0.1,))
+    return Plan(0, 0, 0, 0, tuple(b.weights), (), (b.entry("main", [image], [out]),))
+
+
 def tiny_bits() -> Plan:
     """image f32 [batch, 5, 5, 7] -> f32 [batch, 40] and [batch, 9], by weights of few bits and palettes; batch 1..3."""
     batch = symbol("batch", 1, 3)
@@ -123,6 +156,56 @@ def tiny_bits() -> Plan:
            b.codes("narrow", parts[1]), ABSENT, b.weight("wide.bias", (40,)), ABSENT, ABSENT, ABSENT,
            ints=(0, 32, parts[0].ints[0], parts[0].ints[2], 0, 0, parts[1].ints[0], parts[1].ints[2], 0, 0, 1),
            floats=NO_ACT)
+    return Plan(0, 0, 0, 0, tuple(b.weights), (), (b.entry("main", [image], outs),))
+
+
+def tiny_mixers() -> Plan:
+    """image f32 [batch, 6, 7, 16] -> f32 [batch, 15] and i64 [batch, 1]; batch 1..2: what mixes pixels and tokens, and
+    the kernels that no other plan here has."""
+    batch = symbol("batch", 1, 2)
+    b = _Builder([], 7)
+    image = Port("image", Dtype.F32, (batch, dim(6), dim(7), dim(16)))
+    outs = [Port("sums", Dtype.F32, (batch, dim(15))), Port("place", Dtype.I64, (batch, dim(1)))]
+    to = [Operand(Space.OUTPUT, i, 0, port.dtype, Format.PLAIN, port.dims) for i, port in enumerate(outs)]
+    x = Operand(Space.INPUT, 0, 0, Dtype.F32, Format.PLAIN, image.dims)
+    deep, bent, normal, small, mixed = b.buffer(batch, 6, 7, 20), b.buffer(batch, 6, 7, 20), b.buffer(batch, 42, 20), *(
+        b.buffer(batch, 3, 5, 20) for _ in range(2))
+    window, silu = (3, 3, 1, 1, 1, 1, 1, 1), 4
+    b.call("conv2d_winograd", deep, x, b.weight("tiles", (1, 20, 144), Format.PANEL16), b.weight("tiles.bias", (20,)),
+           ABSENT, ints=(1, 1, silu, 0), floats=NO_ACT)
+    b.call("mbconv2d", bent, deep, b.weight("widen", (24, 20), Format.PANEL16), b.weight("widen.bias", (24,)),
+           b.weight("filter", (9, 24)), b.weight("filter.bias", (24,)), b.weight("narrow", (20, 24), Format.PANEL16),
+           b.weight("narrow.bias", (20,)), deep, ints=(*window, silu, 1, 0, 0), floats=NO_ACT * 3)
+    b.call("groupnorm", normal, _reshaped(bent, batch, 42, 20), b.weight("gamma", (20,)), b.weight("beta", (20,)),
+           ints=(5, silu), floats=(1e-5, *NO_ACT))
+    b.call("resize2d", small, _reshaped(normal, batch, 6, 7, 20), b.whole("rows", (3, 2), Dtype.I32, 0, 5),
+           b.weight("row_weights", (3, 2)), b.whole("cols", (5, 2), Dtype.I32, 0, 6), b.weight("col_weights", (5, 2)))
+    each = b.buffer(batch, 3, 5, 9, 5)
+    b.call("expand", each, b.weight("each", (1, 3, 5, 9, 5)))
+    b.call("dynamic_depthwise", mixed, small, each, b.weight("mixed.bias", (20,)), small, ABSENT, ints=(3, silu, 0),
+           floats=NO_ACT)
+    tokens = _reshaped(mixed, batch, 15, 20)
+    scaled, seen, scanned, filtered = (b.buffer(batch, 15, 20) for _ in range(4))
+    b.call("layernorm", scaled, ABSENT, tokens, ABSENT, b.weight("scale", (20,)), b.weight("shift", (20,)),
+           floats=(1e-5,))
+    b.call("attention", seen, scaled, scaled, tokens, ABSENT, ints=(4, 4, 0, 0), floats=(0.4, 0.0))
+    into, onto = b.buffer(batch, 15, 4), b.buffer(batch, 15, 4)
+    b.call("expand", into, b.weight("into", (1, 15, 4)))
+    b.call("expand", onto, b.weight("onto", (1, 15, 4)))
+    b.call("selective_scan", scanned, ABSENT, seen, scaled, b.weight("rates", (4, 20)), into, onto, ABSENT, ABSENT,
+           ints=(1,))
+    b.call("causal_conv1d", filtered, ABSENT, scanned, b.weight("taps", (3, 20)), b.weight("taps.bias", (20,)), ABSENT,
+           ints=(silu,), floats=NO_ACT)
+    products, sums, chosen, placed = b.buffer(batch, 15, 15), *(b.buffer(batch, 15) for _ in range(3))
+    nonzero, place = b.buffer(batch, 15, dtype=Dtype.BOOL), b.buffer(batch, 1, dtype=Dtype.I64)
+    b.call("matmul", products, filtered, scaled, ints=(1,), floats=(0.2,))
+    b.call("reduce", sums, products, ints=(0,))
+    b.call("argmax", place, _reshaped(sums, batch, 15, 1), ints=(0,))
+    b.call("bitwise", to[1], place, place, ints=(1,))
+    b.call("cast", nonzero, sums)
+    b.call("where", chosen, nonzero, sums, b.weight("else", (15,)))
+    b.call("scatter", placed, chosen, b.whole("row", (1,), Dtype.I64, 0, 0), b.weight("update", (1, 15)), ints=(1,))
+    b.call("copy", to[0], placed)
     return Plan(0, 0, 0, 0, tuple(b.weights), (), (b.entry("main", [image], outs),))
 
 

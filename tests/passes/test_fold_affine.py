@@ -65,6 +65,16 @@ def test_in_front_of_two_linears() -> None:
     assert ops(after) == {"MatMul": 2, "Relu": 1, "Mul": 1}
 
 
+@pytest.mark.parametrize("bias", [(6,), (), (1,)])
+def test_in_front_of_linears_whose_bias_is_an_addition(bias: tuple[int, ...]) -> None:
+    """What BatchNormalization over tokens is at inference, before q, k and v of a transformer."""
+    before = graph("p = Mul(x, a) t = Add(p, b) q = MatMul(t, w) r = Add(c, q) i = Transpose<perm = [1, 0]>(v)"
+                   " s = MatMul(t, i) u = Add(s, d) o = Relu(u) y = Mul(r, o)", "2,3,6", "2,3,4", w=normal(4, 6),
+                   v=normal(6, 4), a=normal(4), b=normal(4), c=normal(*bias), d=normal(6))
+    after, _, _ = run(FoldAffine(), before)
+    assert ops(after) == {"MatMul": 2, "Add": 2, "Transpose": 1, "Relu": 1, "Mul": 1}
+
+
 @pytest.mark.parametrize(("body", "reason"), [
     (f"q = Sub(x, k) y = {PADDED}(q, w)", "pads with zeros"),
     (f"q = Mul(x, k) p = {PADDED}(q, w) r = Relu(q) s = ReduceSum(r) y = Add(p, s)", "Relu 'r' reads it, too"),
@@ -215,6 +225,49 @@ def test_in_front_of_moves(body: str, out: str, weight: tuple[int, ...]) -> None
     assert {"Mul", "Sub"}.isdisjoint(ops(after))
 
 
+@pytest.mark.parametrize("bias", ["", "Add(p, b)", "Add(b, p)", "Add(p, o)", "Add(p, r)"])
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_matmul_without_bias_gains_one(bias: str, turned: bool) -> None:
+    """The shift goes into the constant that is added already; else there is an Add of its own."""
+    turn, weight, shape = ("u = Transpose<perm = [1, 0]>(w)", "u", (6, 4)) if turned else ("", "w", (4, 6))
+    added = {"b": normal(6), "o": normal(1), "r": normal(3, 6)}
+    before = graph(f"{turn} t = Mul(x, a) s = Add(t, c) "
+                   + (f"p = MatMul(s, {weight}) y = {bias}" if bias else f"y = MatMul(s, {weight})"), "2,3,6", "2,3,4",
+                   w=normal(*shape), a=normal(4), c=normal(4), **{k: v for k, v in added.items() if k in bias[4:]})
+    after, modified, _ = run(FoldAffine(), before)
+    assert modified
+    assert ops(after) == {"MatMul": 1, "Add": 1, **({"Transpose": 1} if turned else {})}
+
+
+def test_three_linears_of_one_input_take_a_shift_each() -> None:
+    """Query, key, value: one has a bias, one has none, one is a graph output."""
+    before = model("g (float[2,3,4] x, float[4,4] w, float[4,4] v, float[4,4] u, float[4] b, float[4] c) =>"
+                   " (float[2,3,4] y, float[2,3,4] z) { t = Add(x, c) p = MatMul(t, w) q = Add(p, b)"
+                   " k = MatMul(t, v) z = MatMul(t, u) y = Mul(q, k) }", w=normal(4, 4), v=normal(4, 4),
+                   u=normal(4, 4), b=normal(4), c=normal(4))
+    after, modified, _ = run(FoldAffine(), before)
+    assert modified
+    assert ops(after) == {"MatMul": 3, "Add": 3, "Mul": 1}
+    assert [v.name for v in after.graph.outputs] == ["y", "z"]
+
+
+def test_through_a_rolled_map() -> None:
+    """As torch.roll is written: two slices, joined the other way round."""
+    before = shapes("float[2,5,7,4] x => (float[2,5,7,3] y) { t = Mul(x, a) s = Add(t, c) l = Slice(s, three, end, one)"
+                    " h = Slice(s, zero, three, one) m = Concat<axis = 1>(l, h) y = MatMul(m, w) }",
+                    {"a": normal(4), "c": normal(4), "w": normal(4, 3)}, zero=(0,), one=(1,), three=(3,),
+                    end=(np.iinfo(np.int64).max,))
+    after, modified, report = run(FoldAffine(), before)
+    assert modified, reasons(report)
+    assert ops(after) == {"Slice": 2, "Concat": 1, "MatMul": 1, "Add": 1}
+
+
+def test_behind_a_slice_of_pixels() -> None:
+    before = shapes(f"float[2,4,5,7] x => (float[2,6,3,7] y) {{ p = {PADDED}(x, w) s = Slice(p, one, four, two)"
+                    " t = Mul(s, a) y = Relu(t) }", {**CONV, "a": normal(6, 1, 1)}, one=(1,), four=(4,), two=(2,))
+    assert ops(run(FoldAffine(), before)[0]) == {"Conv": 1, "Slice": 1, "Relu": 1}
+
+
 TURN = "t = Transpose<perm = [1, 0]>(w)"
 
 
@@ -259,14 +312,23 @@ TWO = f"p = {PADDED}(x, w) q = {PADDED}(x, v)"
     (f"t = Mul(x, k) r = ReduceMean(t, one) y = {PADDED}(r, n)", "2,6,5,5", "mean over that axis"),
     (f"t = Mul(x, k) j = Concat<axis = 1>(t, x) o = {PADDED}(j, u) m = Relu(j) s = ReduceSum(m) y = Add(o, s)",
      "2,6,5,5", "Relu 'm' reads it, too"),
-    ("t = Add(x, k) r = Transpose<perm = [0, 2, 3, 1]>(t) y = MatMul(r, h)", "2,5,5,3", "no bias to take the shift"),
+    (f"t = Mul(x, k) o = Slice(t, zero, three, one) y = {PADDED}(o, few)", "2,6,5,5", "takes some of them"),
+    (f"t = Mul(x, k) o = Slice(t, zero, three) y = {PADDED}(o, w)", "2,6,5,5", "takes some of them"),
+    (f"{TWO} j = Concat<axis = 1>(p, q) o = Slice(j, zero, three, one) y = Mul(o, part)", "2,3,5,5",
+     "takes some of them"),
+    (f"t = Mul(x, k) o = Slice(t, zero, three, two) j = Concat<axis = 2>(t, o, x) y = {PADDED}(j, w)", "2,6,13,5",
+     "joins it along another"),
+    ("t = Mul(x, k) j = Concat<axis = 2>(t, t) l = Conv(j, w) m = Relu(j) s = ReduceSum(m) y = Add(l, s)",
+     "2,6,8,3", "Relu 'm' reads it, too"),
 ])
 def test_declined_behind_and_in_front_of_moves(body: str, out: str, reason: str) -> None:
     weights = {"w": CONV["w"], "v": normal(6, 4, 3, 3), "half": CONV["w"].astype(np.float16), "u": normal(6, 8, 3, 3),
                "z": normal(6, 5, 3, 3), "n": normal(6, 1, 3, 3), "h": normal(4, 3), "a": normal(12, 1, 1),
-               "d": normal(10, 1, 1), "e": normal(10, 1), "f": normal(5, 1, 1), "i": normal(150), "k": normal(4, 1, 1)}
+               "few": normal(6, 3, 3, 3), "part": normal(3, 1, 1), "d": normal(10, 1, 1), "e": normal(10, 1),
+               "f": normal(5, 1, 1), "i": normal(150), "k": normal(4, 1, 1)}
     used = {k: w for k, w in weights.items() if f", {k})" in body}
-    axes = {"one": (1,)} if ", one)" in body else {}
+    integers = {"zero": (0,), "one": (1,), "two": (2,), "three": (3,)}
+    axes = {name: value for name, value in integers.items() if f", {name}" in body}
     before = shapes(f"float[2,4,5,5] x => (float[{out}] y) {{ {body} }}", used, **axes)
     _, modified, report = run(FoldAffine(), before)
     assert not modified
@@ -358,3 +420,15 @@ def test_random_ways_in_front(seed: int) -> None:
                     **integers, zs=shape)
     after, modified, report = run(FoldAffine(), before)
     assert modified == ("Mul" not in ops(after)) != bool(reasons(report))
+
+
+def test_a_bn_that_is_behind_weights_of_16_bits_once_the_sum_is_folded() -> None:
+    """Legal graphs are not refused: the stage wants no BatchNormalization right behind a convolution."""
+    rng = np.random.default_rng(3)
+    weights = rng.standard_normal((4, 3, 3)).astype(np.float16)
+    source = model("g (float[1,3,9] x, float[4,3,3] w, float[4,1] c, float[4] s, float[4] t, float[4] m, float[4] v) "
+                   "=> (float[1,4,7] y) { a = Conv(x, w) b = Sub(c, a) y = BatchNormalization(b, s, t, m, v) }",
+                   w=weights, c=rng.standard_normal((4, 1)), s=rng.standard_normal(4), t=rng.standard_normal(4),
+                   m=rng.standard_normal(4), v=rng.uniform(0.5, 1.5, 4))
+    after, _, _ = run(FoldAffine(), source)
+    assert ops(after) == {"Conv": 1}

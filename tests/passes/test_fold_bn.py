@@ -149,3 +149,59 @@ def test_module_path_of_the_convolution_is_kept() -> None:
     next(iter(before.graph)).metadata_props["namespace"] = "features.0.conv"
     after, _, _ = run(FoldBN(), before)
     assert next(walk(after)).metadata_props["namespace"] == "features.0.conv"
+
+
+@pytest.mark.parametrize(("skip", "eta"), [
+    ("k = Mul(t, e) y = Add(n, k)", 0.7), ("k = Mul(e, t) y = Add(k, n)", -0.3), ("y = Add(n, t)", None),
+    ("y = Add(t, n)", None),
+])
+def test_rep_bn_behind_a_convolution(skip: str, eta: float | None) -> None:
+    """SLAB: BN(x) + eta x. What eta does to the convolution's bias must not be lost."""
+    body = f"t = Conv(x, w, c) n = BatchNormalization(t, g, b, m, v) {skip}"
+    before = graph("float[N,4,5,5] x", "float[N,6,3,3] y", body, 6, w=normal(6, 4, 3, 3), c=normal(6),
+                   **({} if eta is None else {"e": np.array([eta])}))
+    after, modified, _ = run(FoldBN(), before)
+    assert modified
+    assert ops(after) == {"Conv": 1}
+
+
+def test_rep_bn_in_front_of_a_linear() -> None:
+    before = graph("float[N,6] x", "float[N,3] y", "n = BatchNormalization(x, g, b, m, v) k = Mul(e, x) s = Add(n, k)"
+                   " y = Gemm(s, w)", 6, w=normal(6, 3), e=np.array([0.7]))
+    assert ops(run(FoldBN(), before)[0]) == {"Gemm": 1}
+
+
+@pytest.mark.parametrize(("body", "reason"), [
+    ("k = Mul(x, e) y = Add(n, k) z = Relu(n)", "read by others"),
+    ("k = Mul(x, o) y = Add(n, k) z = Relu(x)", ""),
+    ("r = Relu(x) k = Mul(r, e) y = Add(n, k) z = Relu(r)", ""),
+])
+def test_what_is_no_rep_bn(body: str, reason: str) -> None:
+    """A norm that others read, a scale per channel, a skip of something else."""
+    weights = {"e": np.array([0.7]), "o": normal(6)}
+    before = graph("float[5,6] x", "float[5,6] y, float[5,6] z", f"n = BatchNormalization(x, g, b, m, v) {body}", 6,
+                   **{k: w for k, w in weights.items() if f", {k})" in body})
+    _, modified, report = run(FoldBN(), before)
+    assert not modified
+    assert reason in reasons(report)
+
+
+def faded(lam: float, epsilon: float = 1e-6) -> ir.Model:
+    """PRepBN with its lambda as a constant."""
+    return graph("float[N,5,6] x", "float[N,5,3] y", f"l = LayerNormalization<axis = -1, epsilon = {epsilon}>(x, h)"
+                 " q = Mul(l, a) t = Transpose<perm = [0, 2, 1]>(x) n = BatchNormalization(t, g, b, m, v)"
+                 " k = Mul(t, e) s = Add(n, k) u = Transpose<perm = [0, 2, 1]>(s) r = Add(q, u) y = MatMul(r, w)", 6,
+                 h=normal(6), a=np.array([lam]), e=np.array([0.4]), w=normal(6, 3))
+
+
+def test_a_norm_that_has_faded_out_is_dropped() -> None:
+    after, modified, _ = run(FoldBN(), faded(0.0))
+    assert modified
+    assert ops(after) == {"Transpose": 2, "BatchNormalization": 1, "MatMul": 1}
+
+
+def test_a_norm_that_is_still_there_stays() -> None:
+    assert ops(run(FoldBN(), faded(0.01))[0])["LayerNormalization"] == 1
+    after, _, report = run(FoldBN(), faded(0.0, epsilon=0.0))
+    assert ops(after)["LayerNormalization"] == 1
+    assert "divides by zero" in reasons(report)

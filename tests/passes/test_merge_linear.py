@@ -90,17 +90,39 @@ def test_two_linears_of_one_input() -> None:
     assert ops(after) == {"Gemm": 1}
 
 
+def test_two_heads_with_biases() -> None:
+    before = graph("p = Gemm<transB = 1>(x, w, b) q = Gemm<transB = 1>(x, v, c) y = Add(p, q)", "5,6", "5,8",
+                   w=normal(6, 8), b=normal(6), v=normal(6, 8), c=normal(6))
+    after, _, _ = run(MergeLinear(), before)
+    assert ops(after) == {"Gemm": 1}
+
+
+@pytest.mark.parametrize("biases", ["inner", "outer", "both"])
+def test_a_side_path_of_two_linears_with_biases(biases: str) -> None:
+    inner = "e = MatMul(x, t) d = Add(e, i)" if biases != "outer" else "d = MatMul(x, t)"
+    outer = "f = MatMul(d, u) l = Add(o, f)" if biases != "inner" else "l = MatMul(d, u)"
+    weights = {**({"i": normal(2)} if biases != "outer" else {}), **({"o": normal(6)} if biases != "inner" else {})}
+    before = graph(f"s = {T}(w) t = {T}(a) u = {T}(b) n = MatMul(x, s) {inner} {outer} y = Add(n, l)", "2,3,6",
+                   w=normal(6, 8), a=normal(2, 8), b=normal(6, 2), **weights)
+    after, _, _ = run(MergeLinear(), before)
+    assert ops(after) == {"MatMul": 1, "Transpose": 1, "Add": 1}
+
+
 @pytest.mark.parametrize(("body", "reason"), [
     (f"s = {T}(a) t = {T}(b) p = MatMul(x, s) y = MatMul(p, t)", "would have 48 weights, the two have 28"),
     (f"s = {T}(w) t = {T}(v) p = MatMul(x, s) q = MatMul(p, t) r = Relu(p) z = ReduceSum(r) y = Add(q, z)",
      "read by others"),
     (f"s = {T}(k) p = MatMul(x, s) y = MatMul(p, s)", "shared"),
-    (f"s = {T}(w) p = MatMul(x, s) r = Add(p, c) t = {T}(v) q = MatMul(r, t) o = {T}(h) n = MatMul(x, o) y = Add(n, q)",
-     "biases"),
+    (f"s = {T}(h) p = MatMul(x, s) q = Add(p, d) l = Mul(q, f) o = {T}(g) n = MatMul(x, o) y = Add(n, l)",
+     "biases and a scale"),
+    # 2 x and then half of the sum: the bias is halved all the same.
+    (f"e = Mul(x, k2) s = {T}(h) p = MatMul(e, s) q = Add(p, d) l = Mul(q, f) o = {T}(g) n = MatMul(x, o) y = Add(n,l)",
+     "biases and a scale"),
 ])
 def test_declined(body: str, reason: str) -> None:
     weights = {"w": normal(20, 8), "v": normal(6, 20), "a": normal(2, 8), "b": normal(6, 2), "k": normal(8, 8),
-               "c": normal(20), "h": normal(6, 8)}
+               "d": normal(6), "h": normal(6, 8), "g": normal(6, 8), "f": np.array(0.5),
+               "k2": np.array(2.0)}
     used = {k: w for k, w in weights.items() if f"({k})" in body or f", {k})" in body}
     before = graph(body, "2,3,8" if "(k)" in body else "2,3,6", **used)
     _, _, report = run(MergeLinear(), before)

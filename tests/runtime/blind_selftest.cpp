@@ -56,6 +56,8 @@ int main() {
     for (const Ignored &c : cases) check(c.kernel, c.operand);
     // Every row that has a body of its own on some instruction set is tried at all.
 #define KERNEL(name, n_out, in_place) check(#name, -1);
+#define PREPARED KERNEL
+#define DOTTED KERNEL
 #define LEVELED KERNEL
 #define NARROW KERNEL
 #define PORTABLE(name, n_out, in_place)

@@ -183,7 +183,7 @@ struct Application {
             return edgec_session_create(model, &options, &session, message, sizeof message);
         });
         if (ready) {
-            step("selftest", true, [&] { return edgec_selftest(model, 0, message, sizeof message); });
+            step("selftest", true, [&] { return edgec_selftest(model, nullptr, message, sizeof message); });
             edgec_model_info info = {};
             info.struct_size = sizeof info;
             edgec_model_get_info(model, &info);
@@ -350,7 +350,7 @@ void *use_model(void *memory) {
                  answer(u.model, session, &u.got) && edgec_model_get_info(u.model, &info) == EDGEC_OK &&
                  edgec_model_manifest(u.model, &json, &bytes) == EDGEC_OK && edgec_verify(u.model) == EDGEC_OK &&
                  (!info.has_tokenizer || edgec_tokenize(u.model, "the thing", 9, 1, nullptr, &n) == EDGEC_OK) &&
-                 (round || edgec_selftest(u.model, 0, message, sizeof message) == EDGEC_OK);
+                 (round || edgec_selftest(u.model, nullptr, message, sizeof message) == EDGEC_OK);
         edgec_session_destroy(session);
     }
     return nullptr;
@@ -457,7 +457,7 @@ void fallback(const Bytes &bundle) {
     right = kernel->run[level];
     edgec::RunFn volatile *const place = kernel->run + level;
     *place = wrong;
-    expect(edgec_selftest(model, 0, message, sizeof message) == EDGEC_ERROR_SELFTEST && strstr(message, "linear"),
+    expect(edgec_selftest(model, nullptr, message, sizeof message) == EDGEC_ERROR_SELFTEST && strstr(message, "linear"),
            "the self-test of an open model", 1);
     edgec_close(model);
     expect(edgec_open_buffer(bundle.data, bundle.n, nullptr, &model, message, sizeof message) == EDGEC_OK,

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import ast
+import importlib.util
 import json
 import platform
 import re
 import shutil
+import struct
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -17,7 +22,7 @@ import pytest
 from edgec.native.library import library_path
 
 ROOT = Path(__file__).resolve().parents[2]
-KERNELS = {name: kind for kind, name in re.findall(r"^(KERNEL|LEVELED|NARROW|PORTABLE)\((\w+),",
+KERNELS = {name: kind for kind, name in re.findall(r"^(KERNEL|PREPARED|DOTTED|LEVELED|NARROW|PORTABLE)\((\w+),",
                                                    (ROOT / "kernels" / "kernels.def").read_text(), re.MULTILINE)}
 SOURCE = """
 namespace edgec {
@@ -47,9 +52,15 @@ def _linux(require: Callable[[bool, str], None]) -> None:
 
 
 def run(*objects: Path) -> dict[str, Any]:
-    done = subprocess.run([sys.executable, "tools/kernel_sizes.py", *map(str, objects)], cwd=ROOT, capture_output=True,
+    """The table. Where it has no sizes, standard error says so too."""
+    table = objects[0].with_name("table.json")
+    done = subprocess.run([sys.executable, "tools/kernel_sizes.py", table, *objects], cwd=ROOT, capture_output=True,
                           text=True, check=True)
-    found: dict[str, Any] = json.loads(done.stdout)
+    found: dict[str, Any] = json.loads(table.read_text())
+    assert ("kernels" in found) != ("missing" in found)
+    assert done.stdout == ""
+    assert str(found.get("missing", "")) in done.stderr
+    assert (done.stderr == "") == ("kernels" in found)
     return found
 
 
@@ -99,6 +110,8 @@ def test_the_library_s_table() -> None:
         row = found["kernels"][name]
         if platform.machine() in ("x86_64", "AMD64"):
             wanted = {"PORTABLE": {"portable"}, "NARROW": {"scalar", "avx2"}, "KERNEL": {"scalar", "avx2", "avx512"},
+                      "PREPARED": {"scalar", "avx2", "avx512"},
+                      "DOTTED": {"scalar", "avx2", "avx512", "avx512vbmi"},
                       "LEVELED": {"scalar", "avx2", "avx512", "avx512vbmi", "amx"}}[kind]
             assert set(row["isa"]) == wanted, name
         assert min(row["isa"].values()) > 16, name
@@ -107,6 +120,63 @@ def test_the_library_s_table() -> None:
 
 def test_objects_that_tell_nothing(tmp_path: Path, require: Callable[[bool, str], None]) -> None:
     require(shutil.which("c++") is not None, "no C++ compiler")
-    assert "symbols of all kernels" in run(build(tmp_path, "int f() { return 1; }"))["missing"]
+    assert "lack symbols of" in run(build(tmp_path, "int f() { return 1; }"))["missing"]
     (tmp_path / "foreign.o").write_bytes(b"\xcf\xfa\xed\xfe" + bytes(100))
     assert "ELF" in run(tmp_path / "foreign.o")["missing"]
+
+
+def test_damaged_objects(tmp_path: Path, require: Callable[[bool, str], None]) -> None:
+    """Cut anywhere, any word of the headers and tables changed: a table or a reason, and the build goes on."""
+    require(shutil.which("c++") is not None, "no C++ compiler")
+    rules, bodies = (" ".join(f"{kind}({name}) {end}" for name in KERNELS)
+                     for kind, end in (("RULES", ""), ("BODY", "{}")))
+    whole = build(tmp_path, f"{SOURCE.partition('ALL')[0]} {rules} namespace avx2 {{ {bodies} }} }}").read_bytes()
+    (table,), (count,) = struct.unpack_from("<Q", whole, 40), struct.unpack_from("<H", whole, 60)
+    headers = [table + 64 * i for i in range(count)]
+    random = Random(7)
+    damaged = tmp_path / "damaged.o"
+    outcomes = Counter[str]()
+    objects = load()
+    for n in range(120):
+        data = bytearray(whole)
+        if n % 4 == 0:
+            del data[random.randrange(len(data)) :]
+        elif n % 4 == 1:
+            struct.pack_into("<H", data, random.randrange(40, 62), random.choice([0, 1, 255, 0xFFFF]))
+        else:
+            at = random.choice(headers) + 4 * random.randrange(16)
+            struct.pack_into("<I", data, at, random.choice([0, 1, 2, 4, 7, 0xFFFFFFFF, random.randrange(1 << 32)]))
+        damaged.write_bytes(data)
+        try:
+            objects.sizes(objects.Objects([damaged]), list(KERNELS))
+            outcomes["sizes"] += 1
+        except objects.UnreadableError as e:
+            outcomes["cannot be read" if "cannot be read" in str(e) else "other"] += 1
+    assert min(outcomes["sizes"], outcomes["cannot be read"]) > 10, outcomes
+    damaged.write_bytes(whole[: len(whole) // 2])
+    assert f"{damaged} cannot be read" in run(damaged)["missing"]
+    assert "cannot be read" in run(tmp_path / "none.o")["missing"]
+
+
+def load() -> Any:
+    spec = importlib.util.spec_from_file_location("kernel_sizes", ROOT / "tools" / "kernel_sizes.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_never_fails_and_leaves_no_old_table(tmp_path: Path) -> None:
+    table = tmp_path / "table.json"
+    table.mkdir()  # cannot be written
+    done = subprocess.run([sys.executable, "tools/kernel_sizes.py", table, table], cwd=ROOT, capture_output=True,
+                          text=True, check=False)
+    assert done.returncode == 0
+    assert "no table.json" in done.stderr
+    assert list(tmp_path.iterdir()) == [table]
+
+
+def test_python_3_9_reads_it() -> None:
+    ast.parse((ROOT / "tools" / "kernel_sizes.py").read_text(), feature_version=(3, 9))
+    assert "find_package(Python3 3.9 " in (ROOT / "CMakeLists.txt").read_text()

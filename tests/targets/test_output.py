@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +13,7 @@ import pytest
 from edgec.errors import EdgecError
 from edgec.native.bundle import write_bundle
 from edgec.targets import output
-from edgec.targets.output import check_output, output_folder, write_json
+from edgec.targets.output import check_output, check_writable, output_folder, write_json, write_text
 from tests.native import tiny_plans
 
 
@@ -121,3 +123,36 @@ def test_files_put_into_an_output_are_not_removed(tmp_path: Path) -> None:
 def test_the_check_leaves_nothing_behind(tmp_path: Path) -> None:
     check_output(tmp_path / "deep" / "deeper" / "out")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_behind_a_link_is_written_and_the_link_stays(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    for name in ("old", "new"):
+        link, file = tmp_path / name, tmp_path / "there" / f"{name}.json"
+        link.symlink_to(file)
+        if name == "old":
+            file.write_text("before")
+        check_writable(link)
+        write_text(link, "after")
+        assert (link.is_symlink(), file.read_text()) == (True, "after")
+    assert sorted(p.name for p in (tmp_path / "there").iterdir()) == ["new.json", "old.json"]
+
+
+def test_a_pipe_is_written_to_and_stays_one(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        check_writable(pipe)
+        write_text(pipe, "text")
+        assert os.read(reader, 100) == b"text"
+    finally:
+        os.close(reader)
+    assert pipe.is_fifo()
+    assert [p.name for p in tmp_path.iterdir()] == ["pipe"]
+
+
+def test_names_that_are_no_utf_8_can_be_written(tmp_path: Path) -> None:
+    odd = os.fsdecode(b"a\xff")
+    write_text(tmp_path / "file", json.dumps([odd, "\u00fc"], ensure_ascii=False))
+    assert json.loads((tmp_path / "file").read_text(encoding="utf-8")) == [odd, "\u00fc"]

@@ -121,3 +121,22 @@ def test_the_cache_key_follows_sources_and_flags(tmp_path: Path, monkeypatch: py
     second = toolchain._cache_key(row, root)
     monkeypatch.setattr(toolchain, "COMPILE_FLAGS", (*toolchain.COMPILE_FLAGS, "-g"))
     assert len({first, second, toolchain._cache_key(row, root)}) == 3
+
+
+def test_programs_are_linked_whole() -> None:
+    command = toolchain.program_command(device("aarch64-linux"), ROOT, Path("out"))
+    assert command[command.index("-target") + 1] == "aarch64-linux-musl"
+    assert "-static" in command
+    assert "-shared" not in command
+    assert str(ROOT / toolchain.BENCH) in command
+    # With musl, this machine's own architecture takes ziglang too: the system's compiler has another C library.
+    assert "ziglang" in toolchain.program_command(device("generic-c"), ROOT, Path("out"))
+    assert "-mexec-model=reactor" not in toolchain.program_command(device("wasm32"), ROOT, Path("out"))
+    with pytest.raises(EdgecError) as caught:
+        toolchain.program_command(device("apple-a17"), ROOT, Path("out"))
+    assert caught.value.code == "E0007"
+    assert "Xcode" in caught.value.hint
+    phone = toolchain.program_command(device("pixel-8"), ROOT, Path("out"))
+    assert phone == command
+    library = toolchain._cache_key(device("wasm32"), ROOT)
+    assert library != toolchain._cache_key(device("wasm32"), ROOT, toolchain.program_command)

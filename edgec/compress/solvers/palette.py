@@ -35,17 +35,13 @@ def quantize_palette(
                          wanted="single values", hint=f"use palette{spec.bits}")
     w = check_weight(w, stats, where)
     n, k = w.shape
-    column = stats.diag if stats is not None and tuning.weighted and stats.diag.max() > 0 else np.ones(k)
+    column = stats.diag if stats is not None and tuning.weighted and stats.diag.max() > 0 else None
+    lut = np.sort(fit_tables(w, spec, column, where).astype(np.float16))
     rows = spec.rows or n
-    lut = np.empty((spec.tables(n), 1 << spec.bits), np.float16)
     indices = np.empty((n, k), np.uint8)
-    for table in range(len(lut)):
-        part = w[table * rows : (table + 1) * rows]
-        if not np.abs(part).max() <= native.LARGEST:
-            native.raise_for(native.Status.VALUE, where, part)
-        lut[table] = np.sort(kmeans(*_histogram(part, column), 1 << spec.bits, where).astype(np.float16))
-        levels = lut[table].astype(np.float32)
-        indices[table * rows : (table + 1) * rows] = np.searchsorted((levels[1:] + levels[:-1]) / 2, part)
+    for table, levels in enumerate(lut.astype(np.float32)):
+        part = slice(table * rows, (table + 1) * rows)
+        indices[part] = np.searchsorted((levels[1:] + levels[:-1]) / 2, w[part])
     if stats is not None:
         count = native.default_threads() if threads is None else threads
         a, u = factor(stats, tuning.damp, count, isa, where)
@@ -56,6 +52,22 @@ def quantize_palette(
             c.byref(options), native.pointer(w, np.float32), n, k, None, native.pointer(u, np.float32),
             native.pointer(a, np.float32), native.pointer(indices, np.uint8), None, None), where, w)
     return PaletteTensor(spec, indices, lut, k)
+
+
+def fit_tables(w: Array, spec: PaletteSpec, column: Array | None = None, where: str = "weight") -> Array:
+    """float64 [tables, 2^bits], ascending: the tables of single values for float32 `w` [N, K] with the least sum of
+    column[k] (w - nearest value)^2; column: [K], None for ones. Exact as `quantize_palette` says, and not rounded.
+
+    Raises EdgecError: E0002 for weights that are not finite or beyond float16, E0007 without library.
+    """
+    rows, weights = spec.rows or len(w), np.ones(w.shape[1]) if column is None else column
+    tables = np.empty((spec.tables(len(w)), 1 << spec.bits))
+    for table in range(len(tables)):
+        part = w[table * rows : (table + 1) * rows]
+        if not np.abs(part).max() <= native.LARGEST:
+            native.raise_for(native.Status.VALUE, where, part)
+        tables[table] = kmeans(*_histogram(part, weights), 1 << spec.bits, where)
+    return tables
 
 
 def kmeans(values: Array, weights: Array, count: int, where: str = "weight") -> Array:
