@@ -74,15 +74,19 @@ typecheck: setup-test
 meter: setup-test
 	$(PY) tools/line_meter.py
 
+# A process per core, each with whole files: what a file has built or compiled is made once.
+WORKERS  ?= auto
+PARALLEL := -n $(WORKERS) --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+
 test: setup-test build
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
 	$(PY) tools/line_meter.py
-	$(PY) -m pytest -m "not slow" --durations=15
+	$(PY) -m pytest $(PARALLEL) -m "not slow" --durations=25
 
 nightly: setup-test build
 	tools/setup_test_tools.sh $(PY) browser
-	$(PY) -m pytest --durations=25
+	$(PY) -m pytest $(PARALLEL) --durations=25
 
 FUZZ_CASES   ?= 1000000
 FUZZ_MINUTES ?= 10

@@ -14,11 +14,25 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from edgec.env import ASSETS, REQUIRE_ASSETS
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test opens the network
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # A process per core: with more threads than cores OpenMP's spin at its barriers (measured: five times slower).
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 ROOT = Path(__file__).resolve().parent.parent
+
+
+# Long files, begun first so that no process is left with one of them at the end.
+LONG = ("tests/kernels/test_kernels.py", "tests/fuzz/test_targets.py", "tests/models/test_families.py",
+        "tests/cli/test_quantize.py", "tests/fuzz/test_bundles.py", "tests/models/test_torch_nets.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    names = {name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: names.get(item.nodeid.partition("::")[0], len(LONG)))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -89,6 +103,10 @@ def arm_program(request: pytest.FixtureRequest) -> Callable[[Path], Path]:
     archive = folder / f"runtime-{named(files)}.a"
 
     def make(source: Path) -> Path:
+        with FileLock(folder.with_suffix(".lock")):  # tests run in several processes
+            return make_alone(source)
+
+    def make_alone(source: Path) -> Path:
         program = folder / f"{source.stem}-{named([*files, source])}"
         if program.exists():
             return program

@@ -12,6 +12,8 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
+from filelock import FileLock
+
 ROOT = Path(__file__).resolve().parents[2]
 SANITIZERS = {"sanitize": "address,undefined", "thread": "thread", "libfuzzer": "address,undefined,fuzzer-no-link"}
 
@@ -31,15 +33,17 @@ def build(kind: str, programs: Sequence[str]) -> Path:
     # Little optimization: the build is most of the time.
     options = [f"-DEDGEC_SANITIZE={SANITIZERS[kind]}", "-DCMAKE_BUILD_TYPE=RelWithDebInfo",
                "-DCMAKE_CXX_FLAGS_RELWITHDEBINFO=-O1 -g1"]
-    configure = ["cmake", "-S", str(ROOT), "-B", str(folder), *options]
-    if not (folder / "CMakeCache.txt").is_file():
-        if kind == "libfuzzer":
-            configure += ["-DCMAKE_C_COMPILER=clang", "-DCMAKE_CXX_COMPILER=clang++"]
-        if shutil.which("ninja"):
-            configure += ["-G", "Ninja"]
     jobs = os.environ.get("CMAKE_BUILD_PARALLEL_LEVEL", str(os.cpu_count() or 1))
-    for command in (configure, ["cmake", "--build", str(folder), "--parallel", jobs, "--target", *programs]):
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            raise RuntimeError(done.stdout[-4000:] + done.stderr[-4000:])
+    folder.parent.mkdir(exist_ok=True)
+    with FileLock(folder.with_suffix(".lock")):  # tests run in several processes
+        configure = ["cmake", "-S", str(ROOT), "-B", str(folder), *options]
+        if not (folder / "CMakeCache.txt").is_file():
+            if kind == "libfuzzer":
+                configure += ["-DCMAKE_C_COMPILER=clang", "-DCMAKE_CXX_COMPILER=clang++"]
+            if shutil.which("ninja"):
+                configure += ["-G", "Ninja"]
+        for command in (configure, ["cmake", "--build", str(folder), "--parallel", jobs, "--target", *programs]):
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode != 0:
+                raise RuntimeError(done.stdout[-4000:] + done.stderr[-4000:])
     return folder

@@ -1,5 +1,5 @@
-// kernel_tests [--isa NAME] [--seed N] [--filter KERNEL] [--case TEXT] [--hostile ROUNDS] [--list]
-// --case: only cases with TEXT in their label. --list with --filter: the labels.
+// kernel_tests [--isa NAME] [--seed N] [--filter KERNEL] [--case TEXT] [--every N] [--hostile ROUNDS] [--list]
+// --case: only cases with TEXT in their label. --every: one of N cases, which ones by the seed. --list with --filter: the labels.
 // Every row of kernels.def needs at least one case, or the run fails.
 #include <stdio.h>
 #include <stdlib.h>
@@ -14,7 +14,7 @@ using namespace kt;
 static int usage(const char *what, const char *value) {
     fprintf(stderr,
             "kernel_tests: %s '%s'; usage: kernel_tests [--isa NAME] [--seed N] [--filter KERNEL] [--case TEXT] "
-            "[--hostile ROUNDS] [--list]\n",
+            "[--every N] [--hostile ROUNDS] [--list]\n",
             what, value);
     return 2;
 }
@@ -22,6 +22,7 @@ static int usage(const char *what, const char *value) {
 KT_EXPORT int main(int argc, char **argv) {
     uint64_t seed = 1;
     int rounds = 60;
+    uint64_t every = 1;
     const char *filter = nullptr, *label = nullptr;
     bool list = false;
     std::vector<Isa> isas;
@@ -35,13 +36,15 @@ KT_EXPORT int main(int argc, char **argv) {
             if (!parse_isa(argv[++n], &isa)) return usage("unknown instruction set", argv[n]);
             if (!(available_isas() >> isa & 1) && !kt_emulate) return usage("this CPU or build lacks instruction set", argv[n]);
             isas.assign(1, isa);
-        } else if ((!strcmp(argv[n], "--seed") || !strcmp(argv[n], "--hostile")) && more) {
+        } else if ((!strcmp(argv[n], "--seed") || !strcmp(argv[n], "--hostile") || !strcmp(argv[n], "--every")) && more) {
             char *end;
-            const bool is_seed = argv[n][2] == 's';
+            const char which = argv[n][2];
             const unsigned long long value = strtoull(argv[++n], &end, 10);
-            if (*end || end == argv[n] || (!is_seed && value > 1000000)) return usage("not a number", argv[n]);
-            if (is_seed) seed = value;
-            else rounds = (int)value;
+            if (*end || end == argv[n] || (which != 's' && value > 1000000)) return usage("not a number", argv[n]);
+            if (which == 'e' && value == 0) return usage("not a number", argv[n]);
+            if (which == 's') seed = value;
+            if (which == 'h') rounds = (int)value;
+            if (which == 'e') every = value;
         } else if (!strcmp(argv[n], "--filter") && more) {
             filter = argv[++n];
             if (!find_kernel(filter)) return usage("unknown kernel", filter);
@@ -66,6 +69,14 @@ KT_EXPORT int main(int argc, char **argv) {
             ++failed;
             printf("%s: a row of kernels.def without a case\n", kernel.name);
             continue;
+        }
+        if (every > 1) {
+            uint64_t index = seed;
+            auto &all = suite.cases;
+            const size_t first = seed % std::min<size_t>(every, all.size());  // at least one
+            std::swap(all[0], all[first]);
+            all.erase(std::remove_if(all.begin() + 1, all.end(), [&](const auto &) { return ++index % every != 0; }),
+                      all.end());
         }
         if (label) {
             auto &all = suite.cases;

@@ -254,8 +254,9 @@ void short_struct(const Bytes &bundle) {
 }
 
 // The numbers a session gives: the logits after some tokens, or the outputs for inputs of 0.5.
+constexpr uint64_t kMostValues = 2048;  // of one tensor that a seed bundle takes, or of all that it gives
 struct Answer {
-    float values[1024];
+    float values[kMostValues];
     uint64_t n;
 };
 bool answer(edgec_model *model, edgec_session *session, Answer *a) {
@@ -269,7 +270,7 @@ bool answer(edgec_model *model, edgec_session *session, Answer *a) {
         return edgec_step(session, tokens, 10, a->values) == EDGEC_OK;
     }
     edgec_tensor in = {}, out[3] = {};
-    float input[1024];
+    float input[kMostValues];
     for (float &x : input) x = 0.5f;
     in.struct_size = sizeof in;
     if (info.n_inputs != 1 || info.n_outputs > 3 || edgec_model_input(model, 0, &in) != EDGEC_OK) return false;
@@ -280,7 +281,7 @@ bool answer(edgec_model *model, edgec_session *session, Answer *a) {
         if (edgec_model_output(model, i, &out[i]) != EDGEC_OK) return false;
         out[i].data = a->values + a->n;
         a->n += out[i].bytes / sizeof(float);
-        if (a->n > 1024) return false;
+        if (a->n > kMostValues) return false;
     }
     return edgec_run(session, &in, 1, out, info.n_outputs) == EDGEC_OK;
 }
