@@ -4,7 +4,8 @@
 // and a byte 8 of them, then f16 scales [64]: one per bit and the centre, or (uniform) the step and the zero point.
 // Byte p of a column holds row 16 (p % 16 / 4) + 4 (p / 16) + p % 4, so that unpacking whole vectors gives rows in order.
 //
-// Palettes: the same codes in groups of 32 columns without scales, one for `vector` neighbours along K; behind all tiles the
+// Palettes: codes in the same places in groups of 32 columns without scales, one for `vector` neighbours along K, but those of
+// 2 to 4 bits not as planes: side by side (palette_code). Behind all tiles the
 // tables f16 or f32 [tables][2^bits][vector].
 #pragma once
 #include "shapes.h"
@@ -62,6 +63,16 @@ EDGEC_INLINE float palette_value(const BitsShape &s, const uint8_t *p, int64_t i
     if (s.wide) return memcpy(&wide, p + 4 * i, 4), wide;
     return memcpy(&half, p + 2 * i, 2), f16_to_f32(half);
 }
+// Code i of the eight whose bytes, 256 apart, begin at `p`.
+EDGEC_INLINE int64_t palette_code(const BitsShape &s, const uint8_t *p, int64_t i) {
+    if (s.bits == 4) return p[i % 4 * 256] >> i / 4 * 4 & 15;
+    if (s.bits == 3 && i < 6) return p[i / 2 * 256] >> i % 2 * 3 & 7;
+    if (s.bits == 3) return (p[0] >> 6 | p[256] >> 6 << 2 | p[512] >> 6 << 4) >> (i - 6) * 3 & 7;
+    if (s.bits == 2) return p[i / 4 * 256] >> i % 4 * 2 & 3;
+    int64_t code = 0;
+    for (int64_t j = 0; j < s.bits; ++j) code |= (int64_t)(p[j * 256] >> i & 1) << j;
+    return code;
+}
 // How an instruction set with a shuffle of bytes decodes a part of a chunk, or multiplies it with one row x
 // (generic/palette_bytes.h).
 using PaletteBytes = void (*)(const BitsShape &s, const uint8_t *codes, const uint8_t *t, const float *x, int64_t panel, float *to);
@@ -84,7 +95,7 @@ EDGEC_INLINE bool bits_fast(const Args &a, int outputs) {
 
 // One row of activations times a palette of up to 4 bits with one table, whose (finite) values are `values`[16]. prepare()
 // makes palette_room() bytes of x; sums() adds the products with up to kPaletteTiles tiles to out[tiles][64].
-constexpr int64_t kPaletteTiles = 8;
+constexpr int64_t kPaletteTiles = 4;
 struct PaletteMethod {
     void (*prepare)(const BitsShape &s, const float *values, const float *x, uint8_t *tables);
     void (*sums)(const BitsShape &s, const uint8_t *codes, int64_t tiles, const uint8_t *tables, float *out);

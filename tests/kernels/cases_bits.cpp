@@ -50,7 +50,7 @@ template <class Visit, class Scale> void walk(const Bits &b, Visit visit, Scale 
         }
 }
 
-// Calls visit(n, code column, byte of plane 0, distance of the planes, bit) for every code of a palette.
+// Calls visit(n, code column, first byte of its eight, distance to the next, number among the eight) for every code of a palette.
 template <class Visit> void walk_palette(const Bits &b, Visit visit) {
     for (int64_t n = 0; n < b.n; ++n)
         for (int64_t c = 0; c < b.codes(); ++c) {
@@ -60,11 +60,22 @@ template <class Visit> void walk_palette(const Bits &b, Visit visit) {
         }
 }
 
+// Byte and bit of bit `j` of code `i` of eight.
+std::pair<int64_t, int64_t> palette_place(int64_t bits, int64_t i, int64_t j) {
+    static const char *const kThree[8] = {"000102", "030405", "101112", "131415", "202122", "232425", "060716", "172627"};
+    if (bits == 2) return {i / 4, 2 * (i % 4) + j};
+    if (bits == 3) return {kThree[i][2 * j] - '0', kThree[i][2 * j + 1] - '0'};
+    if (bits == 4) return {i % 4, i < 4 ? j : 4 + j};
+    return {j, i};
+}
+
 std::vector<double> random_palette(const Bits &b, Rng &rng) {
     std::vector<double> bytes((size_t)bits_bytes(b));
     walk_palette(b, [&](int64_t, int64_t, int64_t at, int64_t plane, int64_t bit) {
-        for (int64_t j = 0; j < b.bits; ++j)
-            if (rng.range(0, 1)) bytes[(size_t)(at + j * plane)] += 1 << bit;
+        for (int64_t j = 0; j < b.bits; ++j) {
+            const auto place = palette_place(b.bits, bit, j);
+            if (rng.range(0, 1)) bytes[(size_t)(at + place.first * plane)] += 1 << place.second;
+        }
     });
     for (int64_t at = b.code_bytes(); at < bits_bytes(b);) {
         const auto wide = (float)rng.uniform(-1, 1);
@@ -80,7 +91,10 @@ std::vector<double> decode_palette(const Bits &b, const std::vector<int64_t> &by
     std::vector<double> w((size_t)(b.n * b.k));
     walk_palette(b, [&](int64_t n, int64_t c, int64_t at, int64_t plane, int64_t bit) {
         int64_t code = 0;
-        for (int64_t j = 0; j < b.bits; ++j) code |= (bytes[(size_t)(at + j * plane)] >> bit & 1) << j;
+        for (int64_t j = 0; j < b.bits; ++j) {
+            const auto place = palette_place(b.bits, bit, j);
+            code |= (bytes[(size_t)(at + place.first * plane)] >> place.second & 1) << j;
+        }
         for (int64_t e = 0; e < b.vector && c * b.vector + e < b.k; ++e) {
             const int64_t i = n / b.share() * b.table_values() + code * b.vector + e;
             uint8_t raw[4];
