@@ -93,7 +93,7 @@ class Column:
 
 REFERENCE = Column("native", "native", {"golden": False})
 COLUMNS = (REFERENCE, Column("ort", "ort"), Column("ort + library", "ort", {"library": True}),
-           Column("coreml (interpreter)", "coreml"))
+           Column("coreml (interpreter)", "coreml"), Column("tvm", "tvm"))
 
 
 def _assets() -> Path:
@@ -252,6 +252,7 @@ from layer to layer, most in networks of random weights; onnxruntime computes in
 - `ort + library`: with edgec's operators (docs/ort_library.md); the bytes are without the library's 0.5 MB.
 - `coreml (interpreter)`: the saved package in the NumPy interpreter of the tests, numbers stored in float16, weights
   included, which is what its errors are. **Nothing here was executed on Apple hardware** (docs/coreml.md).
+- `tvm`: one shared library with the weights beside it (docs/tvm.md); the bytes include the kernels in it.
 
 """
 

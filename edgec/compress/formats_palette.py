@@ -1,6 +1,7 @@
 """Palettes: a weight as indices of 1 to 8 bits into tables of values or of short vectors along K.
 
-Layout `palette64`: the indices [N, M], M = ceil(K / vector), in tiles of 64 rows as of `tiles_of`, then the tables
+Layout `palette64`: the indices [N, M], M = ceil(K / vector), in tiles of 64 rows as of `tiles_of`, their bits exchanged
+so that indices of 2 to 4 bits lie side by side (`_place`), then the tables
 [tables, 2^bits, vector], float16 or float32, little-endian. docs/format.md draws it.
 """
 
@@ -14,6 +15,33 @@ import numpy as np
 from edgec.compress.formats_bits import CHUNK, MAX_BITS, TILE, Array, bad, codes_of_tiles, tiles_of
 
 MOST_VECTOR = 8  # values of an index that the kernels know
+
+
+def _place(bits: int, index: int, bit: int) -> tuple[int, int]:
+    """(byte, bit in it) of bit `bit` of index 0..7 among the `bits` bytes that eight indices of a row are."""
+    if bits == 4:
+        return index % 4, index // 4 * 4 + bit
+    if bits == 3 and index < 6:
+        return index // 2, index % 2 * 3 + bit
+    if bits == 3:  # the last two in what is left: the top two bits of the three bytes
+        which = (index - 6) * 3 + bit
+        return which // 2, 6 + which % 2
+    if bits == 2:
+        return index // 4, index % 4 * 2 + bit
+    return bit, index
+
+
+def _exchanged(tiled: Array, bits: int, back: bool) -> Array:
+    """Planes [tiles, chunks, bits, 4, 64] in the places of palette64, or back."""
+    if bits not in (2, 3, 4):
+        return tiled
+    out = np.zeros_like(tiled)
+    for index in range(8):
+        for bit in range(bits):
+            plane, place = (bit, index), _place(bits, index, bit)
+            (at, shift), (to, up) = (place, plane) if back else (plane, place)
+            out[:, :, to] |= (tiled[:, :, at] >> np.uint8(shift) & np.uint8(1)) << np.uint8(up)
+    return out
 _TEXT = re.compile(r"palette([1-8])(?:r(\d+))?(?:v(\d+))?")
 
 
@@ -104,7 +132,8 @@ def dequantize_palette(p: PaletteTensor) -> Array:
 def pack_palette(p: PaletteTensor) -> Array:
     """The stored bytes u8 [spec.bytes(N, K, lut.itemsize)]."""
     lut = np.ascontiguousarray(p.lut, p.lut.dtype.newbyteorder("<")).view(np.uint8).reshape(-1)
-    return np.concatenate([tiles_of(p.indices, p.spec.bits).reshape(-1), lut])
+    tiled = _exchanged(tiles_of(p.indices, p.spec.bits), p.spec.bits, back=False)
+    return np.concatenate([tiled.reshape(-1), lut])
 
 
 def unpack_palette(
@@ -118,4 +147,5 @@ def unpack_palette(
     tiled = flat[:tables].reshape(-(-n // TILE), -1, spec.bits, 4, TILE)
     shape = (spec.tables(n), 1 << spec.bits, *((spec.vector,) if spec.vector > 1 else ()))
     lut = flat[tables:].view("<f2" if value_bytes == 2 else "<f4").reshape(shape)
-    return PaletteTensor(spec, codes_of_tiles(tiled, n, spec.indices(k)), lut, k)
+    planes = _exchanged(tiled, spec.bits, back=True)
+    return PaletteTensor(spec, codes_of_tiles(planes, n, spec.indices(k)), lut, k)

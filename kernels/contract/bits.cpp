@@ -44,6 +44,17 @@ int64_t bits_scratch(const BitsShape &s) {
     return s.padded() * kBitsRows * (int64_t)sizeof(float) + imax(tables, decoded);
 }
 
+int64_t palette_place(const Args &a, int outputs, int p) {
+    int64_t most = 0, before = 0;
+    for (int o = 0; o < outputs; ++o) {
+        if (!a.op[o].data) continue;
+        const BitsShape s = bits_part(a, outputs, o).s;
+        most = imax(most, bits_scratch(s));
+        if (o < p) before += s.palette_room();
+    }
+    return ceil_div(most, 64) * 64 + before;
+}
+
 void palette_tables(const BitsShape &s, const uint8_t *w, int64_t tile, float *to, int32_t *offset) {
     const int64_t row = tile * kBitsRows, share = s.group ? s.group : s.n, last = imin(row + kBitsRows, s.n) - 1;
     const int64_t first = row / share * s.table_values(), entries = (int64_t)1 << s.bits;
@@ -118,17 +129,12 @@ static int64_t product_cost_of(const Args &a, int outputs) {
 const char *linear_bits_check(const Args &a) { return product_check(a, 1); }
 int64_t linear_bits_tiles(const Args &a) { return product_tiles(a, 1); }
 int64_t linear_bits_cost(const Args &a) { return product_cost_of(a, 1); }
-int64_t linear_bits_scratch(const Args &a) { return bits_scratch(bits_part(a, 1, 0).s); }
+int64_t linear_bits_scratch(const Args &a) { return palette_place(a, 1, 1); }
 
 const char *linear_bits_split_check(const Args &a) { return product_check(a, kBitsOutputs); }
 int64_t linear_bits_split_tiles(const Args &a) { return product_tiles(a, kBitsOutputs); }
 int64_t linear_bits_split_cost(const Args &a) { return product_cost_of(a, kBitsOutputs); }
-int64_t linear_bits_split_scratch(const Args &a) {
-    int64_t most = 0;
-    for (int p = 0; p < kBitsOutputs; ++p)
-        if (a.op[p].data) most = imax(most, bits_scratch(bits_part(a, kBitsOutputs, p).s));
-    return most;
-}
+int64_t linear_bits_split_scratch(const Args &a) { return palette_place(a, kBitsOutputs, kBitsOutputs); }
 
 const char *conv2d_bits_check(const Args &a) {
     if (!arity(a, 5, 14, 2)) return kArity;

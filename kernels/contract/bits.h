@@ -4,7 +4,8 @@
 // and a byte 8 of them, then f16 scales [64]: one per bit and the centre, or (uniform) the step and the zero point.
 // Byte p of a column holds row 16 (p % 16 / 4) + 4 (p / 16) + p % 4, so that unpacking whole vectors gives rows in order.
 //
-// Palettes: the same codes in groups of 32 columns without scales, one for `vector` neighbours along K; behind all tiles the
+// Palettes: codes in the same places in groups of 32 columns without scales, one for `vector` neighbours along K, but those of
+// 2 to 4 bits not as planes: side by side (palette_code). Behind all tiles the
 // tables f16 or f32 [tables][2^bits][vector].
 #pragma once
 #include "shapes.h"
@@ -46,6 +47,11 @@ struct BitsShape {
     int64_t table_values() const { return vector << bits; }
     int64_t tile_tables() const { return group ? (kBitsRows - 1) / group + 2 : 1; }
     int64_t block_columns() const { return vector > 1 ? 32 * vector : 64; }
+    // What a PaletteMethod makes of one row of activations: 64 bytes per column, and a scale per chunk. 0 where none serves.
+    int64_t palette_room() const {
+        const bool serves = m == 1 && vector == 1 && bits <= 4 && (group == 0 || group >= n);
+        return serves ? ceil_div(chunks() * (32 * 64 + 4), 64) * 64 : 0;
+    }
 };
 
 // N bits group form, as the kernels' ints have them; parameters that do not exist leave the sizes zero.
@@ -56,6 +62,16 @@ EDGEC_INLINE float palette_value(const BitsShape &s, const uint8_t *p, int64_t i
     uint16_t half;
     if (s.wide) return memcpy(&wide, p + 4 * i, 4), wide;
     return memcpy(&half, p + 2 * i, 2), f16_to_f32(half);
+}
+// Code i of the eight whose bytes, 256 apart, begin at `p`.
+EDGEC_INLINE int64_t palette_code(const BitsShape &s, const uint8_t *p, int64_t i) {
+    if (s.bits == 4) return p[i % 4 * 256] >> i / 4 * 4 & 15;
+    if (s.bits == 3 && i < 6) return p[i / 2 * 256] >> i % 2 * 3 & 7;
+    if (s.bits == 3) return (p[0] >> 6 | p[256] >> 6 << 2 | p[512] >> 6 << 4) >> (i - 6) * 3 & 7;
+    if (s.bits == 2) return p[i / 4 * 256] >> i % 4 * 2 & 3;
+    int64_t code = 0;
+    for (int64_t j = 0; j < s.bits; ++j) code |= (int64_t)(p[j * 256] >> i & 1) << j;
+    return code;
 }
 // How an instruction set with a shuffle of bytes decodes a part of a chunk, or multiplies it with one row x
 // (generic/palette_bytes.h).
@@ -77,6 +93,14 @@ EDGEC_INLINE bool bits_fast(const Args &a, int outputs) {
     return a.n_i > bits_ints(outputs) && a.i[bits_ints(outputs)];
 }
 
+// One row of activations times a palette of up to 4 bits with one table, whose (finite) values are `values`[16]. prepare()
+// makes palette_room() bytes of x; sums() adds the products with up to kPaletteTiles tiles to out[tiles][64].
+constexpr int64_t kPaletteTiles = 4;
+struct PaletteMethod {
+    void (*prepare)(const BitsShape &s, const float *values, const float *x, uint8_t *tables);
+    void (*sums)(const BitsShape &s, const uint8_t *codes, int64_t tiles, const uint8_t *tables, float *out);
+};
+
 // What an instruction set brings to a product. `tables` is what prepare() made of x[m][k], once per thread and call;
 // sums() adds the product with one tile to out[m][64]; without it the weights are decoded to f32. least: from how many
 // rows of activations on a method for many serves weights of 1, 2, .. bits (kManyRows to kTableRows + 1). The outputs of
@@ -85,6 +109,7 @@ struct BitsMethod {
     void (*prepare)(const BitsShape &s, const float *x, uint8_t *tables) = nullptr;
     void (*sums)(const BitsShape &s, const uint8_t *tile, const float *x, const uint8_t *tables, float *out) = nullptr;
     uint8_t least[kBitsMost] = {};
+    const PaletteMethod *palette = nullptr;
     constexpr bool decodes() const { return !sums; }
     constexpr bool within_scratch() const {
         for (const int64_t rows : least)
@@ -97,12 +122,15 @@ constexpr BitsMethod kDecoded = {nullptr, nullptr, {17, 17, 17, 17, 17, 17, 17, 
 // The tables, or the prepared rows and a decoded block, follow the sums in scratch. Which it is depends on the
 // instruction set, so there is room for both. Fewer rows never need more: a session has room for its largest shapes.
 int64_t bits_scratch(const BitsShape &s);
+// Where in scratch, behind that, the tables of output `p` lie that a PaletteMethod makes; p = outputs: where they end.
+int64_t palette_place(const Args &a, int outputs, int p);
 
 // Defined for every instruction set by generic/bits.h. The levels above AVX-512 and NEON bring methods of their own.
 namespace avx512 {
 void bits_run(const Args &a, int outputs, int64_t t0, int64_t t1, void *scratch, BitsMethod few, BitsMethod many);
 namespace vbmi {
 extern const BitsMethod kFastMany;
+extern const PaletteMethod kPaletteProducts;
 void prepare(const BitsShape &s, const float *x, uint8_t *tables);
 void sums(const BitsShape &s, const uint8_t *tile, const float *x, const uint8_t *tables, float *out);
 }  // namespace vbmi

@@ -42,22 +42,41 @@ EDGEC_NOINLINE void bits_decoded(const BitsShape &s, const uint8_t *codes, const
     }
 }
 
-// Tiles [t0, t1) of one output.
+// Tiles [t0, t1) of one output. products: what a PaletteMethod has prepared, else null.
 EDGEC_NOINLINE void bits_tiles(const BitsShape &s, const uint8_t *w, const Gemm &g, int64_t t0, int64_t t1, float *out,
-                               const BitsMethod &method) {
+                               const BitsMethod &method, const uint8_t *products) {
     const uint8_t *tables = method.prepare ? (const uint8_t *)(out + s.padded() * kBitsRows) : nullptr;
-    for (int64_t t = t0; t < t1; ++t) {
-        const int64_t n = t * kBitsRows, columns = imin(kBitsRows, g.n - n);
+    static_assert(kPaletteTiles <= 16, "the sums of so many tiles lie in the rows of one");
+    for (int64_t t = t0, more; t < t1; t += more) {
+        more = products ? imin(kPaletteTiles, t1 - t) : 1;
         zero_floats(out, s.padded() * kBitsRows);
-        if (g.e.bias)
-            for (int64_t m = 0; m < s.m; ++m) memcpy(out + m * kBitsRows, g.e.bias + n, (size_t)columns * sizeof(float));
-        if (s.vector) palette_sums(s, w, t, g.a, out + s.padded() * kBitsRows, out, kPaletteBytes);
+        for (int64_t i = 0; g.e.bias && i < more; ++i) {
+            const int64_t n = (t + i) * kBitsRows;
+            for (int64_t m = 0; m < s.m; ++m)
+                memcpy(out + (i + m) * kBitsRows, g.e.bias + n, (size_t)imin(kBitsRows, g.n - n) * sizeof(float));
+        }
+        if (products) method.palette->sums(s, w + t * s.tile_bytes(), more, products, out);
+        else if (s.vector) palette_sums(s, w, t, g.a, out + s.padded() * kBitsRows, out, kPaletteBytes);
         else method.sums(s, w + t * s.tile_bytes(), g.a, tables, out);
-        gemm_finish(g, out, kBitsRows, 0, (int)s.m, n, columns);
+        for (int64_t i = 0; i < more; ++i) {
+            const int64_t n = (t + i) * kBitsRows;
+            gemm_finish(g, out + i * kBitsRows, kBitsRows, 0, (int)s.m, n, imin(kBitsRows, g.n - n));
+        }
     }
 }
 
 static_assert(kMany.within_scratch(), "bits_scratch() has no room for this");
+
+// Whether a PaletteMethod serves this part; values[16]: its table.
+static bool palette_serves(const BitsPart &part, float *values) {
+    const uint8_t *tables = (const uint8_t *)part.w->data + part.s.tiles() * part.s.tile_bytes();
+    bool finite = part.s.palette_room() > 0;
+    for (int64_t i = 0; finite && i < (int64_t)1 << part.s.bits; ++i) {
+        values[i] = palette_value(part.s, tables, i);
+        finite = values[i] * 0 == 0;
+    }
+    return finite;
+}
 
 // linear_bits (one output, and a residual) and linear_bits_split. No tiles at all mean that the tables are wanted.
 void bits_run(const Args &a, int outputs, int64_t t0, int64_t t1, void *scratch, BitsMethod few, BitsMethod many) {
@@ -69,6 +88,12 @@ void bits_run(const Args &a, int outputs, int64_t t0, int64_t t1, void *scratch,
     float *out = (float *)scratch;
     if (t0 == t1) {
         if (method.prepare && !first.s.vector) method.prepare(first.s, x, (uint8_t *)(out + first.s.padded() * kBitsRows));
+        for (int p = 0; method.palette && p < outputs; ++p) {
+            alignas(64) float values[16] = {};
+            const BitsPart part = bits_part(a, outputs, p);
+            if (a.op[p].data && palette_serves(part, values))
+                method.palette->prepare(part.s, values, x, (uint8_t *)scratch + palette_place(a, outputs, p));
+        }
         return;
     }
     const bool one = outputs == 1;
@@ -80,7 +105,11 @@ void bits_run(const Args &a, int outputs, int64_t t0, int64_t t1, void *scratch,
         const Gemm g = {x, s.k, s.m, s.n, s.k, (float *)part.y->data, s.n,
                         Epilogue{(const float *)part.bias->data, one ? (const float *)a.op[4].data : nullptr, (int)a.i[0],
                                  one ? (int)a.i[1] : 0, a.f[0], a.f[1]}};
-        bits_tiles(s, (const uint8_t *)part.w->data, g, imax(0, t0 - before), imin(s.tiles(), t1 - before), out, method);
+        const int64_t from = imax(0, t0 - before), to = imin(s.tiles(), t1 - before);
+        float values[16];
+        const bool products = method.palette && from < to && palette_serves(part, values);
+        bits_tiles(s, (const uint8_t *)part.w->data, g, from, to, out, method,
+                   products ? (const uint8_t *)scratch + palette_place(a, outputs, p) : nullptr);
         before += s.tiles();
     }
 }

@@ -14,7 +14,7 @@ void conv2d_bits(const Args &a, int64_t t0, int64_t t1, void *scratch) {
         const Gemm g = {c.pointwise ? x + p0 * c.k : rows, s.k, s.m, s.n, s.k, (float *)a.op[0].data + at, s.n,
                         Epilogue{(const float *)a.op[3].data, residual ? residual + at : nullptr, (int)a.i[8],
                                  (int)a.i[9], a.f[0], a.f[1]}};
-        bits_tiles(s, (const uint8_t *)a.op[2].data, g, tile, tile + tiles, out, {nullptr, bits_decoded});
+        bits_tiles(s, (const uint8_t *)a.op[2].data, g, tile, tile + tiles, out, {nullptr, bits_decoded}, nullptr);
         t0 += tiles;
     }
 }

@@ -32,8 +32,7 @@ EDGEC_NOINLINE void gather_palette(const BitsShape &s, const uint8_t *w, int64_t
     for (int64_t k = 0; k < s.k; k += s.vector) {
         const int64_t column = k / s.vector;
         const uint8_t *p = codes + column / 32 * s.code_bytes(1) + column % 32 / 8 * kBitsRows;
-        int64_t code = 0;
-        for (int64_t j = 0; j < s.bits; ++j) code |= (int64_t)(p[j * 256] >> column % 8 & 1) << j;
+        const int64_t code = palette_code(s, p, column % 8);
         for (int64_t e = 0; e < imin(s.vector, s.k - k); ++e)
             y[k + e] = palette_value(s, tables, table + code * s.vector + e);
     }

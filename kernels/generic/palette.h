@@ -1,11 +1,11 @@
-// Products with palettes (contract/bits.h): weights are decoded a block of columns at a time. A row's codes are turned
-// from planes into nibbles, which pick from sixteen values in registers, byte by byte (palette_bytes.h) where a whole tile
+// Products with palettes (contract/bits.h): weights are decoded a block of columns at a time. A row's codes become
+// nibbles, which pick from sixteen values in registers, byte by byte (palette_bytes.h) where a whole tile
 // has one table; more bits, and neighbouring rows with different tables, are gathered from memory.
 
 // to[column][16] = L rows of a chunk whose planes are w[8]. t: tables [vector][2^bits]; each row's begins at `offset`.
 EDGEC_NOINLINE void palette_rows(const BitsShape &s, vi *w, const float *t, vi offset, bool pick, float *to) {
-    palette_turn(w);
-    if (s.bits > 4) palette_turn(w + 4);
+    if (s.bits > 4) palette_turn(w), palette_turn(w + 4);
+    else palette_nibbles(s.bits, w);
     const vi nibble = viset(15);
     for (int64_t e = 0; e < s.vector; ++e, t += (int64_t)1 << s.bits) {
         const vtable table = vtable16(t);

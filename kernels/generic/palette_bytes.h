@@ -13,7 +13,7 @@ EDGEC_NOINLINE void palette_part(const BitsShape &s, const uint8_t *codes, const
     for (int b = 0; b < 4; ++b, codes += kBitsRows) {
         vi w[4];
         for (int64_t j = 0; j < 4; ++j) w[j] = j < s.bits ? vbwords(vbload(codes + j * 256)) : viset(0);
-        palette_turn(w);  // a byte: columns r and r + 4
+        palette_nibbles(s.bits, w);  // a byte: columns r and r + 4
         for (int half = 0; half < 2; ++half)
 #pragma GCC unroll 4
             for (int r = 0; r < 4; ++r) {

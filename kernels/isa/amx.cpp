@@ -145,7 +145,7 @@ constexpr int64_t kFastRows[kBitsMost] = {24, 48, 48, 48, 64, 64, 64, 96};
 static void run(const Args &a, int outputs, int64_t t0, int64_t t1, void *scratch) {
     const BitsShape s = bits_part(a, outputs, 0).s;
     const bool bytes = bits_fast(a, outputs) && s.m < kFastRows[s.bits - 1];
-    bits_run(a, outputs, t0, t1, scratch, {vbmi::prepare, vbmi::sums}, bytes ? vbmi::kFastMany : kTiles);
+    bits_run(a, outputs, t0, t1, scratch, {vbmi::prepare, vbmi::sums, {}, &vbmi::kPaletteProducts}, bytes ? vbmi::kFastMany : kTiles);
 }
 void linear_bits(const Args &a, int64_t t0, int64_t t1, void *scratch) { run(a, 1, t0, t1, scratch); }
 void linear_bits_split(const Args &a, int64_t t0, int64_t t1, void *scratch) { run(a, kBitsOutputs, t0, t1, scratch); }

@@ -118,6 +118,7 @@ EDGEC_INLINE void vdot16(vi *sum, vi a, vi b) {
     __asm__ volatile("vpdpwssd %2, %1, %0" : "+v"(*sum) : "v"(a), "v"(b));
 }
 #include "../generic/dot16.h"
+#include "avx512vbmi_palette.h"
 constexpr BitsMethod kMany = {dot_prepare, dot_sums, {17, 17, 17, 17, 17, 17, 17, 17}};
 static_assert(kMany.within_scratch(), "bits_scratch() has no room for this");
 
@@ -188,10 +189,10 @@ EDGEC_INLINE void vfours16(uint8_t *to, const int8_t *p, const int8_t *q, int) {
 #include "../generic/conv2d_q8.h"
 
 void linear_bits(const Args &a, int64_t t0, int64_t t1, void *scratch) {
-    bits_run(a, 1, t0, t1, scratch, {prepare, sums}, bits_fast(a, 1) ? kFastMany : kMany);
+    bits_run(a, 1, t0, t1, scratch, {prepare, sums, {}, &kPaletteProducts}, bits_fast(a, 1) ? kFastMany : kMany);
 }
 void linear_bits_split(const Args &a, int64_t t0, int64_t t1, void *scratch) {
-    bits_run(a, kBitsOutputs, t0, t1, scratch, {prepare, sums}, bits_fast(a, kBitsOutputs) ? kFastMany : kMany);
+    bits_run(a, kBitsOutputs, t0, t1, scratch, {prepare, sums, {}, &kPaletteProducts}, bits_fast(a, kBitsOutputs) ? kFastMany : kMany);
 }
 }  // namespace vbmi
 }  // namespace avx512

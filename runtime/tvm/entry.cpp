@@ -67,7 +67,12 @@ View panels(const float *data, int rank, int64_t a, int64_t b, int64_t c = 0) {
     return v;
 }
 
-constexpr float kNoAct[] = {0, 0};
+// What follows a product: an activation with its numbers, and a tensor as large as the result that is added after it, or
+// before where `first` says so. Without one, `residual` is any address.
+View added(const float *residual, int64_t given, View like) {
+    like.data = const_cast<float *>(residual);
+    return given ? like : View();
+}
 
 }  // namespace
 }  // namespace edgec
@@ -76,22 +81,49 @@ using namespace edgec;
 
 #define EDGEC_ENTRY extern "C" __attribute__((visibility("default"))) int
 
-// y[m, n] = x[m, k] wᵀ + bias. bias_count: n, or 0 for none (bias is then any address).
-EDGEC_ENTRY edgec_tvm_linear(const float *x, const float *w, const float *bias, float *y, int64_t m, int64_t k, int64_t n,
-                             int64_t bias_count) {
+// y[m, n] = x[m, k] wᵀ + bias, and what follows. bias_count: n, or 0 for none (bias is then any address).
+EDGEC_ENTRY edgec_tvm_linear(const float *x, const float *w, const float *bias, const float *residual, float *y, int64_t m,
+                             int64_t k, int64_t n, int64_t bias_count, int64_t given, int64_t first, int64_t act, float a,
+                             float b) {
     const View op[] = {view(y, F32, 2, m, n), view(x, F32, 2, m, k), panels(w, 2, n, k),
-                       bias_count ? view(bias, F32, 1, bias_count) : View(), View()};
-    const int64_t ints[] = {0, 0};
-    return call("linear", op, 5, ints, 2, kNoAct, 2);
+                       bias_count ? view(bias, F32, 1, bias_count) : View(),
+                       added(residual, given, view(y, F32, 2, m, n))};
+    const int64_t ints[] = {act, first};
+    const float floats[] = {a, b};
+    return call("linear", op, 5, ints, 2, floats, 2);
 }
 
-EDGEC_ENTRY edgec_tvm_linear_bits(const float *x, const uint8_t *w, const float *bias, float *y, int64_t m, int64_t k,
-                                  int64_t n, int64_t bias_count, int64_t bytes, int64_t bits, int64_t group,
-                                  int64_t form) {
+EDGEC_ENTRY edgec_tvm_linear_bits(const float *x, const uint8_t *w, const float *bias, const float *residual, float *y,
+                                  int64_t m, int64_t k, int64_t n, int64_t bias_count, int64_t bytes, int64_t bits,
+                                  int64_t group, int64_t form, int64_t given, int64_t first, int64_t act, float a,
+                                  float b) {
     const View op[] = {view(y, F32, 2, m, n), view(x, F32, 2, m, k), view(w, U8, 1, bytes),
-                       bias_count ? view(bias, F32, 1, bias_count) : View(), View()};
-    const int64_t ints[] = {0, 0, n, bits, group, form};
-    return call("linear_bits", op, 5, ints, 6, kNoAct, 2);
+                       bias_count ? view(bias, F32, 1, bias_count) : View(),
+                       added(residual, given, view(y, F32, 2, m, n))};
+    const int64_t ints[] = {act, first, n, bits, group, form};
+    const float floats[] = {a, b};
+    return call("linear_bits", op, 5, ints, 6, floats, 2);
+}
+
+// An activation of n values.
+EDGEC_ENTRY edgec_tvm_unary(const float *x, float *y, int64_t n, int64_t act, float a, float b) {
+    const View op[] = {view(y, F32, 1, n), view(x, F32, 1, n)};
+    const int64_t ints[] = {act};
+    const float floats[] = {a, b};
+    return call("unary", op, 2, ints, 1, floats, 2);
+}
+
+// y[m, k]: rows of x normalized. beta_count: k, or 0 for none.
+EDGEC_ENTRY edgec_tvm_layernorm(const float *x, const float *gamma, const float *beta, float *y, int64_t m, int64_t k,
+                                int64_t beta_count, float epsilon) {
+    const View op[] = {view(y, F32, 2, m, k), View(), view(x, F32, 2, m, k), View(), view(gamma, F32, 1, k),
+                       beta_count ? view(beta, F32, 1, beta_count) : View()};
+    return call("layernorm", op, 6, nullptr, 0, &epsilon, 1);
+}
+EDGEC_ENTRY edgec_tvm_softmax(const float *x, float *y, int64_t m, int64_t k) {
+    const View op[] = {view(y, F32, 2, m, k), view(x, F32, 2, m, k)};
+    const int64_t ints[] = {0};
+    return call("softmax", op, 2, ints, 1, nullptr, 0);
 }
 
 // y[b, m, n] = x[b, m, k] w[b, k, n], both known at run time only.
@@ -110,24 +142,30 @@ EDGEC_ENTRY edgec_tvm_gather_bits(const uint8_t *w, const int64_t *index, float 
     return call("gather_bits", op, 3, ints, 5, nullptr, 0);
 }
 
-// Images are NHWC: x[b, h, w, ci], y[b, oh, ow, co].
-EDGEC_ENTRY edgec_tvm_conv2d(const float *x, const float *weight, const float *bias, float *y, int64_t b, int64_t h,
-                             int64_t w, int64_t ci, int64_t oh, int64_t ow, int64_t co, int64_t bias_count, int64_t kh,
-                             int64_t kw, int64_t sh, int64_t sw, int64_t pt, int64_t pl, int64_t dh, int64_t dw,
-                             int64_t groups) {
+// Images are NHWC: x[b, h, w, ci], y[b, oh, ow, co]. lo, hi: the numbers of the activation.
+EDGEC_ENTRY edgec_tvm_conv2d(const float *x, const float *weight, const float *bias, const float *residual, float *y,
+                             int64_t b, int64_t h, int64_t w, int64_t ci, int64_t oh, int64_t ow, int64_t co,
+                             int64_t bias_count, int64_t kh, int64_t kw, int64_t sh, int64_t sw, int64_t pt, int64_t pl,
+                             int64_t dh, int64_t dw, int64_t groups, int64_t given, int64_t first, int64_t act, float lo,
+                             float hi) {
     if (groups < 1 || co % groups || ci % groups) return kRefused;
     const View op[] = {view(y, F32, 4, b, oh, ow, co), view(x, F32, 4, b, h, w, ci),
                        panels(weight, 3, groups, co / groups, kh * kw * (ci / groups)),
-                       bias_count ? view(bias, F32, 1, bias_count) : View(), View()};
-    const int64_t ints[] = {kh, kw, sh, sw, pt, pl, dh, dw, groups, 0, 0};
-    return call("conv2d", op, 5, ints, 11, kNoAct, 2);
+                       bias_count ? view(bias, F32, 1, bias_count) : View(),
+                       added(residual, given, view(y, F32, 4, b, oh, ow, co))};
+    const int64_t ints[] = {kh, kw, sh, sw, pt, pl, dh, dw, groups, act, first};
+    const float floats[] = {lo, hi};
+    return call("conv2d", op, 5, ints, 11, floats, 2);
 }
 
-EDGEC_ENTRY edgec_tvm_dwconv2d(const float *x, const float *weight, const float *bias, float *y, int64_t b, int64_t h,
-                               int64_t w, int64_t ci, int64_t oh, int64_t ow, int64_t co, int64_t bias_count, int64_t kh,
-                               int64_t kw, int64_t sh, int64_t sw, int64_t pt, int64_t pl, int64_t dh, int64_t dw) {
+EDGEC_ENTRY edgec_tvm_dwconv2d(const float *x, const float *weight, const float *bias, const float *residual, float *y,
+                               int64_t b, int64_t h, int64_t w, int64_t ci, int64_t oh, int64_t ow, int64_t co,
+                               int64_t bias_count, int64_t kh, int64_t kw, int64_t sh, int64_t sw, int64_t pt, int64_t pl,
+                               int64_t dh, int64_t dw, int64_t given, int64_t first, int64_t act, float lo, float hi) {
     const View op[] = {view(y, F32, 4, b, oh, ow, co), view(x, F32, 4, b, h, w, ci), view(weight, F32, 2, kh * kw, co),
-                       bias_count ? view(bias, F32, 1, bias_count) : View(), View()};
-    const int64_t ints[] = {kh, kw, sh, sw, pt, pl, dh, dw, 0, 0};
-    return call("dwconv2d", op, 5, ints, 10, kNoAct, 2);
+                       bias_count ? view(bias, F32, 1, bias_count) : View(),
+                       added(residual, given, view(y, F32, 4, b, oh, ow, co))};
+    const int64_t ints[] = {kh, kw, sh, sw, pt, pl, dh, dw, act, first};
+    const float floats[] = {lo, hi};
+    return call("dwconv2d", op, 5, ints, 10, floats, 2);
 }

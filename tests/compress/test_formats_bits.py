@@ -163,7 +163,7 @@ def test_a_golden_palette() -> None:
     p = PaletteTensor(PaletteSpec(2), np.array([[0, 1, 2, 3], [3, 0, 0, 0]], np.uint8),
                       np.array([[1, 2, 0.5, -1]], np.float16), 4)
     data = pack_palette(p)
-    assert data[:512].tolist() == [0b1010, 0b0001, *[0] * 254, 0b1100, 0b0001, *[0] * 254]
+    assert data[:512].tolist() == [0b11_10_01_00, 0b00_00_00_11, *[0] * 510]
     assert data[512:].tolist() == [0, 0x3C, 0, 0x40, 0, 0x38, 0, 0xBC]
     assert dequantize_palette(p).tolist() == [[1, 2, 0.5, -1], [-1, 1, 1, 1]]
 

@@ -50,7 +50,7 @@ template <class Visit, class Scale> void walk(const Bits &b, Visit visit, Scale 
         }
 }
 
-// Calls visit(n, code column, byte of plane 0, distance of the planes, bit) for every code of a palette.
+// Calls visit(n, code column, first byte of its eight, distance to the next, number among the eight) for every code of a palette.
 template <class Visit> void walk_palette(const Bits &b, Visit visit) {
     for (int64_t n = 0; n < b.n; ++n)
         for (int64_t c = 0; c < b.codes(); ++c) {
@@ -60,11 +60,22 @@ template <class Visit> void walk_palette(const Bits &b, Visit visit) {
         }
 }
 
+// Byte and bit of bit `j` of code `i` of eight.
+std::pair<int64_t, int64_t> palette_place(int64_t bits, int64_t i, int64_t j) {
+    static const char *const kThree[8] = {"000102", "030405", "101112", "131415", "202122", "232425", "060716", "172627"};
+    if (bits == 2) return {i / 4, 2 * (i % 4) + j};
+    if (bits == 3) return {kThree[i][2 * j] - '0', kThree[i][2 * j + 1] - '0'};
+    if (bits == 4) return {i % 4, i < 4 ? j : 4 + j};
+    return {j, i};
+}
+
 std::vector<double> random_palette(const Bits &b, Rng &rng) {
     std::vector<double> bytes((size_t)bits_bytes(b));
     walk_palette(b, [&](int64_t, int64_t, int64_t at, int64_t plane, int64_t bit) {
-        for (int64_t j = 0; j < b.bits; ++j)
-            if (rng.range(0, 1)) bytes[(size_t)(at + j * plane)] += 1 << bit;
+        for (int64_t j = 0; j < b.bits; ++j) {
+            const auto place = palette_place(b.bits, bit, j);
+            if (rng.range(0, 1)) bytes[(size_t)(at + place.first * plane)] += 1 << place.second;
+        }
     });
     for (int64_t at = b.code_bytes(); at < bits_bytes(b);) {
         const auto wide = (float)rng.uniform(-1, 1);
@@ -80,7 +91,10 @@ std::vector<double> decode_palette(const Bits &b, const std::vector<int64_t> &by
     std::vector<double> w((size_t)(b.n * b.k));
     walk_palette(b, [&](int64_t n, int64_t c, int64_t at, int64_t plane, int64_t bit) {
         int64_t code = 0;
-        for (int64_t j = 0; j < b.bits; ++j) code |= (bytes[(size_t)(at + j * plane)] >> bit & 1) << j;
+        for (int64_t j = 0; j < b.bits; ++j) {
+            const auto place = palette_place(b.bits, bit, j);
+            code |= (bytes[(size_t)(at + place.first * plane)] >> place.second & 1) << j;
+        }
         for (int64_t e = 0; e < b.vector && c * b.vector + e < b.k; ++e) {
             const int64_t i = n / b.share() * b.table_values() + code * b.vector + e;
             uint8_t raw[4];
@@ -188,12 +202,16 @@ void bounds(Case &c, const Product &p) {
     c.scale = NORM;
     const double stray = 1 + 4 / sqrt((double)std::max<int64_t>(1, least));
     const int64_t bits = p.b[0].bits;
-    c.bound = [m = p.m, bits, palette = p.b[0].vector != 0, fast = p.fast, stray](Isa isa) {
+    // isa/avx512vbmi_palette.h
+    const bool products = p.m == 1 && std::any_of(p.b.begin(), p.b.end(), [](const Bits &b) {
+        return b.vector == 1 && b.bits <= 4 && (b.group == 0 || b.group >= b.n);
+    });
+    c.bound = [m = p.m, bits, palette = p.b[0].vector != 0, fast = p.fast, stray, products](Isa isa) {
         // Where the fast mode's bytes begin, and on amx end (isa/avx512vbmi.cpp, amx.cpp).
         const bool bytes = fast && m >= (bits == 1 ? 11 : bits == 2 ? 6 : 5);
         const int64_t tiles = bits == 1 ? 24 : bits < 5 ? 48 : bits < 8 ? 64 : 96;
         const bool few = m <= 16;
-        if (palette || isa == SCALAR) return 1e-5;
+        if (palette || isa == SCALAR) return products && (isa == AVX512VBMI || isa == AMX) ? 2e-4 * stray : 1e-5;
         if (bytes && (isa == AVX512VBMI || (isa == AMX && m < tiles))) return 1.5e-2 * stray;
         if (fast && isa == NEONDOT) return 1.5e-2 * stray;
         if (!few && (isa == AVX512 || isa == NEON || isa == NEONDOT || isa == WASM)) return 1e-5;
@@ -375,6 +393,14 @@ CASES(linear_bits) {
             }
     for (const int64_t k : {1, 7, 8, 9, 31, 32, 33, 63, 64, 65, 66, 127, 128, 129, 255, 256, 257, 511, 512, 513})
         for (const int64_t vector : {1, 2, 4, 8}) add_linear(s, 1 + k % 3, {130, k, 4, 16, false, vector, false}, 0, 1);
+    // One row of activations and one table of up to 4 bits.
+    for (int64_t bits = 1; bits <= 4; ++bits)
+        for (const int64_t k : {1, 2, 7, 8, 9, 16, 17, 31, 32, 33, 63, 64, 65, 127, 255, 256, 257, 1111})
+            add_linear(s, 1, {s.rng.range(1, 200), k, bits, k % 2 ? 0 : 1000, false, 1, k % 3 == 0}, k % 14,
+                       (int)s.rng.range(0, 31));
+    for (int64_t bits = 1; bits <= 4; ++bits)
+        for (const double size : {1e-30, 1e-34, 1.4e-36, 1e30})
+            add_extreme(s, 1, {70, 300, bits, 0, false, 1, true}, size, false);
     add_linear(s, 0, {70, 40, 3, 16, false, 1, true}, 0, 0);
     add_linear(s, 3, {0, 40, 3, 16, false, 1, true}, 0, 0);
     add_linear(s, 3, {0, 40, 3, 0, false, 1, true}, 0, 0);

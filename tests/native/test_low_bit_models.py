@@ -241,7 +241,7 @@ def test_images_through_pointwise_and_other_convolutions(tmp_path: Path) -> None
 @pytest.mark.usefixtures("library")
 @pytest.mark.parametrize("spec", [PaletteSpec(4), PaletteSpec(3, 16), PaletteSpec(6, 5, 2)], ids=str)
 def test_a_model_of_palettes(spec: PaletteSpec, sources: dict[str, Path], tmp_path: Path) -> None:
-    """Every layer keeps its indices and answers as the dense weights do: no sums are looked up here."""
+    """Every layer keeps its indices and answers as the dense weights do, unless a single row looks up its products."""
     from edgec.compress.formats import PaletteTensor
 
     layers, rng = {}, np.random.default_rng(6)
@@ -266,7 +266,9 @@ def test_a_model_of_palettes(spec: PaletteSpec, sources: dict[str, Path], tmp_pa
                 assert relative(session.score(tokens), wanted) < 1e-4, isa
                 session.reset()
                 for start, stop in ((0, 1), (1, 4), (4, 24), (24, 25)):
-                    assert relative(session.step(tokens[start:stop]), wanted[stop - 1]) < 1e-4, isa
+                    looked_up = stop - start == 1 and spec == PaletteSpec(4) and isa in ("avx512vbmi", "amx")
+                    bound = 4e-3 if looked_up else 1e-4
+                    assert relative(session.step(tokens[start:stop]), wanted[stop - 1]) < bound, isa
                 assert session.memory.scratch == 2 * plan.memory_table().scratch_per_thread
 
 
