@@ -208,8 +208,10 @@ def inspect(source: str, *, allow_pickle: bool = False) -> dict[str, Any]:
     path = Path(source)
     if path.is_dir() and (path / "manifest.json").is_file() and not (path / "model.edgec").is_file():
         from edgec.judge.bundle import refuse_foreign
+        from edgec.targets.output import is_foreign
 
-        refuse_foreign(path)
+        if not is_foreign(path):
+            refuse_foreign(path)
     if (path.is_file() and path.suffix not in _MODEL_SUFFIXES) or (path / "model.edgec").is_file():
         if allow_pickle:
             raise EdgecError("E0002", stage="inspect", where="allow_pickle", found="a bundle, which holds no pickles",

@@ -69,6 +69,16 @@ def _listed(folder: Path) -> dict[str, Any]:
     return manifest if ours else {}
 
 
+def is_foreign(folder: Path) -> bool:
+    """Whether the manifest.json of `folder` is somebody else's: JSON that `edgec compile` did not write. One that
+    cannot be read may be ours."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return not isinstance(manifest, dict) or "edgec_version" not in manifest
+
+
 def check_listing(folder: Path) -> int:
     """Compares the files of an output folder with what its manifest lists, and returns how many these are.
 

@@ -15,6 +15,7 @@ from onnx import numpy_helper
 
 from edgec.ir.execute import Runner
 from tests.cli.conftest import Outcome
+from tests.models import tiny_lm
 
 Cli = Callable[..., Outcome]
 NET = """
@@ -179,3 +180,13 @@ def test_a_library_where_none_is_loaded(edgec_cli: Cli, net: Path, tmp_path: Pat
     assert done.code == 2
     assert where in done.err
     assert edgec_cli("check", net / "net.onnx", *options).code == 2
+
+
+def test_somebody_else_s_manifest_beside_a_model(edgec_cli: Cli, tmp_path: Path) -> None:
+    folder = tiny_lm.make(tmp_path / "m", "llama_mha_tied")
+    (folder / "model.onnx").write_bytes(b"an export")
+    (folder / "manifest.json").write_text('{"name": "an app"}')
+    done = edgec_cli("inspect", folder)
+    assert done.code == 0, done.err
+    (folder / "manifest.json").write_text('{"edgec_version": "0.1.0", "backend": "ort"}')
+    assert "a folder of the ort backend" in edgec_cli("inspect", folder).err
