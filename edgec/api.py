@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from edgec.decoupling import DecoupleOptions
     from edgec.judge.speed import Samples
+    from edgec.packaging import Packaged
     from edgec.pipeline import QuantProgress
     from edgec.quantization import QuantizeOptions, StaticOptions
     from edgec.support import CheckReport
@@ -394,6 +395,16 @@ def verify(bundle: Path | str, *, public_key: str | None = None) -> dict[str, An
     return {"bundle": str(path), "bytes": len(read.data), "signed_by": (wanted or signer or b"").hex(),
             "sections": {kind.name: len(data) for kind, data in read.sections.items()},
             "pinned": wanted is not None, "files": files}
+
+
+def package(bundle: Path | str, out: Path | str, *, format: str = "cmake", weights: str = "file",
+            name: str | None = None, target: str | None = None, signatures: bool = False) -> Packaged:
+    """Writes a folder with a compiled bundle, its runtime and a typed interface, for apps to build: packaging.package
+    says what the options are. Raises EdgecError."""
+    from edgec import packaging
+
+    return packaging.package(bundle, out, format=format, weights=weights, name=name, target=target,
+                             signatures=signatures)
 
 
 def size(bundle: Path | str | None = None, *, layers: int = 10) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Commands on finished bundles before they go to a device: sign, verify, size."""
+"""Commands on finished bundles before they go to a device: package, sign, verify, size."""
 
 from __future__ import annotations
 
@@ -16,11 +16,49 @@ from edgec.cli_use import Bundle, PublicKey
 from edgec.cli_values import bad_value, format_bytes
 from edgec.env import KEY_PASSPHRASE
 
+# As edgec.packaging.FORMATS, which is imported only when it is used; tests/packaging compares the two.
+FORMAT_NAMES = "cmake"
+
 
 def register(app: typer.Typer) -> None:
+    app.command()(package)
     app.command()(sign)
     app.command()(verify)
     app.command()(size)
+
+
+def package(
+    bundle: Annotated[
+        Path, typer.Argument(help="An output folder of compile, or its model.edgec.", show_default=False)
+    ],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The folder to write.", show_default=False)],
+    format: Annotated[str, typer.Option("--format", help=FORMAT_NAMES)] = "cmake",
+    weights: Annotated[
+        str, typer.Option("--weights", help="file: mapped by the app; object: linked into it.")
+    ] = "file",
+    name: Annotated[
+        str | None, typer.Option("--name", help="What files and identifiers are called; by default as the model.")
+    ] = None,
+    target: Annotated[
+        str | None, typer.Option("--target", help="Only the instruction sets of this device; by default those of the "
+                                                  "device that the folder was compiled for.")
+    ] = None,
+    signatures: Annotated[bool, typer.Option("--signatures", help="The runtime can verify signatures.")] = False,
+    json: Json = False,
+) -> None:
+    """Write a bundle and the runtime it needs as a folder that an app builds: see docs/packages.md."""
+    from edgec import api
+
+    started = time.time()
+    found = api.package(bundle, output, format=format, weights=weights, name=name, target=target, signatures=signatures)
+    files = {file: entry["bytes"] for file, entry in found.manifest["files"].items()}
+    if json:
+        print_json(envelope("package", started, folder=str(found.folder), format=found.format, name=found.name,
+                            kernels=list(found.kernels), build=found.build, files=files))
+        return
+    print_table(("file", "bytes"), [(file, format_bytes(size)) for file, size in files.items()], str(found.folder))
+    note(f"kernels: {', '.join(found.kernels)}")
+    note(f"in that folder: {found.build}")
 
 
 def _passphrase() -> str:
