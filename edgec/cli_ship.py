@@ -17,7 +17,7 @@ from edgec.cli_values import bad_value, format_bytes
 from edgec.env import KEY_PASSPHRASE
 
 # As edgec.packaging.FORMATS, which is imported only when it is used; tests/packaging compares the two.
-FORMAT_NAMES = "cmake, single-header, pip, wasm"
+FORMAT_NAMES = "cmake, single-header, pip, wasm, swiftpm, gradle"
 
 
 def register(app: typer.Typer) -> None:

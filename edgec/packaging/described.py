@@ -87,7 +87,7 @@ def describe(path: Path, name: str | None) -> Described:
     if bundle.plan.model_kind == 1:
         return Described(chosen, bundle, (), (), ())
     entry = bundle.plan.entry("main")
-    taken: list[str] = []
+    taken = ["model", "counts", "outputs", "env"]  # what wrappers call things of their own
     symbols = sorted({s for port in (*entry.inputs, *entry.outputs) for d in port.dims for s in d.symbols},
                      key=lambda s: s.name)
     named = []

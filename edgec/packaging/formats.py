@@ -13,6 +13,7 @@ from pathlib import Path
 from edgec import version
 from edgec.compress.formats import Dtype
 from edgec.packaging.amalgamate import Selection, amalgamate
+from edgec.packaging.apps import jni_words, kotlin_words, swift_words
 from edgec.packaging.described import Described, shape_text
 from edgec.packaging.examples import example, usage
 from edgec.packaging.header import fill, model_header
@@ -191,6 +192,39 @@ def _feeds(model: Described) -> str:
     return "\n".join(lines)
 
 
+def swiftpm(folder: Path, parts: Parts) -> None:
+    """A Swift package: the runtime as a target of C, a class over it. Written, not compiled: its README says so."""
+    model, words = parts.model, swift_words(parts.model)
+    name, interface = words["CAMEL"], f"Sources/C{words['CAMEL']}/include"
+    _put(folder, f"{interface}/edgec_runtime.h", header().read_text(encoding="utf-8"))
+    _put(folder, f"{interface}/{model.id}.h", parts.header())
+    _put(folder, f"{interface}/C{name}.h", parts.fill("swift_shim.h.in"))
+    _put(folder, f"Sources/C{name}/edgec_runtime.cpp", parts.runtime())
+    _bundle(folder / "Sources" / name / BUNDLE, parts)
+    kind = "lm" if model.language_model else "tensors"
+    _put(folder, f"Sources/{name}/{name}.swift", parts.fill(f"swift_{kind}.swift.in", **words))
+    _put(folder, "Package.swift", parts.fill("Package.swift.in", **words))
+    _put(folder, "README.md", parts.fill("README.swiftpm.md", **words))
+
+
+def gradle(folder: Path, parts: Parts) -> None:
+    """An Android library: the runtime with JNI functions, a Kotlin class. Its README says what was never compiled."""
+    model, native = parts.model, "src/main/cpp"
+    kind = "lm" if model.language_model else "tensors"
+    _runtime(folder / native, parts)
+    words = jni_words(model)
+    _put(folder, f"{native}/jni.c",
+         fill(fill(template("jni_common.c"), KIND=template(f"jni_{kind}.c")), **words, ID=model.id))
+    _put(folder, f"{native}/CMakeLists.txt", parts.fill("CMakeLists.gradle.txt"))
+    _put(folder, f"src/main/kotlin/edgec/{model.id}/Model.kt", parts.fill(f"Model_{kind}.kt.in", **kotlin_words(model)))
+    _put(folder, "src/main/AndroidManifest.xml",
+         '<manifest xmlns:android="http://schemas.android.com/apk/res/android" />\n')
+    _bundle(folder / "src" / "main" / "assets" / BUNDLE, parts)
+    for name in ("settings.gradle.kts", "build.gradle.kts"):
+        _put(folder, name, parts.fill(f"{name}.in"))
+    _put(folder, "README.md", parts.fill("README.gradle.md"))
+
+
 FORMATS: dict[str, Format] = {
     "cmake": Format(cmake, "cmake -S . -B build && cmake --build build", ("file", "object"),
                     about="a library target and example programs in C and C++"),
@@ -200,4 +234,8 @@ FORMATS: dict[str, Format] = {
                   "a Python project that builds a wheel"),
     "wasm": Format(wasm, "node example.mjs", ("file",), "a page fetches the bundle as a file",
                    "a WebAssembly module with JavaScript and its types"),
+    "swiftpm": Format(swiftpm, "swift build -c release", ("file",), "a Swift package holds the bundle as a resource",
+                      "a Swift package (not compiled here)"),
+    "gradle": Format(gradle, "gradle assembleRelease", ("file",), "an Android library holds the bundle as an asset",
+                     "an Android library with Kotlin (not compiled here)"),
 }

@@ -250,15 +250,16 @@ def _constants(model: Described, symbols: dict[str, str]) -> str:
         return f"\n#define {upper}_CONTEXT {plan.max_context}u\n#define {upper}_VOCAB {plan.vocab_size}u\n"
     arguments = sizes(model)
     for t in (*model.inputs, *model.outputs):
-        lines.append(f"/* Values of {literal(t.name)}. */")
+        open_sizes = "; -1 for sizes that the model does not take" if t.static is None and model.symbols else ""
+        lines.append(f"/* Values of {literal(t.name)}{open_sizes}. */")
         if t.static is not None:
             values = " * ".join(f"(int64_t){d}" for d in t.static) or "1"
             lines.append(f"#define {upper}_{t.id.upper()}_COUNT ({values})")
             continue
         factors = " * ".join(f"(uint64_t)({expression(d, symbols)})" for d in t.dims) or "1"
-        unused = "".join(f"    (void){name};\n" for name, _ in model.symbols)
-        lines.append(f"static inline int64_t {model.id}_{t.id}_count({arguments or 'void'}) {{\n{unused}"
-                     f"    return (int64_t)({factors});\n}}")
+        wrong = " || ".join(f"{name} < {s.min} || {name} > {s.max}" for name, s in model.symbols)
+        lines.append(f"static inline int64_t {model.id}_{t.id}_count({arguments or 'void'}) {{\n"
+                     + (f"    if ({wrong}) return -1;\n" if wrong else "") + f"    return (int64_t)({factors});\n}}")
     return "\n".join(lines) + "\n"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -51,3 +52,11 @@ def tools(require: Callable[[bool, str], None]) -> None:
     """Skips with a reason where there is no CMake or compiler."""
     for tool in ("cmake", "cc", "c++"):
         require(shutil.which(tool) is not None, f"no {tool}")
+
+
+@pytest.fixture(scope="session")
+def zig_cache(request: pytest.FixtureRequest, require: Callable[[bool, str], None]) -> str:
+    """Where zig keeps its C libraries from one run of the tests to the next."""
+    require(importlib.util.find_spec("ziglang") is not None, "ziglang is not installed (pip install 'edgec[cross]')")
+    assert request.config.cache is not None
+    return str(request.config.cache.mkdir("edgec_wasm"))

@@ -25,14 +25,6 @@ def greedy(bundle: Path, prompt: str, count: int) -> tuple[list[int], str]:
         return tokens, model.detokenize(tokens)
 
 
-@pytest.fixture(scope="session")
-def zig_cache(request: pytest.FixtureRequest, require: Callable[[bool, str], None]) -> str:
-    """Where zig keeps its C libraries from one run of the tests to the next."""
-    require(importlib.util.find_spec("ziglang") is not None, "ziglang is not installed (pip install 'edgec[cross]')")
-    assert request.config.cache is not None
-    return str(request.config.cache.mkdir("edgec_wasm"))
-
-
 def test_single_header(bundles: dict[str, Path], tmp_path: Path, run: Run, tools: None) -> None:
     found = edgec.package(bundles["layer"], tmp_path / "p", format="single-header", target="x86-64-v2")
     text = (found.folder / "model.h").read_text(encoding="utf-8")

@@ -19,14 +19,14 @@ extern "C" {
 /* The bundle, linked into the program (tiny_cnn_data.c). */
 extern const unsigned char tiny_cnn_bundle[], tiny_cnn_bundle_end[];
 
-/* Values of "image". */
+/* Values of "image"; -1 for sizes that the model does not take. */
 static inline int64_t tiny_cnn_image_count(int64_t batch) {
-    (void)batch;
+    if (batch < 1 || batch > 4) return -1;
     return (int64_t)((uint64_t)(batch) * (uint64_t)(8) * (uint64_t)(8) * (uint64_t)(3));
 }
-/* Values of "probabilities". */
+/* Values of "probabilities"; -1 for sizes that the model does not take. */
 static inline int64_t tiny_cnn_probabilities_count(int64_t batch) {
-    (void)batch;
+    if (batch < 1 || batch > 4) return -1;
     return (int64_t)((uint64_t)(batch) * (uint64_t)(10));
 }
 
