@@ -409,7 +409,10 @@ def package(bundle: Path | str, out: Path | str, *, format: str = "cmake", weigh
 
 def size(bundle: Path | str | None = None, *, layers: int = 10) -> dict[str, Any]:
     """What the bytes of a bundle and of this machine's runtime library are: size.bundle_size under "model" (None: no
-    bundle was given) and size.library_size under "library". Raises EdgecError."""
-    from edgec.size import bundle_size, library_size
+    bundle was given) and size.library_size under "library"; of a folder that `package` wrote size.package_size under
+    "package" instead. Raises EdgecError."""
+    from edgec.size import bundle_size, is_package, library_size, package_size
 
+    if bundle is not None and is_package(Path(bundle)):
+        return {"package": package_size(Path(bundle))}
     return {"model": None if bundle is None else bundle_size(Path(bundle), layers), "library": library_size()}

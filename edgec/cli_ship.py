@@ -135,8 +135,8 @@ def verify(
 
 def size(
     bundle: Annotated[
-        Path | None, typer.Argument(help="An output folder of compile, or its model.edgec; nothing: only the library.",
-                                    show_default=False)
+        Path | None, typer.Argument(help="An output folder of compile, its model.edgec, or a folder of package; "
+                                         "nothing: only the library.", show_default=False)
     ] = None,
     layers: Annotated[int, typer.Option("--layers", min=0, help="So many of the largest weights.")] = 10,
     json: Json = False,
@@ -148,6 +148,9 @@ def size(
     found = api.size(bundle, layers=layers)
     if json:
         print_json(envelope("size", started, **found))
+        return
+    if "package" in found:
+        _print_package(found["package"])
         return
     model = found["model"]
     if model is not None:
@@ -175,6 +178,16 @@ def _print_model(model: dict[str, Any]) -> None:
                     "\nOutput folder")
 
 
+def _print_package(package: dict[str, Any]) -> None:
+    print_table(("file", "bytes"), [(name, format_bytes(count)) for name, count in package["files"].items()],
+                package["folder"])
+    _print_kernels(package["kernels"], {})
+    alone = sum(row["alone"] for row in package["kernels"].values())
+    print_table(("code and constants of the runtime", "bytes"), [
+        ("of one kernel each", alone), ("of several kernels", package["shared"]), ("of no kernel", package["rest"]),
+        ("all, before the linker drops what the app does not call", package["object"])])
+
+
 def _print_library(library: dict[str, Any], calls: dict[str, int]) -> None:
     stripped = "not known for this format" if library["stripped"] is None else format_bytes(library["stripped"])
     print_table(("runtime library", "bytes"), [
@@ -183,12 +196,16 @@ def _print_library(library: dict[str, Any], calls: dict[str, int]) -> None:
         note(f"code per kernel is not known: {library['missing']}")
         return
     kernels = library["kernels"]
+    _print_kernels(kernels, calls)
+    alone = sum(row["alone"] for row in kernels.values())
+    print_table(("code", "bytes"), [
+        ("of one kernel each", alone), ("of several kernels", library["shared"]),
+        ("of all kernels", alone + library["shared"])])
+
+
+def _print_kernels(kernels: dict[str, Any], calls: dict[str, int]) -> None:
     sets = sorted({isa for row in kernels.values() for isa in row["isa"]})
     print_table(("kernel", *(["calls"] if calls else []), *sets, "checks", "alone"), [
         (name, *([calls.get(name, "-")] if calls else []), *(row["isa"].get(isa, "-") for isa in sets), row["checks"],
          row["alone"]) for name, row in sorted(kernels.items())],
         "\nBytes of code that each kernel needs; alone: that no other one needs")
-    alone = sum(row["alone"] for row in kernels.values())
-    print_table(("code", "bytes"), [
-        ("of one kernel each", alone), ("of several kernels", library["shared"]),
-        ("of all kernels", alone + library["shared"])])

@@ -24,7 +24,7 @@ from edgec import version
 from edgec.env import CACHE
 from edgec.errors import EdgecError, missing_extra
 from edgec.targets.binary import read_binary
-from edgec.targets.devices import Device, host_arch, host_os
+from edgec.targets.devices import Device, host, host_arch, host_os
 
 # The code generation flags of CMakeLists.txt; tests/targets/test_toolchain.py compares the two lists. There only the
 # vector kernels get -O2 and the rest -Os; here one command compiles everything, and clang's -O2 is small enough.
@@ -209,6 +209,15 @@ def compile_unit(device: Device, unit: Path, output: Path) -> None:
     """
     command = [*_compiler(device)[0], *COMPILE_FLAGS, *_whole(device), f"-I{unit.parent}", str(unit),
                *LINK_FLAGS[device.os], "-o", str(output)]
+    with tempfile.TemporaryDirectory(prefix="edgec-") as work:
+        _run_compiler(command, Path(work), device, output)
+
+
+def compile_object(unit: Path, includes: list[Path], output: Path) -> None:
+    """Compiles one file of C++ for this machine, without linking. Raises EdgecError EDGEC-E0005, E0007."""
+    device = host()
+    command = [*_compiler(device)[0], *COMPILE_FLAGS, *(f"-I{folder}" for folder in includes), "-c", str(unit),
+               "-o", str(output)]
     with tempfile.TemporaryDirectory(prefix="edgec-") as work:
         _run_compiler(command, Path(work), device, output)
 

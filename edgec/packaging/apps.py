@@ -85,14 +85,14 @@ def jni_words(model: Described) -> dict[str, str]:
             for t in tensors]
     releases = [f"    if ({t.id}_) (*env)->Release{kinds[t.id]}ArrayElements(env, {t.id}, {t.id}_, "
                 f"{'JNI_ABORT' if t in model.inputs else '0'});\n" for t in tensors]
-    call = [*names, *(f"(const void *){t.id}_" for t in model.inputs), *(f"(void *){t.id}_" for t in model.outputs)]
+    given = [*names, *(f"(const void *){t.id}_" for t in model.inputs), *(f"(void *){t.id}_" for t in model.outputs)]
     return words | {
         "SIZES": "".join(f", jlong {name}" for name in names),
         "ARRAYS": "".join(f", j{kinds[t.id].lower()}Array {t.id}" for t in tensors),
         "COUNTS": ", ".join(f"(jlong)bounded({count(model, t)})" for t in model.outputs),
         "N_OUTPUTS": str(len(model.outputs)), "CHECKS": "".join(checks), "GETS": "".join(gets),
         "ALL": " && ".join(f"{t.id}_" for t in tensors), "RELEASES": "".join(releases),
-        "CALL": ", ".join(call),
+        "CALL": ", ".join(given),
     }
 
 

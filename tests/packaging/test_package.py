@@ -202,6 +202,29 @@ def test_language_model_in_one_process(bundles: dict[str, Path], tmp_path: Path,
 
 
 @pytest.mark.slow
+def test_size_of_a_package(bundles: dict[str, Path], tmp_path: Path, run: Run, tools: None,
+                           capsys: pytest.CaptureFixture[str]) -> None:
+    """What `edgec size` says of a package is what its compiler makes of it."""
+    found = edgec.package(bundles["layer"], tmp_path / "p", target="x86-64-v3")
+    assert cli.main(["size", str(found.folder), "--json"]) == 0
+    package = json.loads(capsys.readouterr().out)["package"]
+    assert list(package["kernels"]) == list(found.kernels)
+    assert set(package["kernels"]["linear"]["isa"]) == {"scalar", "avx2"}
+    alone = sum(row["alone"] for row in package["kernels"].values())
+    assert alone + package["shared"] + package["rest"] == package["object"]
+    program = tmp_path / "example"
+    run("c++", "-std=c++17", "-O2", "-fno-exceptions", "-fno-rtti", "-c", "edgec_runtime.cpp", cwd=found.folder)
+    run("cc", "-O2", "example.c", "edgec_runtime.o", "-Wl,--gc-sections", "-lm", "-lpthread", "-s", "-o", program,
+        cwd=found.folder)
+    assert 0.5 * package["object"] < program.stat().st_size < 1.5 * package["object"]
+    wasm = tmp_path / "w"
+    wasm.mkdir()
+    (wasm / "manifest.json").write_text('{"edgec_version": "1", "package": "wasm", "files": {}}')
+    assert cli.main(["size", str(wasm)]) == 2
+    assert "--format cmake" in capsys.readouterr().err
+
+
+@pytest.mark.slow
 def test_bfloat16_panels_left_out_are_refused(bundles: dict[str, Path], tmp_path: Path, run: Run, tools: None) -> None:
     """Weights of a type that the program does not read are refused by name, not misread."""
     found = edgec.package(bundles["layer"], tmp_path / "p", target="generic-c")
