@@ -41,9 +41,9 @@ class Zig:
                sys.executable, "-m", "ziglang"]
         data = [f'-DEDGEC_BUNDLE="{folder / "model.edgec"}"', *map(str, folder.glob("*_data.c"))]
         self.run(*zig, "c++", "-target", target, "-std=c++17", "-O2", "-fno-exceptions", "-fno-rtti", "-c",
-                 "edgec_runtime.cpp", "-o", f"{system}.o", cwd=folder, timeout=900)
+                 "edgec_runtime.cpp", "-o", f"{system}.o", cwd=folder, timeout=1800)
         self.run(*zig, "cc", "-target", target, "-O2", *data, "example.c", f"{system}.o", *libraries, "-o", system,
-                 cwd=folder, timeout=900)
+                 cwd=folder, timeout=1800)
         if emulator is None:
             return None
         found = shutil.which(emulator) or shutil.which(f"{emulator}-static") or ""
