@@ -225,6 +225,26 @@ def test_size_of_a_package(bundles: dict[str, Path], tmp_path: Path, run: Run, t
 
 
 @pytest.mark.slow
+def test_signatures_are_verified_where_they_were_asked_for(prose_bundle: Path, key_pair: Callable[[str], Path],
+                                                           tmp_path: Path, run: Run, tools: None) -> None:
+    from edgec import api
+    from edgec.keys import public_key
+
+    signed = tmp_path / "signed.edgec"
+    shutil.copyfile(prose_bundle / "model.edgec", signed)
+    api.sign(signed, key_pair("alice"))
+    folder = edgec.package(signed, tmp_path / "p", signatures=True, name="lm", target="x86-64-v2").folder
+    run("c++", "-std=c++17", "-O1", "-fno-exceptions", "-fno-rtti", "-c", "edgec_runtime.cpp", cwd=folder)
+    for name, status in (("alice", 0), ("bob", 14)):
+        key = ", ".join(map(str, public_key(f"{key_pair(name)}.pub")))
+        source = (f'#include "lm.h"\nint main(void) {{ lm_model m = {{0}}; const uint8_t key[32] = {{{key}}};\n'
+                  'printf("%d", (int)lm_open_signed(&m, "model.edgec", key, NULL)); lm_close(&m); return 0; }\n')
+        run("cc", "-I.", "-x", "c", "-", "-x", "none", "edgec_runtime.o", "-lm", "-lpthread", "-o", "open", cwd=folder,
+            stdin=source)
+        assert run("./open", cwd=folder) == str(status)
+
+
+@pytest.mark.slow
 def test_bfloat16_panels_left_out_are_refused(bundles: dict[str, Path], tmp_path: Path, run: Run, tools: None) -> None:
     """Weights of a type that the program does not read are refused by name, not misread."""
     found = edgec.package(bundles["layer"], tmp_path / "p", target="generic-c")
