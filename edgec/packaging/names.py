@@ -10,22 +10,22 @@ import re
 from collections.abc import Iterable
 
 _LONGEST = 48
-# Words of C, C++, Swift, Kotlin, Python and TypeScript, what generated code itself calls things, and prefixes of C
-# functions that would come out as those of a system header (sem_open, shm_open, ...).
+# Words of C, C++, Swift, Kotlin, Python and TypeScript, what generated code itself calls things, macros of compilers
+# (linux), and prefixes of C functions that would come out as those of a system header (sem_open, shm_open, ...).
 _PLAIN = re.compile(r"[A-Za-z0-9_.:/ -]")
 _TAKEN = frozenset(re.findall(r"\w+", """
 aio alignas alignof and any argc argv array as asm assert async atomic auto await bool boolean break by byte case
 catch char char8_t class close companion const constexpr constructor context continue count data def default defer del
 delegate delete dl dlopen do double dynamic edgec elif else enum epoll errno error except expect explicit export
-extends extension extern external false file final finally float for foreign friend from fun func function generate
-get global goto guard handle i if implements import in infix init inline inout int interface internal is it lambda
-lateinit let long m main message module mq mutable namespace native new nil noexcept none nonlocal noreturn not
-null nullptr object open operator options or out override package pass pointer private prompt protected protocol
-pthread public raise real register repeat reset restrict result return run sealed self sem session set shape shm short
-signed sizeof static status std stderr stdin stdout step string struct subscript super suspend switch symbol t
-template tensor text this thread throw throws timer token tokens trait true try type typealias typedef typename typeof
-uint union unsafe unsigned using val value var vararg vector virtual vocab void volatile wchar_t when where while with
-xor yield
+extends extension extern external false far file final finally float for foreign friend from fun func function
+generate get global goto guard handle i i386 if implements import in infix init inline inout int interface internal is
+it lambda lateinit let linux long m main message module mq mutable namespace native near new nil noexcept none
+nonlocal noreturn not null nullptr object open operator options or out override package pass pointer private prompt
+protected protocol pthread public raise real register repeat reset restrict result return run sealed self sem session
+set shape shm short signed sizeof small static status std stderr stdin stdout step string struct subscript super
+suspend switch symbol t template tensor text this thread throw throws timer token tokens trait true try type typealias
+typedef typename typeof uint union unix unsafe unsigned using val value var vararg vector virtual vocab void volatile
+wchar_t when where while with xor yield
 """))
 
 

@@ -80,8 +80,8 @@ def test_other_systems(system: str, weights: str, bundles: dict[str, Path], tmp_
 @pytest.mark.parametrize("quant", ["", "hlq4"])
 def test_prose_model(system: str, quant: str, prose_lm: Path, prose_bundle: Path, tmp_path: Path, run: Run,
                      zig: Zig) -> None:
-    """Greedy text equal to that of this machine's library; with few bits other instruction sets round tables otherwise,
-    so there the scalar kernels of the library say what is right for systems without tables."""
+    """Greedy text equal to that of this machine's library. With few bits instruction sets round tables differently
+    (docs/kernels.md), which these 16 tokens of this model survive."""
     bundle = prose_bundle
     if quant:
         from edgec.quantization import QuantizeOptions
