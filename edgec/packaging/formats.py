@@ -157,7 +157,7 @@ def wasm(folder: Path, parts: Parts) -> None:
     check_library(folder / "edgec.wasm", device)
     _bundle(folder / BUNDLE, parts)
     kind = "lm" if model.language_model else "tensors"
-    for suffix in ("mjs", "d.ts"):
+    for suffix in ("mjs", "d.mts"):
         _put(folder, f"{model.id}.{suffix}", parts.fill(f"wasm_{kind}.{suffix}", TYPES=_typescript(model)))
     _put(folder, "example.mjs", parts.fill(f"wasm_{kind}_example.mjs", FEEDS=_feeds(model)))
     _put(folder, "package.json", parts.fill("package.json"))

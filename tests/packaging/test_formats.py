@@ -123,7 +123,7 @@ def test_module_of_tensors_for_node(bundles: dict[str, Path], tmp_path: Path, ru
     wanted = values(bundles["cnn"])
     said = shown(run(*node, tmp_path / "cnn" / "example.mjs"))
     assert np.abs(said - wanted).max() <= 1e-5 * np.abs(wanted).max()
-    declared = (tmp_path / "cnn" / "tiny_cnn.d.ts").read_text(encoding="utf-8")
+    declared = (tmp_path / "cnn" / "tiny_cnn.d.mts").read_text(encoding="utf-8")
     assert '/** float32 [batch, 8, 8, 3] */\n    "image": { data: Float32Array; shape: number[] };' in declared
 
 
