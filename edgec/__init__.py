@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from edgec.version import __version__
 
 if TYPE_CHECKING:
-    from edgec.api import bench, check, compare, compile, evaluate, inspect
+    from edgec.api import bench, check, compare, compile, evaluate, inspect, package
     from edgec.errors import EdgecError
     from edgec.native.session import Model, Session
 
@@ -21,11 +21,12 @@ if TYPE_CHECKING:
 _PUBLIC = {
     "EdgecError": "edgec.errors", "Model": "edgec.native.session", "Session": "edgec.native.session",
     "bench": "edgec.api", "check": "edgec.api", "compare": "edgec.api", "compile": "edgec.api",
-    "evaluate": "edgec.api", "inspect": "edgec.api",
+    "evaluate": "edgec.api", "inspect": "edgec.api", "package": "edgec.api",
 }
 
 __all__ = [
     "EdgecError", "Model", "Session", "__version__", "bench", "check", "compare", "compile", "evaluate", "inspect",
+    "package",
 ]
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from edgec.decoupling import DecoupleOptions
     from edgec.judge.speed import Samples
+    from edgec.packaging import Packaged
     from edgec.pipeline import QuantProgress
     from edgec.quantization import QuantizeOptions, StaticOptions
     from edgec.support import CheckReport
@@ -398,9 +399,22 @@ def verify(bundle: Path | str, *, public_key: str | None = None) -> dict[str, An
             "pinned": wanted is not None, "files": files}
 
 
+def package(bundle: Path | str, out: Path | str, *, format: str = "cmake", weights: str = "file",
+            name: str | None = None, target: str | None = None, signatures: bool = False) -> Packaged:
+    """Writes a folder with a compiled bundle, its runtime and a typed interface, for apps to build: packaging.package
+    says what the options are. Raises EdgecError."""
+    from edgec import packaging
+
+    return packaging.package(bundle, out, format=format, weights=weights, name=name, target=target,
+                             signatures=signatures)
+
+
 def size(bundle: Path | str | None = None, *, layers: int = 10) -> dict[str, Any]:
     """What the bytes of a bundle and of this machine's runtime library are: size.bundle_size under "model" (None: no
-    bundle was given) and size.library_size under "library". Raises EdgecError."""
-    from edgec.size import bundle_size, library_size
+    bundle was given) and size.library_size under "library"; of a folder that `package` wrote size.package_size under
+    "package" instead. Raises EdgecError."""
+    from edgec.size import bundle_size, is_package, library_size, package_size
 
+    if bundle is not None and is_package(Path(bundle)):
+        return {"package": package_size(Path(bundle))}
     return {"model": None if bundle is None else bundle_size(Path(bundle), layers), "library": library_size()}

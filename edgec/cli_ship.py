@@ -1,4 +1,4 @@
-"""Commands on finished bundles before they go to a device: sign, verify, size."""
+"""Commands on finished bundles before they go to a device: package, sign, verify, size."""
 
 from __future__ import annotations
 
@@ -16,11 +16,49 @@ from edgec.cli_use import Bundle, PublicKey
 from edgec.cli_values import bad_value, format_bytes
 from edgec.env import KEY_PASSPHRASE
 
+# As edgec.packaging.FORMATS, which is imported only when it is used; tests/packaging compares the two.
+FORMAT_NAMES = "cmake, single-header, pip, wasm, swiftpm, gradle"
+
 
 def register(app: typer.Typer) -> None:
+    app.command()(package)
     app.command()(sign)
     app.command()(verify)
     app.command()(size)
+
+
+def package(
+    bundle: Annotated[
+        Path, typer.Argument(help="An output folder of compile, or its model.edgec.", show_default=False)
+    ],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The folder to write.", show_default=False)],
+    format: Annotated[str, typer.Option("--format", help=FORMAT_NAMES)] = "cmake",
+    weights: Annotated[
+        str, typer.Option("--weights", help="file: mapped by the app; object: linked into it.")
+    ] = "file",
+    name: Annotated[
+        str | None, typer.Option("--name", help="What files and identifiers are called; by default as the model.")
+    ] = None,
+    target: Annotated[
+        str | None, typer.Option("--target", help="Only the instruction sets of this device; by default those of the "
+                                                  "device that the folder was compiled for.")
+    ] = None,
+    signatures: Annotated[bool, typer.Option("--signatures", help="The runtime can verify signatures.")] = False,
+    json: Json = False,
+) -> None:
+    """Write a bundle and the runtime it needs as a folder that an app builds: see docs/packages.md."""
+    from edgec import api
+
+    started = time.time()
+    found = api.package(bundle, output, format=format, weights=weights, name=name, target=target, signatures=signatures)
+    files = {file: entry["bytes"] for file, entry in found.manifest["files"].items()}
+    if json:
+        print_json(envelope("package", started, folder=str(found.folder), format=found.format, name=found.name,
+                            kernels=list(found.kernels), build=found.build, files=files))
+        return
+    print_table(("file", "bytes"), [(file, format_bytes(size)) for file, size in files.items()], str(found.folder))
+    note(f"kernels: {', '.join(found.kernels)}")
+    note(f"in that folder: {found.build}")
 
 
 def _passphrase() -> str:
@@ -97,8 +135,8 @@ def verify(
 
 def size(
     bundle: Annotated[
-        Path | None, typer.Argument(help="An output folder of compile, or its model.edgec; nothing: only the library.",
-                                    show_default=False)
+        Path | None, typer.Argument(help="An output folder of compile, its model.edgec, or a folder of package; "
+                                         "nothing: only the library.", show_default=False)
     ] = None,
     layers: Annotated[int, typer.Option("--layers", min=0, help="So many of the largest weights.")] = 10,
     json: Json = False,
@@ -110,6 +148,9 @@ def size(
     found = api.size(bundle, layers=layers)
     if json:
         print_json(envelope("size", started, **found))
+        return
+    if "package" in found:
+        _print_package(found["package"])
         return
     model = found["model"]
     if model is not None:
@@ -137,6 +178,16 @@ def _print_model(model: dict[str, Any]) -> None:
                     "\nOutput folder")
 
 
+def _print_package(package: dict[str, Any]) -> None:
+    print_table(("file", "bytes"), [(name, format_bytes(count)) for name, count in package["files"].items()],
+                package["folder"])
+    _print_kernels(package["kernels"], {})
+    alone = sum(row["alone"] for row in package["kernels"].values())
+    print_table(("code and constants of the runtime", "bytes"), [
+        ("of one kernel each", alone), ("of several kernels", package["shared"]), ("of no kernel", package["rest"]),
+        ("all, before the linker drops what the app does not call", package["object"])])
+
+
 def _print_library(library: dict[str, Any], calls: dict[str, int]) -> None:
     stripped = "not known for this format" if library["stripped"] is None else format_bytes(library["stripped"])
     print_table(("runtime library", "bytes"), [
@@ -145,12 +196,16 @@ def _print_library(library: dict[str, Any], calls: dict[str, int]) -> None:
         note(f"code per kernel is not known: {library['missing']}")
         return
     kernels = library["kernels"]
+    _print_kernels(kernels, calls)
+    alone = sum(row["alone"] for row in kernels.values())
+    print_table(("code", "bytes"), [
+        ("of one kernel each", alone), ("of several kernels", library["shared"]),
+        ("of all kernels", alone + library["shared"])])
+
+
+def _print_kernels(kernels: dict[str, Any], calls: dict[str, int]) -> None:
     sets = sorted({isa for row in kernels.values() for isa in row["isa"]})
     print_table(("kernel", *(["calls"] if calls else []), *sets, "checks", "alone"), [
         (name, *([calls.get(name, "-")] if calls else []), *(row["isa"].get(isa, "-") for isa in sets), row["checks"],
          row["alone"]) for name, row in sorted(kernels.items())],
         "\nBytes of code that each kernel needs; alone: that no other one needs")
-    alone = sum(row["alone"] for row in kernels.values())
-    print_table(("code", "bytes"), [
-        ("of one kernel each", alone), ("of several kernels", library["shared"]),
-        ("of all kernels", alone + library["shared"])])

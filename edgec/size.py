@@ -6,15 +6,19 @@ import json
 import math
 from collections import Counter
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from edgec.errors import EdgecError
 from edgec.judge.bundle import bundle_path
 from edgec.native.bundle import Kind, read_bundle
+from edgec.native.kernel_sizes import Objects, UnreadableError, sizes
 from edgec.native.library import library_path
 from edgec.targets.binary import stripped_bytes
+from edgec.targets.output import listed
+from edgec.targets.toolchain import compile_object
 
-_TABLE = "kernel_sizes.json"  # beside the library, by tools/kernel_sizes.py
+_TABLE = "kernel_sizes.json"  # beside the library, by edgec/native/kernel_sizes.py
 
 
 def bundle_size(path: Path, layers: int) -> dict[str, Any]:
@@ -49,7 +53,7 @@ def library_size() -> dict[str, Any]:
     """The bytes of this machine's runtime library.
 
     path, bytes; stripped: without symbols, None where that cannot be said. kernels: name -> isa, checks, alone as
-    tools/kernel_sizes.py says, shared: of several kernels; without them missing: why there are none. Raises EdgecError
+    native/kernel_sizes.py says, shared: of several kernels; without them missing: why there are none. Raises EdgecError
     E0007.
     """
     path = library_path()
@@ -65,6 +69,39 @@ def library_size() -> dict[str, Any]:
     if not isinstance(measured, dict) or not ("missing" in measured or {"kernels", "shared"} <= set(measured)):
         raise _damaged(table, "neither sizes of kernels nor why there are none")
     return found | {key: measured[key] for key in ("kernels", "shared", "missing") if key in measured}
+
+
+def is_package(path: Path) -> bool:
+    """Whether the folder `path` is one that `edgec package` wrote."""
+    return "package" in listed(path) if path.is_dir() else False
+
+
+def package_size(path: Path) -> dict[str, Any]:
+    """What the runtime of the package `path` takes of a program, kernel by kernel, as this machine's compiler makes it.
+
+    name, format; files: name -> bytes. object: bytes of code and constants of the whole runtime, of which a linker
+    drops what the app does not call. kernels, shared: as in library_size. rest: what no kernel needs. Raises
+    EdgecError: E0005, E0007 when there is no compiler, or when it does not write ELF.
+    """
+    about = listed(path)
+    units = [file for name in ("edgec_runtime.cpp", "implementation.cpp") for file in sorted(path.rglob(name))]
+    if not units:
+        raise EdgecError("E0007", stage="size", where=str(path), found=f"a package of the format {about['package']}",
+                         wanted="one with the runtime as source",
+                         hint="--format cmake of the same bundle has the same kernels")
+    with TemporaryDirectory(prefix="edgec-") as work:
+        compile_object(units[0], [*{file.parent for file in path.rglob("edgec_runtime.h")}], Path(work) / "runtime.o")
+        try:
+            objects = Objects([Path(work) / "runtime.o"])
+            found = sizes(objects, list(about["kernels"]))
+        except UnreadableError as e:
+            raise EdgecError("E0007", stage="size", where=str(units[0]), found=str(e), wanted="an ELF object") from e
+        total = sum(objects.size.values())
+    kernels: Any = found["kernels"]
+    shared: Any = found["shared"]
+    return {"folder": str(path), "name": about["name"], "format": about["package"], "kernels": kernels,
+            "files": {name: entry["bytes"] for name, entry in sorted(about["files"].items())}, "object": total,
+            "shared": shared, "rest": total - shared - sum(row["alone"] for row in kernels.values())}
 
 
 def _damaged(table: Path, found: str) -> EdgecError:

@@ -10,6 +10,8 @@
 namespace edgec {
 
 constexpr int kMaxRank = 8;
+// Larger dims cannot be backed by memory; the bound keeps every sum and product of a few parameters exact.
+constexpr int64_t kMaxDim = int64_t(1) << 40;
 
 enum Dtype : uint8_t { F32 = 1, F16 = 2, BF16 = 3, I8 = 4, U8 = 5, I32 = 6, I64 = 7, BOOL = 8 };
 enum Format : uint8_t { PLAIN = 0, PANEL16 = 1 };

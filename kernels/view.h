@@ -29,12 +29,19 @@
 #define EDGEC_HAVE_WASM 0
 #endif
 
+// Types of weights in panels (1 << Dtype) that this build reads; a package leaves out those that its bundle lacks.
+#if !defined(EDGEC_PANELS)
+#define EDGEC_PANELS (1 << 1 | 1 << 2 | 1 << 3)
+#endif
+
 // Always inlined: besides speed, this makes the compiler refuse a vector helper that is used outside its target region.
 #define EDGEC_INLINE static inline __attribute__((always_inline, unused))
 // For static functions that are to stay calls.
 #define EDGEC_NOINLINE static __attribute__((noinline, unused))
 
 namespace edgec {
+
+EDGEC_INLINE constexpr bool reads_panels(uint8_t dtype) { return dtype < 31 && (EDGEC_PANELS) >> dtype & 1; }
 
 EDGEC_INLINE int64_t imin(int64_t a, int64_t b) { return a < b ? a : b; }
 EDGEC_INLINE int64_t imax(int64_t a, int64_t b) { return a > b ? a : b; }

@@ -1,5 +1,6 @@
 #include "bundle.h"
 
+#include "../kernels/view.h"
 #include "ed25519.h"
 #include "sha256.h"
 
@@ -206,6 +207,9 @@ void key_text(const uint8_t key[32], char text[17]) {
 // Judges the digests of the table, which copy_sections has compared with the bytes that are used.
 edgec_status check_signature(const Header &header, const SectionRecord *records, const Section &s,
                              const uint8_t *public_key, Message &message) {
+    if (public_key && !kVerifiesSignatures)
+        return fail(message, EDGEC_ERROR_UNSUPPORTED,
+                    "open: public_key: this program was packaged without signatures; wanted `package --signatures`");
     if (!s.data)
         return public_key ? fail(message, EDGEC_ERROR_SIGNATURE, "SIGNATURE: found none, wanted one by the given key")
                           : EDGEC_OK;
@@ -288,6 +292,10 @@ edgec_status check_tensors(Bundle *bundle, const Allocator &allocator, Message &
             return fail(message, EDGEC_ERROR_FORMAT,
                         "TENSORS: %.100s: found dtype %u, format %u, rank %u, wanted known ones and zero padding", name,
                         t.dtype, t.format, t.rank);
+        if (t.format == PANEL16 && dtype_size(t.dtype) <= 4 && t.dtype <= BF16 && !reads_panels(t.dtype))
+            return fail(message, EDGEC_ERROR_UNSUPPORTED,
+                        "TENSORS: %.100s: found weights of dtype %u, which this program was packaged without; package "
+                        "this bundle", name, t.dtype);
         View view;
         view.dtype = t.dtype, view.format = t.format, view.rank = t.rank;
         for (uint32_t k = 0; k < kMaxRank; k++) {

@@ -8,6 +8,11 @@ constexpr uint64_t kMaxPlanBytes = uint64_t(1) << 31;  // so that an offset in i
 constexpr uint64_t kMaxArena = uint64_t(1) << 48;      // more than any machine has; no address computed from it can wrap
 constexpr uint64_t kMinCallBytes = 20;                 // kernel, layer and three empty counts
 constexpr uint16_t kUnknownKernel = 0xFFFF;
+#if defined(EDGEC_PACKAGED)
+constexpr char kBuildHint[] = ": it was packaged for another bundle; package this one";
+#else
+constexpr char kBuildHint[] = "";
+#endif
 
 struct Parser {
     const Bundle &bundle;
@@ -147,8 +152,8 @@ struct Parser {
             known = k ? uint16_t(k - kKernels + 1) : kUnknownKernel;
         }
         if (known == kUnknownKernel)
-            return fail(message, EDGEC_ERROR_UNSUPPORTED, "PLAN: found the kernel '%.100s', which this build lacks",
-                        bundle.string(name));
+            return fail(message, EDGEC_ERROR_UNSUPPORTED, "PLAN: found the kernel '%.100s', which this build lacks%s",
+                        bundle.string(name), kBuildHint);
         *index = uint16_t(known - 1);
         return EDGEC_OK;
     }

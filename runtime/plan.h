@@ -6,7 +6,6 @@
 namespace edgec {
 
 constexpr uint32_t kMaxEntries = 16, kMaxOperands = 64, kMaxInts = 64, kMaxFloats = 16, kMaxSymbols = 64;
-constexpr int64_t kMaxDim = int64_t(1) << 40;
 
 enum DimOp : uint32_t {
     DIM_CONST, DIM_SYMBOL, DIM_ADD, DIM_SUB, DIM_MUL, DIM_FLOORDIV, DIM_CEILDIV, DIM_MAX, DIM_MIN, DIM_OPS

@@ -59,7 +59,7 @@ def _foreign(outdir: Path) -> list[str]:
     return sorted(name for entry in entries if (name := entry.relative_to(outdir).as_posix()) not in known)
 
 
-def _listed(folder: Path) -> dict[str, Any]:
+def listed(folder: Path) -> dict[str, Any]:
     """The manifest of `folder` when it is an output of ours, else {}."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
@@ -84,7 +84,7 @@ def check_listing(folder: Path) -> int:
 
     Raises EdgecError EDGEC-E0402 naming the first that is missing or differs, or a manifest that lists none.
     """
-    files = _listed(folder).get("files", {})
+    files = listed(folder).get("files", {})
     if not files and (folder / MANIFEST).exists():
         raise EdgecError("E0402", stage="verify", where=str(folder / MANIFEST), found="no list of files",
                          wanted="the manifest of an output folder", hint="copy the folder again")
@@ -106,7 +106,7 @@ def _listings(path: Path) -> Iterator[tuple[Path, str, dict[str, Any]]]:
     seen = set()
     while True:
         manifest = path.with_name(MANIFEST).resolve()
-        content = _listed(path.parent)
+        content = listed(path.parent)
         if path.name in content.get("files", {}) and manifest not in seen:
             seen.add(manifest)
             yield manifest, path.name, content

@@ -24,7 +24,7 @@ from edgec import version
 from edgec.env import CACHE
 from edgec.errors import EdgecError, missing_extra
 from edgec.targets.binary import read_binary
-from edgec.targets.devices import Device, host_arch, host_os
+from edgec.targets.devices import Device, host, host_arch, host_os
 
 # The code generation flags of CMakeLists.txt; tests/targets/test_toolchain.py compares the two lists. There only the
 # vector kernels get -O2 and the rest -Os; here one command compiles everything, and clang's -O2 is small enough.
@@ -162,12 +162,15 @@ def _compile_words(device: Device, root: Path, product: Product = RUNTIME) -> li
     units, _ = _sources(root, product)
     # kernels/view.h leaves an instruction set out for each of these.
     only = [f"-DEDGEC_NO_{isa}" for isa in ("AVX2", "AVX512", "NEON", "WASM")] if device.isa == ("scalar",) else []
-    # A WebAssembly module has an extension in all of its functions or in none (kernels/isa/wasm.cpp).
-    whole = [f"-m{feature}" for feature in device.features] if device.arch == "wasm32" else []
     return [
-        *_compiler(device)[0], *COMPILE_FLAGS, f'-DEDGEC_VERSION="{version.__version__}"', *only, *whole,
+        *_compiler(device)[0], *COMPILE_FLAGS, f'-DEDGEC_VERSION="{version.__version__}"', *only, *_whole(device),
         *(f"-I{root / folder}" for folder in INCLUDES), *map(str, units),
     ]
+
+
+def _whole(device: Device) -> list[str]:
+    """A WebAssembly module has an extension in all of its functions or in none (kernels/isa/wasm.cpp)."""
+    return [f"-m{feature}" for feature in device.features] if device.arch == "wasm32" else []
 
 
 def program_command(device: Device, root: Path, output: Path) -> list[str]:
@@ -197,6 +200,26 @@ def _cache_key(device: Device, root: Path, command_of: Command = build_command) 
     for path in _sources(root, RUNTIME)[1]:
         digest.update(str(path.relative_to(root)).encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()[:24]
+
+
+def compile_unit(device: Device, unit: Path, output: Path) -> None:
+    """Builds a library of `device` from one file of C++ with everything that it includes, as cross_library does.
+
+    Raises EdgecError EDGEC-E0005 without ziglang, EDGEC-E0007 when the compiler fails.
+    """
+    command = [*_compiler(device)[0], *COMPILE_FLAGS, *_whole(device), f"-I{unit.parent}", str(unit),
+               *LINK_FLAGS[device.os], "-o", str(output)]
+    with tempfile.TemporaryDirectory(prefix="edgec-") as work:
+        _run_compiler(command, Path(work), device, output)
+
+
+def compile_object(unit: Path, includes: list[Path], output: Path) -> None:
+    """Compiles one file of C++ for this machine, without linking. Raises EdgecError EDGEC-E0005, E0007."""
+    device = host()
+    command = [*_compiler(device)[0], *COMPILE_FLAGS, *(f"-I{folder}" for folder in includes), "-c", str(unit),
+               "-o", str(output)]
+    with tempfile.TemporaryDirectory(prefix="edgec-") as work:
+        _run_compiler(command, Path(work), device, output)
 
 
 def check_library(path: Path, device: Device, product: Product = RUNTIME) -> None:
@@ -239,6 +262,22 @@ def _check_program(path: Path, device: Device) -> None:
                          wanted=f"a program for {device.name}")
 
 
+def _run_compiler(command: list[str], work: Path, device: Device, output: Path) -> None:
+    """Raises EdgecError EDGEC-E0007 unless `command`, run in the folder `work`, writes `output`."""
+    environment = dict(os.environ, ZIG_GLOBAL_CACHE_DIR=str(cache_folder() / "zig"), ZIG_LOCAL_CACHE_DIR=str(work))
+    try:
+        done = subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True,
+                              timeout=_TIMEOUT_S, check=False)
+    except (OSError, subprocess.TimeoutExpired) as e:
+        raise EdgecError("E0007", stage="toolchain", where=f"--target {device.name}", found=str(e)) from e
+    if done.returncode != 0 or not output.is_file():
+        tail = "\n".join((done.stderr or done.stdout).strip().splitlines()[-12:])
+        raise EdgecError(
+            "E0007", stage="toolchain", where=f"--target {device.name}", wanted=f"a compiled {output.name}",
+            found=f"{Path(command[0]).name} ended with status {done.returncode}:\n{tail}",
+        )
+
+
 def _built(device: Device, kind: str, name: str, command_of: Command, check: Callable[[Path, Device], None]) -> Path:
     """What `command_of` makes, called `name`, from the cache folder's part `kind`, or built into it."""
     root = source_root()
@@ -255,19 +294,7 @@ def _built(device: Device, kind: str, name: str, command_of: Command, check: Cal
                          hint="set EDGEC_CACHE") from e
     try:
         output = work / name
-        command = command_of(device, root, output)
-        environment = dict(os.environ, ZIG_GLOBAL_CACHE_DIR=str(cache_folder() / "zig"), ZIG_LOCAL_CACHE_DIR=str(work))
-        try:
-            done = subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True,
-                                  timeout=_TIMEOUT_S, check=False)
-        except (OSError, subprocess.TimeoutExpired) as e:
-            raise EdgecError("E0007", stage="toolchain", where=f"--target {device.name}", found=str(e)) from e
-        if done.returncode != 0 or not output.is_file():
-            tail = "\n".join((done.stderr or done.stdout).strip().splitlines()[-12:])
-            raise EdgecError(
-                "E0007", stage="toolchain", where=f"--target {device.name}", wanted=f"a compiled {name}",
-                found=f"{Path(command[0]).name} ended with status {done.returncode}:\n{tail}",
-            )
+        _run_compiler(command_of(device, root, output), work, device, output)
         check(output, device)
         os.replace(output, built)
     finally:

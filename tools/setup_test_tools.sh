@@ -3,7 +3,7 @@
 # - bochscpu-python (2 MB) into PYTHON's environment: the CPU of Bochs, for AVX-512 (run_in_bochs.py). Here and not
 #   among the project's extras, for it has no wheels for every system that has ours; what it depends on is not used.
 # - atheris into PYTHON's environment where it has a wheel: fuzzing of importers guided by coverage (make fuzz).
-# - qemu-aarch64, node, sshd, llvm-objdump, with `browser` Chromium (80 MB), and clang with its runtime libraries (libFuzzer) with apt-get where that is allowed.
+# - qemu-aarch64, node, sshd, llvm-objdump, with `browser` Chromium (80 MB) and javac, and clang with its runtime libraries (libFuzzer) with apt-get where that is allowed.
 # Without them those tests skip, and under CI (EDGEC_REQUIRE_ASSETS=1) fail; this script fails there without what apt-get gives.
 set -eu
 browser=${2:-}
@@ -31,6 +31,7 @@ has_libfuzzer() {
 missing() {
     command -v qemu-aarch64 >/dev/null || command -v qemu-aarch64-static >/dev/null || echo qemu-user
     command -v node >/dev/null || echo nodejs
+    [ "$browser" = "" ] || command -v javac >/dev/null || echo default-jdk-headless
     command -v sshd >/dev/null || [ -x /usr/sbin/sshd ] || echo openssh-server
     command -v ssh >/dev/null || echo openssh-client
     [ "$browser" = "" ] || command -v chromium >/dev/null || echo chromium

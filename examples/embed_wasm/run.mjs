@@ -7,7 +7,7 @@ import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { argv, exit, stdout } from 'node:process';
 
-import { argmax, Edgec } from './edgec.mjs';
+import { argmax, Edgec } from '../../runtime/wasm/edgec.mjs';
 
 const words = argv.slice(2), ids = words[1] === '--tokens' && words.splice(1, 1).length === 1;
 if (words.length !== 3) {

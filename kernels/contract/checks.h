@@ -36,12 +36,13 @@ EDGEC_NOINLINE bool same_dims(const View &a, const View &b) {
     return true;
 }
 
+EDGEC_INLINE bool empty(const View &v) { return count_of(v) == 0; }
+EDGEC_INLINE int64_t image_rows(const View &y) { return empty(y) ? 0 : y.dim[0] * y.dim[1]; }
+
 EDGEC_INLINE bool is_vector(const View &v, int64_t n) { return v.rank == 1 && v.dim[0] == n; }
 
 EDGEC_INLINE bool between(int64_t x, int64_t lo, int64_t hi) { return x >= lo && x <= hi; }
 
-// Larger dims cannot be backed by memory; the bound keeps every sum and product of a few parameters exact.
-constexpr int64_t kMaxDim = int64_t(1) << 40;
 EDGEC_INLINE bool bounded(const View &v) {
     if (!sized(v)) return false;  // first: the rank may be larger than there are dims
     for (int d = 0; d < v.rank; ++d)

@@ -8,9 +8,8 @@ namespace edgec {
 constexpr int64_t kMaxPad = 1 << 20;
 
 static bool weight(const View &v) {
-    return bounded(v) && v.format == PANEL16 && (v.dtype == F32 || v.dtype == F16 || v.dtype == BF16);
+    return bounded(v) && v.format == PANEL16 && reads_panels(v.dtype);
 }
-static bool empty(const View &v) { return count_of(v) == 0; }
 
 // bias? [n], residual? as y, act, residual_first: what every product ends with.
 const char *epilogue_check(const View &y, const View &bias, const View &residual, int64_t n, int64_t act,
@@ -245,7 +244,6 @@ const char *dwconv2d_check(const Args &a) {
     if (x.dim[3] == 0 ? y.dim[3] != 0 : y.dim[3] % x.dim[3] != 0) return "the channels are no multiple of the input's";
     return epilogue_check(y, a.op[3], a.op[4], y.dim[3], a.i[8], a.i[9]);
 }
-static int64_t image_rows(const View &y) { return empty(y) ? 0 : y.dim[0] * y.dim[1]; }
 int64_t dwconv2d_tiles(const Args &a) { return image_rows(a.op[0]); }
 int64_t dwconv2d_cost(const Args &a) {
     const double ns = (double)count_of(a.op[0]) * (double)(a.i[0] * a.i[1]) / 20;

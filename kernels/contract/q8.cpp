@@ -10,7 +10,6 @@ static bool q8(const View &v) { return bounded(v) && v.format == PLAIN && (v.dty
 static bool byte(int64_t x) { return between(x, 0, 255); }
 // zero, lo, hi of an output.
 static bool range(const int64_t *i) { return byte(i[0]) && byte(i[1]) && byte(i[2]) && i[1] <= i[2]; }
-static bool empty(const View &v) { return count_of(v) == 0; }
 
 const char *quantize_check(const Args &a) {
     if (!arity(a, 2, 3, 1)) return kArity;
@@ -118,7 +117,6 @@ const char *dwconv2d_q8_check(const Args &a) {
     if (taps > kMostQ8Taps) return "a sum could leave 32 bits";
     return y.dim[3] == x.dim[3] && w.rank == 2 && w.dim[0] == taps && w.dim[1] == x.dim[3] ? nullptr : kShape;
 }
-static int64_t image_rows(const View &y) { return empty(y) ? 0 : y.dim[0] * y.dim[1]; }
 static int64_t window_cost(const View &y, double taps) {
     const double ns = (double)count_of(y) * (taps + 2) / 20;
     return ns < 1e15 ? (int64_t)ns + 1 : (int64_t)1e15;

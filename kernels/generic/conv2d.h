@@ -105,7 +105,7 @@ EDGEC_NOINLINE void conv_run(const ConvShape &s, const Args &a, const W *w, floa
 void conv2d(const Args &a, int64_t t0, int64_t t1, void *scratch) {
     ConvShape s = conv_shape(a, a.i[8]);
     const View &w = a.op[2];
-    if (w.dtype == F32) conv_run<float>(s, a, (const float *)w.data, (float *)scratch, t0, t1);
-    else if (w.dtype == F16) conv_run<f16_t>(s, a, (const f16_t *)w.data, (float *)scratch, t0, t1);
-    else conv_run<bf16_t>(s, a, (const bf16_t *)w.data, (float *)scratch, t0, t1);
+    if (reads_panels(F32) && w.dtype == F32) conv_run<float>(s, a, (const float *)w.data, (float *)scratch, t0, t1);
+    else if (reads_panels(F16) && w.dtype == F16) conv_run<f16_t>(s, a, (const f16_t *)w.data, (float *)scratch, t0, t1);
+    else if (reads_panels(BF16)) conv_run<bf16_t>(s, a, (const bf16_t *)w.data, (float *)scratch, t0, t1);
 }

@@ -10,9 +10,9 @@ EDGEC_NOINLINE void linear_vector(const Gemm &g, const W *w, int64_t p0, int64_t
 EDGEC_NOINLINE void linear_run(const Gemm &g, const LinearShape &s, const void *w, uint8_t dtype, float *wide,
                                int64_t t0, int64_t t1) {
     if (s.m <= kVectorRows) {
-        if (dtype == F32) linear_vector(g, (const float *)w, t0, t1);
-        else if (dtype == F16) linear_vector(g, (const f16_t *)w, t0, t1);
-        else linear_vector(g, (const bf16_t *)w, t0, t1);
+        if (reads_panels(F32) && dtype == F32) linear_vector(g, (const float *)w, t0, t1);
+        else if (reads_panels(F16) && dtype == F16) linear_vector(g, (const f16_t *)w, t0, t1);
+        else if (reads_panels(BF16)) linear_vector(g, (const bf16_t *)w, t0, t1);
         return;
     }
     // The tiles of one run of the inner index are one block; whole runs are done together.
@@ -24,9 +24,9 @@ EDGEC_NOINLINE void linear_run(const Gemm &g, const LinearShape &s, const void *
         int64_t pb = s.rows_outer ? i0 : o0, panels = s.rows_outer ? i_n : o_n;
         int64_t m0 = rb * kLinearRows, m1 = imin(s.m, (rb + rows) * kLinearRows);
         int64_t p0 = pb * kLinearPanels, p1 = imin(s.panels, (pb + panels) * kLinearPanels);
-        if (dtype == F32) gemm_block(g, (const float *)w, wide, m0, m1, p0, p1);
-        else if (dtype == F16) gemm_block(g, (const f16_t *)w, wide, m0, m1, p0, p1);
-        else gemm_block(g, (const bf16_t *)w, wide, m0, m1, p0, p1);
+        if (reads_panels(F32) && dtype == F32) gemm_block(g, (const float *)w, wide, m0, m1, p0, p1);
+        else if (reads_panels(F16) && dtype == F16) gemm_block(g, (const f16_t *)w, wide, m0, m1, p0, p1);
+        else if (reads_panels(BF16)) gemm_block(g, (const bf16_t *)w, wide, m0, m1, p0, p1);
         t0 += i_n * o_n;
     }
 }

@@ -4,7 +4,7 @@
 // vsigmoid 1e-6, verfc 3e-6 relative down to z = 3.5; vtanh, verf 4e-7 absolute. NaN gives NaN. The polynomials are
 // weighted minimax fits of our own.
 //
-// EDGEC_MATH is EDGEC_INLINE, or EDGEC_NOINLINE where size counts more (isa/scalar.cpp).
+// EDGEC_MATH is EDGEC_INLINE, or EDGEC_NOINLINE where size counts more (isa/scalar.cpp); no longer defined afterwards.
 //
 // vmin and vmax return their second operand when one of the two is NaN, as x86 does; x therefore comes second.
 
@@ -164,3 +164,4 @@ EDGEC_INLINE vf vact(int code, vf x, float a, float b) {
     if (code != 0) vact_all<1>(code, &x, a, b);
     return x;
 }
+#undef EDGEC_MATH

@@ -1,10 +1,10 @@
-// What test_wasm.py asks of the loader in examples/embed_wasm: wasm.mjs COMMAND FOLDER [ARGUMENTS]; answers in JSON.
+// What test_wasm.py asks of the loader in runtime/wasm: wasm.mjs COMMAND FOLDER [ARGUMENTS]; answers in JSON.
 import { readFile, open, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { argv, stdout } from 'node:process';
 import { WASI } from 'node:wasi';
 
-import { argmax, Edgec, Model } from '../../examples/embed_wasm/edgec.mjs';
+import { argmax, Edgec, Model } from '../../runtime/wasm/edgec.mjs';
 
 const [command, folder, ...words] = argv.slice(2);
 const library = await readFile(join(folder, 'edgec.wasm'));

@@ -1,4 +1,4 @@
-"""tools/kernel_sizes.py: on objects whose answer is known, and its table of the library that the tests use."""
+"""edgec/native/kernel_sizes.py: on objects whose answer is known, and its table of the library that the tests use."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ def _linux(require: Callable[[bool, str], None]) -> None:
 def run(*objects: Path) -> dict[str, Any]:
     """The table. Where it has no sizes, standard error says so too."""
     table = objects[0].with_name("table.json")
-    done = subprocess.run([sys.executable, "tools/kernel_sizes.py", table, *objects], cwd=ROOT, capture_output=True,
-                          text=True, check=True)
+    done = subprocess.run([sys.executable, "edgec/native/kernel_sizes.py", table, *objects], cwd=ROOT,
+                          capture_output=True, text=True, check=True)
     found: dict[str, Any] = json.loads(table.read_text())
     assert ("kernels" in found) != ("missing" in found)
     assert done.stdout == ""
@@ -159,7 +159,7 @@ def test_damaged_objects(tmp_path: Path, require: Callable[[bool, str], None]) -
 
 
 def load() -> Any:
-    spec = importlib.util.spec_from_file_location("kernel_sizes", ROOT / "tools" / "kernel_sizes.py")
+    spec = importlib.util.spec_from_file_location("kernel_sizes", ROOT / "edgec" / "native" / "kernel_sizes.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -170,7 +170,7 @@ def load() -> Any:
 def test_never_fails_and_leaves_no_old_table(tmp_path: Path) -> None:
     table = tmp_path / "table.json"
     table.mkdir()  # cannot be written
-    done = subprocess.run([sys.executable, "tools/kernel_sizes.py", table, table], cwd=ROOT, capture_output=True,
+    done = subprocess.run([sys.executable, "edgec/native/kernel_sizes.py", table, table], cwd=ROOT, capture_output=True,
                           text=True, check=False)
     assert done.returncode == 0
     assert "no table.json" in done.stderr
@@ -178,5 +178,5 @@ def test_never_fails_and_leaves_no_old_table(tmp_path: Path) -> None:
 
 
 def test_python_3_9_reads_it() -> None:
-    ast.parse((ROOT / "tools" / "kernel_sizes.py").read_text(), feature_version=(3, 9))
+    ast.parse((ROOT / "edgec" / "native" / "kernel_sizes.py").read_text(), feature_version=(3, 9))
     assert "find_package(Python3 3.9 " in (ROOT / "CMakeLists.txt").read_text()

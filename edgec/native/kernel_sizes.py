@@ -21,6 +21,8 @@ SYMTAB, RELA = 2, 4
 LONGEST_NAME = 8192
 CONTRACT = ("check", "tiles", "cost", "scratch")
 # edgec::ISA::KERNEL(const Args &, int64_t, int64_t, void *), and edgec::KERNEL_check(const Args &) and its siblings.
+# In a package (edgec/packaging) all of that has internal linkage.
+INTERNAL, EXTERNAL = re.compile(r"^_ZN12_GLOBAL__N_15edgec(.+?)ERKNS0_4Args"), r"_ZN5edgec\1ERKNS_4Args"
 BODY, RULE = re.compile(r"_ZN5edgec(.+)ERKNS_4ArgsEllPv"), re.compile(r"_ZN5edgec(.+)ERKNS_4ArgsE")
 Section = tuple[str, int]
 
@@ -65,8 +67,9 @@ class Objects:
             end = data.index(b"\0", strings + name, strings + name + LONGEST_NAME)
             found.append((data[strings + name : end].decode(), info >> 4, section))
         for name, binding, section in found:
-            if binding and (where, section) in self.size:  # of weak ones the linker keeps the first
-                self.symbols.setdefault(name, (where, section))
+            if (where, section) in self.size and (binding or INTERNAL.match(name)):
+                # Of weak ones the linker keeps the first.
+                self.symbols.setdefault(INTERNAL.sub(EXTERNAL, name), (where, section))
         for header in headers:
             if header[1] != RELA or (where, header[7]) not in self.needs:
                 continue
@@ -147,18 +150,18 @@ def main() -> None:
     table: dict[str, object]
     try:
         output.unlink(missing_ok=True)  # of an earlier library
-        definition = (Path(__file__).resolve().parent.parent / "kernels" / "kernels.def").read_text(encoding="utf-8")
+        definition = (Path(__file__).resolve().parents[2] / "kernels" / "kernels.def").read_text(encoding="utf-8")
         kernels = re.findall(r"^(?:KERNEL|PREPARED|DOTTED|LEVELED|NARROW|PORTABLE)\((\w+),", definition, re.MULTILINE)
         try:
             table = sizes(Objects(objects), kernels)
         except UnreadableError as e:
             table = {"schema_version": 1, "missing": str(e)}
-            print(f"{Path(__file__).name}: no sizes of kernels for `edgec size`: {e}", file=sys.stderr)
+            sys.stderr.write(f"{Path(__file__).name}: no sizes of kernels for `edgec size`: {e}\n")
         part = output.with_name(output.name + ".part")
         part.write_text(json.dumps(table, indent=1, sort_keys=True) + "\n", encoding="utf-8")
         part.replace(output)
     except Exception as e:  # a table of sizes is no reason to have no library
-        print(f"{Path(__file__).name}: no {output.name} for `edgec size`: {type(e).__name__}: {e}", file=sys.stderr)
+        sys.stderr.write(f"{Path(__file__).name}: no {output.name} for `edgec size`: {type(e).__name__}: {e}\n")
 
 
 if __name__ == "__main__":

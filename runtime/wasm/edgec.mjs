@@ -5,6 +5,7 @@
 //     const session = model.session({ context: 512 });
 //     for (let tokens = model.tokenize('It was'); ; tokens = [next])
 //         next = argmax(session.step(tokens));             // logits of the last token
+//     session.run({ image: { data, shape: [1, 3, 224, 224] } })   // models of tensors
 //
 // Calls are synchronous and take one thread: in a browser, use them in a worker. Every failure is an Error with the
 // runtime's words. Structures are those of edgec.h as 32-bit code lays them out.
@@ -118,6 +119,10 @@ export class Edgec {
     }
 }
 
+// edgec_tensor: where its fields are, and the typed array of each edgec_dtype (16-bit floats as their bits).
+const TENSOR = 168, RANK = 8, SHAPE = 16, DATA = 144, BYTES = 152, NAME = 160;
+const ARRAYS = [null, Float32Array, Uint16Array, Uint16Array, Int8Array, Uint8Array, Int32Array, BigInt64Array, Uint8Array];
+
 export class Model {
     constructor(edgec, handle, memory) {
         Object.assign(this, { edgec, handle, memory });
@@ -125,9 +130,22 @@ export class Model {
             edgec.view.setUint32(at, 64, true);
             edgec.check(edgec.c.edgec_model_get_info(handle, at), edgec.words);
             const u32 = (k) => edgec.view.getUint32(at + k, true);
-            return { context: u32(8), vocab: u32(12), eos: edgec.view.getInt32(at + 36, true),
-                     isa: edgec.text(u32(56)), warning: edgec.text(u32(60)) };
+            return { context: u32(8), vocab: u32(12), eos: edgec.view.getInt32(at + 36, true), n_inputs: u32(20),
+                     n_outputs: u32(24), isa: edgec.text(u32(56)), warning: edgec.text(u32(60)) };
         });
+    }
+
+    /** The declared inputs of a generic model: name, dtype (of edgec.h), shape (open sizes: their maximum). */
+    get inputs() { return this.ports(this.edgec.c.edgec_model_input, this.info.n_inputs); }
+    get outputs() { return this.ports(this.edgec.c.edgec_model_output, this.info.n_outputs); }
+    ports(ask, count) {
+        const { edgec } = this;
+        return Array.from({ length: count }, (_, index) => edgec.lend(TENSOR, (at) => {
+            edgec.view.setUint32(at, TENSOR, true);
+            edgec.check(ask(this.handle, index, at), edgec.words);
+            return { name: edgec.text(edgec.view.getUint32(at + NAME, true)), dtype: edgec.view.getUint32(at + 4, true),
+                     shape: shapeOf(edgec, at) };
+        }));
     }
 
     /** options.context: most tokens, 0 for the model's own maximum. options.memory: most bytes, 0 for no limit. */
@@ -191,7 +209,68 @@ export class Session {
         }));
     }
 
+    /**
+     * A generic model: inputs is { name: { data, shape } }, the answer the same of all outputs. data is a typed array of
+     * the input's type, 16-bit floats as their bits.
+     */
+    run(inputs) {
+        const { edgec } = this.model, ports = this.model.inputs, results = this.model.outputs;
+        const names = Object.keys(inputs), wrong = names.find((name) => !ports.some((port) => port.name === name));
+        if (wrong !== undefined)
+            throw new Error(`edgec: input ${wrong}: wanted one of ${ports.map((port) => port.name).join(', ')}`);
+        const held = [];
+        const hold = (data) => {
+            const length = typeof data === 'number' ? data : data.length, at = edgec.allocate(length);
+            held.push(at);
+            if (typeof data === 'number') edgec.bytes(at, length).fill(0);
+            else edgec.bytes(at, length).set(data);
+            return at;
+        };
+        const describe = (at, port, shape) => {
+            const name = hold(new TextEncoder().encode(port.name + '\0')), view = edgec.view;
+            view.setUint32(at, TENSOR, true), view.setUint32(at + 4, port.dtype, true);
+            view.setUint32(at + RANK, shape.length, true), view.setUint32(at + NAME, name, true);
+            shape.forEach((size, k) => view.setBigInt64(at + SHAPE + 8 * k, BigInt(size), true));
+        };
+        const place = (at, data, length) => {
+            edgec.view.setUint32(at + DATA, data, true);
+            edgec.view.setBigUint64(at + BYTES, BigInt(length), true);
+        };
+        try {
+            const given = hold(TENSOR * (names.length || 1)), found = hold(TENSOR * results.length);
+            names.forEach((name, i) => {
+                const port = ports.find((p) => p.name === name), { data, shape } = inputs[name], kind = ARRAYS[port.dtype];
+                if (!(data instanceof kind))
+                    throw new Error(`edgec: input ${name}: found ${data?.constructor?.name}, wanted ${kind.name}`);
+                if (!Array.isArray(shape) || shape.length > 8) throw new Error(`edgec: input ${name}: no shape`);
+                describe(given + TENSOR * i, port, shape);
+                place(given + TENSOR * i, hold(bytesOf(data, name)), data.byteLength);
+            });
+            results.forEach((port, i) => describe(found + TENSOR * i, port, []));
+            const run = () => edgec.check(
+                edgec.c.edgec_run(this.handle, given, names.length, found, results.length),
+                edgec.c.edgec_last_error(this.handle));
+            run();  // without memory: the runtime fills in the shapes
+            const answers = results.map((port, i) => {
+                const shape = shapeOf(edgec, found + TENSOR * i), kind = ARRAYS[port.dtype];
+                const length = shape.reduce((all, size) => all * size, kind.BYTES_PER_ELEMENT), at = hold(length);
+                place(found + TENSOR * i, at, length);
+                return { port, shape, kind, at, length };
+            });
+            run();
+            return Object.fromEntries(answers.map(({ port, shape, kind, at, length }) =>
+                [port.name, { data: new kind(edgec.bytes(at, length).slice().buffer), shape }]));
+        } finally {
+            held.forEach((at) => edgec.c.free(at));
+        }
+    }
+
     close() { this.model.edgec.c.edgec_session_destroy(this.handle); }
+}
+
+function shapeOf(edgec, at) {
+    return Array.from({ length: edgec.view.getUint32(at + RANK, true) },
+                      (_, k) => Number(edgec.view.getBigInt64(at + SHAPE + 8 * k, true)));
 }
 
 /** The lowest id of the largest logit. */

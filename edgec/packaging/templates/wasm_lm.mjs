@@ -1,0 +1,40 @@
+// @ID@ for node and browsers; packaged by edgec @VERSION@. Calls take the caller's thread: in a browser, use a worker.
+import { argmax, Edgec } from './edgec.mjs';
+
+export class Model {
+    /** library: the bytes of edgec.wasm; bundle: those of model.edgec. options.context: most tokens. */
+    static async load(library, bundle, options = {}) {
+        const edgec = await Edgec.load(library);
+        return new Model(edgec.open(bundle), options);
+    }
+
+    constructor(model, { context = 0, memory = 0 } = {}) {
+        this.model = model;
+        this.session = model.session({ context, memory });
+    }
+
+    /**
+     * Appends a prompt (text, or ids) and generates: an async iterator of { token, text }, greedy unless
+     * options.choose(logits) picks the next id. options.maxTokens: so many at most.
+     */
+    async *generate(prompt, { maxTokens = 64, choose = argmax } = {}) {
+        const text = typeof prompt === 'string', stop = this.model.info.eos, found = [];
+        let said = '', logits = this.session.step(text ? this.model.tokenize(prompt) : prompt);
+        while (found.length < maxTokens) {
+            const token = choose(logits);
+            if (token === stop) return;
+            found.push(token);
+            const last = found.length === maxTokens, all = text ? this.model.detokenize(found) : '';
+            // What ends in the middle of a character waits for the rest of it.
+            const ready = last || !all.endsWith('\ufffd') ? all : said;
+            yield { token, text: ready.slice(said.length) };
+            said = ready;
+            logits = this.session.step([token]);
+        }
+    }
+
+    close() {
+        this.session.close();
+        this.model.close();
+    }
+}

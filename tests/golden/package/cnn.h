@@ -1,0 +1,147 @@
+/* tiny_cnn, compiled to a bundle and packaged by edgec 0.1.0. Generated: do not edit.
+ *
+ * input "image": float32 [batch, 8, 8, 3]
+ * output "probabilities": float32 [batch, 10]
+ * batch: 1 to 4
+ */
+#ifndef EDGEC_PACKAGE_TINY_CNN_H
+#define EDGEC_PACKAGE_TINY_CNN_H
+
+#include "edgec_runtime.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* The bundle, linked into the program (tiny_cnn_data.c). */
+extern const unsigned char tiny_cnn_bundle[], tiny_cnn_bundle_end[];
+
+/* Values of "image"; -1 for sizes that the model does not take. */
+static inline int64_t tiny_cnn_image_count(int64_t batch) {
+    if (batch < 1 || batch > 4) return -1;
+    return (int64_t)((uint64_t)(batch) * (uint64_t)(8) * (uint64_t)(8) * (uint64_t)(3));
+}
+/* Values of "probabilities"; -1 for sizes that the model does not take. */
+static inline int64_t tiny_cnn_probabilities_count(int64_t batch) {
+    if (batch < 1 || batch > 4) return -1;
+    return (int64_t)((uint64_t)(batch) * (uint64_t)(10));
+}
+
+/* A model with one session. Initialize it with {0}; what fails leaves a sentence in `message`. */
+typedef struct tiny_cnn_model {
+    edgec_model *model;
+    edgec_session *session;
+    char message[512];
+} tiny_cnn_model;
+
+static inline void tiny_cnn_close(tiny_cnn_model *m) {
+    edgec_session_destroy(m->session);
+    edgec_close(m->model);
+    m->model = NULL, m->session = NULL;
+}
+
+/* What the model answered when something failed. */
+static inline const char *tiny_cnn_error(const tiny_cnn_model *m) { return m->message; }
+
+static inline edgec_status tiny_cnn_begin_(tiny_cnn_model *m, edgec_status status, const edgec_session_options *options) {
+    if (!status) status = edgec_session_create(m->model, options, &m->session, m->message, sizeof m->message);
+    if (status) tiny_cnn_close(m);
+    return status;
+}
+
+static inline edgec_status tiny_cnn_end_(tiny_cnn_model *m, edgec_status status) {
+    if (status) snprintf(m->message, sizeof m->message, "%s", edgec_last_error(m->session));
+    return status;
+}
+
+/* Opens the bundle at `path`, which is mapped and not read. options: of the session; NULL for the defaults. */
+static inline edgec_status tiny_cnn_open(tiny_cnn_model *m, const char *path, const edgec_session_options *options) {
+    memset(m, 0, sizeof *m);
+    return tiny_cnn_begin_(m, edgec_open(path, NULL, &m->model, m->message, sizeof m->message), options);
+}
+
+/* Opens a bundle in memory: 64-byte aligned, there until the model is closed. */
+static inline edgec_status tiny_cnn_open_buffer(tiny_cnn_model *m, const void *data, uint64_t bytes,
+                                            const edgec_session_options *options) {
+    memset(m, 0, sizeof *m);
+    return tiny_cnn_begin_(m, edgec_open_buffer(data, bytes, NULL, &m->model, m->message, sizeof m->message), options);
+}
+
+/* As tiny_cnn_open, and only a bundle that the holder of the Ed25519 key (32 bytes) has signed. Reads the whole file. */
+static inline edgec_status tiny_cnn_open_signed(tiny_cnn_model *m, const char *path, const uint8_t *public_key,
+                                            const edgec_session_options *options) {
+    edgec_open_options wanted;
+    memset(m, 0, sizeof *m);
+    memset(&wanted, 0, sizeof wanted);
+    wanted.struct_size = sizeof wanted, wanted.public_key = public_key;
+    return tiny_cnn_begin_(m, edgec_open(path, &wanted, &m->model, m->message, sizeof m->message), options);
+}
+
+/* Opens the bundle that is part of the program. */
+static inline edgec_status tiny_cnn_open_linked(tiny_cnn_model *m, const edgec_session_options *options) {
+    return tiny_cnn_open_buffer(m, tiny_cnn_bundle, (uint64_t)(tiny_cnn_bundle_end - tiny_cnn_bundle), options);
+}
+
+/* Runs the model. Every tensor is row-major and has as many values as the counts above say. */
+static inline edgec_status tiny_cnn_run(tiny_cnn_model *m, int64_t batch, const float *image, float *probabilities) {
+    if (batch < 1 || batch > 4) {
+        snprintf(m->message, sizeof m->message, "batch: found %lld, wanted 1 to 4", (long long)batch);
+        return EDGEC_ERROR_TENSOR;
+    }
+    edgec_tensor in[1];
+    memset(in, 0, sizeof in);
+    in[0].struct_size = sizeof in[0], in[0].dtype = EDGEC_F32, in[0].name = "image";
+    in[0].data = (void *)image, in[0].bytes = (uint64_t)tiny_cnn_image_count(batch) * sizeof *image;
+    in[0].rank = 4, in[0].shape[0] = batch, in[0].shape[1] = 8, in[0].shape[2] = 8, in[0].shape[3] = 3;
+    edgec_tensor out[1];
+    memset(out, 0, sizeof out);
+    out[0].struct_size = sizeof out[0], out[0].dtype = EDGEC_F32, out[0].name = "probabilities";
+    out[0].data = probabilities, out[0].bytes = (uint64_t)tiny_cnn_probabilities_count(batch) * sizeof *probabilities;
+    return tiny_cnn_end_(m, edgec_run(m->session, in, 1, out, 1));
+}
+
+#ifdef __cplusplus
+}  // extern "C"
+
+namespace tiny_cnn {
+
+// The same, closed when it goes out of scope. One thread at a time.
+class Model {
+  public:
+    Model() : m_() {}
+    ~Model() { close(); }
+    Model(const Model &) = delete;
+    Model &operator=(const Model &) = delete;
+
+    edgec_status open(const char *path, const edgec_session_options *options = nullptr) {
+        close();
+        return tiny_cnn_open(&m_, path, options);
+    }
+    edgec_status open_buffer(const void *data, uint64_t bytes, const edgec_session_options *options = nullptr) {
+        close();
+        return tiny_cnn_open_buffer(&m_, data, bytes, options);
+    }
+    edgec_status open_linked(const edgec_session_options *options = nullptr) {
+        close();
+        return tiny_cnn_open_linked(&m_, options);
+    }
+
+    edgec_status run(int64_t batch, const float *image, float *probabilities) { return tiny_cnn_run(&m_, batch, image, probabilities); }
+
+    void close() { tiny_cnn_close(&m_); }
+    const char *error() const { return tiny_cnn_error(&m_); }
+    // For the rest of the runtime's interface.
+    edgec_model *model() { return m_.model; }
+    edgec_session *session() { return m_.session; }
+
+  private:
+    tiny_cnn_model m_;
+};
+
+}  // namespace tiny_cnn
+#endif
+
+#endif  /* EDGEC_PACKAGE_TINY_CNN_H */

@@ -1,0 +1,119 @@
+/* model, compiled to a bundle and packaged by edgec 0.1.0. Generated: do not edit.
+ *
+ * input "x": float32 [3, 40]
+ * output "y": float32 [3, 24]
+ */
+#ifndef EDGEC_PACKAGE_MODEL_H
+#define EDGEC_PACKAGE_MODEL_H
+
+#include "edgec_runtime.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Values of "x". */
+#define MODEL_X_COUNT ((int64_t)3 * (int64_t)40)
+/* Values of "y". */
+#define MODEL_Y_COUNT ((int64_t)3 * (int64_t)24)
+
+/* A model with one session. Initialize it with {0}; what fails leaves a sentence in `message`. */
+typedef struct model_model {
+    edgec_model *model;
+    edgec_session *session;
+    char message[512];
+} model_model;
+
+static inline void model_close(model_model *m) {
+    edgec_session_destroy(m->session);
+    edgec_close(m->model);
+    m->model = NULL, m->session = NULL;
+}
+
+/* What the model answered when something failed. */
+static inline const char *model_error(const model_model *m) { return m->message; }
+
+static inline edgec_status model_begin_(model_model *m, edgec_status status, const edgec_session_options *options) {
+    if (!status) status = edgec_session_create(m->model, options, &m->session, m->message, sizeof m->message);
+    if (status) model_close(m);
+    return status;
+}
+
+static inline edgec_status model_end_(model_model *m, edgec_status status) {
+    if (status) snprintf(m->message, sizeof m->message, "%s", edgec_last_error(m->session));
+    return status;
+}
+
+/* Opens the bundle at `path`, which is mapped and not read. options: of the session; NULL for the defaults. */
+static inline edgec_status model_open(model_model *m, const char *path, const edgec_session_options *options) {
+    memset(m, 0, sizeof *m);
+    return model_begin_(m, edgec_open(path, NULL, &m->model, m->message, sizeof m->message), options);
+}
+
+/* Opens a bundle in memory: 64-byte aligned, there until the model is closed. */
+static inline edgec_status model_open_buffer(model_model *m, const void *data, uint64_t bytes,
+                                            const edgec_session_options *options) {
+    memset(m, 0, sizeof *m);
+    return model_begin_(m, edgec_open_buffer(data, bytes, NULL, &m->model, m->message, sizeof m->message), options);
+}
+
+/* Runs the model. Every tensor is row-major and has as many values as the counts above say. */
+static inline edgec_status model_run(model_model *m, const float *x, float *y) {
+    edgec_tensor in[1];
+    memset(in, 0, sizeof in);
+    in[0].struct_size = sizeof in[0], in[0].dtype = EDGEC_F32, in[0].name = "x";
+    in[0].data = (void *)x, in[0].bytes = (uint64_t)MODEL_X_COUNT * sizeof *x;
+    in[0].rank = 2, in[0].shape[0] = 3, in[0].shape[1] = 40;
+    edgec_tensor out[1];
+    memset(out, 0, sizeof out);
+    out[0].struct_size = sizeof out[0], out[0].dtype = EDGEC_F32, out[0].name = "y";
+    out[0].data = y, out[0].bytes = (uint64_t)MODEL_Y_COUNT * sizeof *y;
+    return model_end_(m, edgec_run(m->session, in, 1, out, 1));
+}
+
+#ifdef __cplusplus
+}  // extern "C"
+
+namespace model {
+
+// The same, closed when it goes out of scope. One thread at a time.
+class Model {
+  public:
+    Model() : m_() {}
+    ~Model() { close(); }
+    Model(const Model &) = delete;
+    Model &operator=(const Model &) = delete;
+
+    edgec_status open(const char *path, const edgec_session_options *options = nullptr) {
+        close();
+        return model_open(&m_, path, options);
+    }
+    edgec_status open_buffer(const void *data, uint64_t bytes, const edgec_session_options *options = nullptr) {
+        close();
+        return model_open_buffer(&m_, data, bytes, options);
+    }
+
+    using XArray = float[3][40];
+    using YArray = float[3][24];
+    // The compiler checks the shapes.
+    edgec_status run(const XArray &x, YArray &y) {
+        return model_run(&m_, &x[0][0], &y[0][0]);
+    }
+
+    void close() { model_close(&m_); }
+    const char *error() const { return model_error(&m_); }
+    // For the rest of the runtime's interface.
+    edgec_model *model() { return m_.model; }
+    edgec_session *session() { return m_.session; }
+
+  private:
+    model_model m_;
+};
+
+}  // namespace model
+#endif
+
+#endif  /* EDGEC_PACKAGE_MODEL_H */

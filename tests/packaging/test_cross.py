@@ -1,0 +1,113 @@
+"""The cmake package's files for other systems: compiled by zig with the plain commands of its README, and where an
+emulator is at hand, run, against the library of this machine on the same bundle."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import edgec
+from edgec.native.session import Model
+from tests.packaging.test_formats import greedy
+from tests.packaging.test_package import Run, shown, values
+
+# System -> (zig's target, emulator, more words for the linker). Without an emulator the program is only linked.
+SYSTEMS = {
+    "aarch64": ("aarch64-linux-musl", "qemu-aarch64", ("-lm", "-lpthread", "-static")),
+    "riscv64": ("riscv64-linux-musl", "qemu-riscv64", ("-lm", "-lpthread", "-static")),
+    "x86_64": ("x86_64-linux-musl", "", ("-lm", "-lpthread", "-static")),
+    "macos": ("aarch64-macos", None, ()),
+    "windows": ("x86_64-windows-gnu", None, ("-lapi-ms-win-core-synch-l1-2-0",)),
+}
+
+
+@dataclass(frozen=True)
+class Zig:
+    """build(package, system): the example's program and the words that start it; None in place of them: only linked."""
+
+    run: Run
+    cache: str
+    require: Callable[[bool, str], None]
+
+    def build(self, folder: Path, system: str) -> list[str] | None:
+        target, emulator, libraries = SYSTEMS[system]
+        zig = ["env", f"ZIG_GLOBAL_CACHE_DIR={self.cache}/zig", f"ZIG_LOCAL_CACHE_DIR={self.cache}/local",
+               sys.executable, "-m", "ziglang"]
+        data = [f'-DEDGEC_BUNDLE="{folder / "model.edgec"}"', *map(str, folder.glob("*_data.c"))]
+        self.run(*zig, "c++", "-target", target, "-std=c++17", "-O2", "-fno-exceptions", "-fno-rtti", "-c",
+                 "edgec_runtime.cpp", "-o", f"{system}.o", cwd=folder, timeout=1800)
+        self.run(*zig, "cc", "-target", target, "-O2", *data, "example.c", f"{system}.o", *libraries, "-o", system,
+                 cwd=folder, timeout=1800)
+        if emulator is None:
+            return None
+        found = shutil.which(emulator) or shutil.which(f"{emulator}-static") or ""
+        self.require(not emulator or found != "", f"{emulator} is not installed (apt-get install qemu-user)")
+        return [*([found] if found else []), str(folder / system)]
+
+
+@pytest.fixture(scope="session")
+def zig(run: Run, zig_cache: str, require: Callable[[bool, str], None]) -> Zig:
+    return Zig(run, zig_cache, require)
+
+
+def test_language_model_on_aarch64(bundles: dict[str, Path], tmp_path: Path, run: Run, zig: Zig) -> None:
+    folder = edgec.package(bundles["lm"], tmp_path / "p", weights="object").folder
+    words = zig.build(folder, "aarch64")
+    assert words is not None
+    assert run(*words, "the thing", 20).rstrip("\n") == greedy(bundles["lm"], "the thing", 20)[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("system", SYSTEMS)
+@pytest.mark.parametrize("weights", ["file", "object"])
+def test_other_systems(system: str, weights: str, bundles: dict[str, Path], tmp_path: Path, run: Run, zig: Zig) -> None:
+    folder = edgec.package(bundles["cnn"], tmp_path / "p", weights=weights).folder
+    words = zig.build(folder, system)
+    if words is not None:
+        given = [] if weights == "object" else [bundles["cnn"]]
+        wanted = values(bundles["cnn"])
+        assert np.abs(shown(run(*words, *given)) - wanted).max() <= 1e-5 * np.abs(wanted).max()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("system", ["aarch64", "riscv64", "x86_64"])
+@pytest.mark.parametrize("quant", ["", "hlq4"])
+def test_prose_model(system: str, quant: str, prose_lm: Path, prose_bundle: Path, tmp_path: Path, run: Run,
+                     zig: Zig) -> None:
+    """Greedy text equal to that of this machine's library. With few bits instruction sets round tables differently
+    (docs/kernels.md), which these 16 tokens of this model survive."""
+    bundle = prose_bundle
+    if quant:
+        from edgec.quantization import QuantizeOptions
+
+        bundle = tmp_path / "hlq4"
+        edgec.compile(str(prose_lm), bundle, quant=QuantizeOptions(quant))
+    folder = edgec.package(bundle, tmp_path / "p").folder
+    words = zig.build(folder, system)
+    assert words is not None
+    prompt = "It was a quiet evening"
+    assert run(*words, bundle / "model.edgec", prompt, 16, timeout=900).rstrip("\n") == greedy(
+        bundle / "model.edgec", prompt, 16)[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("system", ["aarch64", "riscv64", "x86_64"])
+def test_mobilenet(system: str, tmp_path: Path, run: Run, zig: Zig, asset: Callable[[str], Path]) -> None:
+    asset("mobilenet_v2/model.safetensors")
+    root = Path(__file__).resolve().parents[2]
+    bundle = tmp_path / "out"
+    edgec.compile(f"{root}/examples/mobilenet_v2.py:create", bundle)
+    folder = edgec.package(bundle, tmp_path / "p").folder
+    words = zig.build(folder, system)
+    assert words is not None
+    wanted = values(bundle / "model.edgec")
+    said = shown(run(*words, bundle / "model.edgec", timeout=900))
+    assert np.abs(said - wanted).max() <= 1e-5 * np.abs(wanted).max()
+    with Model(bundle / "model.edgec") as model:
+        assert len(wanted) == np.prod(model.outputs[0].shape)
