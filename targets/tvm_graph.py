@@ -143,7 +143,7 @@ def _importer() -> Any:
             for value in inputs:
                 array = None if value is None else _array(value)
                 last = None if value is None else self.notes.of(value).last
-                if value is None or (array is not None and array.size == 1) or last is not None:
+                if value is None or (array is not None and array.size == 1 and array.ndim <= 4) or last is not None:
                     turned.append(value if last is None else last)
                 elif array is not None and array.ndim == 4:
                     turned.append(_const(np.transpose(array, _TO_NHWC)))
@@ -353,6 +353,20 @@ def _each(op_name: str) -> Callable[[Any, _Notes, list[Any], dict[str, Any]], An
     return convert
 
 
+def _swish(bb: Any, notes: _Notes, inputs: list[Any], attrs: dict[str, Any]) -> Any:
+    """x sigmoid(alpha x), which TVM does not know."""
+    from tvm import relax
+
+    found = _each("Swish")(bb, notes, inputs, attrs)
+    if found is not None:
+        return found
+    last = notes.of(inputs[0]).last
+    x = inputs[0] if last is None else last
+    scaled = relax.op.multiply(x, relax.const(float(attrs.get("alpha", 1.0)), str(x.ty.dtype)))
+    made = bb.emit(relax.op.multiply(x, relax.op.sigmoid(scaled)))
+    return made if last is None else notes.add(bb, last=made)
+
+
 def _softmax(bb: Any, notes: _Notes, inputs: list[Any], attrs: dict[str, Any]) -> Any:
     """Over the last axis."""
     dims = _dims(inputs[0])
@@ -363,6 +377,8 @@ def _softmax(bb: Any, notes: _Notes, inputs: list[Any], attrs: dict[str, Any]) -
 
 def _layer_norm(bb: Any, notes: _Notes, inputs: list[Any], attrs: dict[str, Any]) -> Any:
     """Over the last axis, with constant vectors."""
+    from tvm import relax
+
     x, scale = inputs[:2]
     dims, gamma = _dims(x), _array(scale)
     if not dims or gamma is None or gamma.shape != (dims[-1],) or not _is_float(x) or gamma.dtype != np.float32:
@@ -370,8 +386,10 @@ def _layer_norm(bb: Any, notes: _Notes, inputs: list[Any], attrs: dict[str, Any]
     shift = _biased(inputs[2] if len(inputs) > 2 else None, len(gamma))
     if shift is None or int(attrs.get("axis", -1)) not in (-1, len(dims) - 1):
         return None
-    return _extern(bb, "edgec_tvm_layernorm", dims, [x, scale, shift[0]],
+    made = _extern(bb, "edgec_tvm_layernorm", dims, [x, scale, shift[0]],
                    [_product(dims[:-1]), dims[-1], shift[1], float(attrs.get("epsilon", 1e-5))])
+    unread = attrs["tvm_custom"]["num_outputs"] - 1  # nobody does, or the backend would have refused
+    return relax.Tuple([made, *([_const(np.zeros(1, np.float32))] * unread)]) if unread else made
 
 
 def _transpose(bb: Any, notes: _Notes, inputs: list[Any], attrs: dict[str, Any]) -> Any:
@@ -409,5 +427,5 @@ _CONVERT: dict[str, Callable[[Any, _Notes, list[Any], dict[str, Any]], Any]] = {
     "MatMul": _matmul, "Gemm": _gemm, "Conv": _conv, "LinearBits": _linear_bits, "GatherBits": _gather_bits,
     "Transpose": _transpose, "Reshape": _reshape, "Gather": _gather, "GlobalAveragePool": _pooled, "Softmax": _softmax,
     "LayerNormalization": _layer_norm,
-    **{name: _each(name) for name in ("Gelu", "Swish", "Sigmoid", "Tanh", "HardSwish")},
+    "Swish": _swish, **{name: _each(name) for name in ("Gelu", "Sigmoid", "Tanh", "HardSwish")},
 }

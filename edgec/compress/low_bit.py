@@ -26,7 +26,7 @@ from edgec.ir.model import const_tensor, input_of, int_attr
 from edgec.ir.weights import release
 
 CODES = (ir.DataType.UINT4, ir.DataType.INT4, ir.DataType.UINT8, ir.DataType.INT8)
-PALETTE_HALF, PALETTE_WIDE = 16, 32  # the int `form` of palettes with f16 and f32 tables, plus the values of an index
+PALETTE_HALF, PALETTE_WIDE = 64, 80  # the int `form` of palettes with f16 and f32 tables, plus the values of an index
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,12 @@ class LowBitMatrix:
         if isinstance(self.spec, PaletteSpec):
             return self.spec.bytes(self.n, self.k, self.value_bytes)
         return self.spec.bytes(self.n, self.k)
+
+    @property
+    def looked_up(self) -> bool:
+        """Whether an instruction set may look products with it up, which rounds them, instead of decoding."""
+        spec = self.spec
+        return isinstance(spec, BitsSpec) or (spec.bits <= 4 and spec.vector == 1 and not 0 < spec.rows < self.n)
 
     @property
     def ints(self) -> tuple[int, int, int]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from edgec.compress.formats import Array, BitsSpec, Dtype, from_storage, to_storage
+from edgec.compress.formats import Array, Dtype, from_storage, to_storage
 from edgec.ir.execute import Runner
 from edgec.ir.info import info_of
 from edgec.ir.model import dims_of, is_op, op_of, walk
@@ -26,8 +26,8 @@ from edgec.native.plan import TABLES, Plan, Weight, is_fast, low_bit_matrices
 _STAGE = "golden"
 _TOKENS, _PAIRS, _SAMPLES, _SEED = 16, 32, 64, 0x5EED
 # Relative to the largest magnitude. Exact weights leave rounding only; 16-bit storage of 32-bit weights and a 16-bit
-# cache change the answer itself, and so do the tables that weights of few bits are multiplied with (palettes are not),
-# most of all those of 8 bits.
+# cache change the answer itself, and so do the tables that weights of few bits are multiplied with, most of all those
+# of 8 bits.
 # Activations of 8 bits are compared with exact integers (MobileNetV2: equal); what onnxruntime computes in float32
 # between two roundings may come out a step apart.
 _EXACT, _ROUNDED, _FAST = 1e-3, 5e-2, 1.5e-1
@@ -92,8 +92,7 @@ def golden_section(model: ir.Model, plan: Plan) -> bytes | None:
     answer to such inputs is empty or not a number. Raises EdgecError (E0202) when ONNX Runtime cannot run the graph.
     """
     calls = [call for entry in plan.entries for call in entry.calls]
-    low_bit = any(isinstance(m.spec, BitsSpec) for call in calls if call.kernel in TABLES
-                  for _, m in low_bit_matrices(call))
+    low_bit = any(m.looked_up for call in calls if call.kernel in TABLES for _, m in low_bit_matrices(call))
     exact = not low_bit and all(s.dtype is Dtype.F32 for s in plan.states) and all(map(_lossless, plan.weights))
     codes = any(is_op(node, "QuantizeLinear") for node in walk(model))
     tolerance = _EXACT if exact and not codes else _FAST if any(map(is_fast, calls)) else _ROUNDED

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from edgec.compress.formats import CHUNK, PANEL, TILE, Dtype, PaletteSpec
+from edgec.compress.formats import CHUNK, PANEL, TILE, BitsSpec, Dtype, PaletteSpec
 from edgec.compress.low_bit import LowBitMatrix
 from edgec.native.dims import Dim, product
 from edgec.native.plan import ALIGN, Call, Space, low_bit_matrices
@@ -131,8 +131,19 @@ def _conv_q8(call: Call) -> int:
 def _bits(rows: int, call: Call) -> int:
     """The most that one of the call's weights needs for as many rows of activations: sums of 64 columns; then tables of
     each row's activations or, of more rows, activations in 16 bits with scales, never less than fewer rows need; or a
-    palette's tables and decoded columns."""
-    return max(_matrix(rows, m) for _, m in low_bit_matrices(call))
+    palette's tables and decoded columns. Behind them, for each palette, the products of one row that a kernel may look
+    up."""
+    matrices = [m for _, m in low_bit_matrices(call)]
+    most = max(_matrix(rows, m) for m in matrices)
+    products = 0 if call.kernel == "conv2d_bits" or not rows else sum(map(_products, matrices))
+    return most if call.kernel == "conv2d_bits" else -(-most // ALIGN) * ALIGN + products
+
+
+def _products(m: LowBitMatrix) -> int:
+    if isinstance(m.spec, BitsSpec) or not m.looked_up:
+        return 0
+    chunks = -(-m.k // CHUNK)
+    return -(-chunks * (CHUNK * 64 + 4) // ALIGN) * ALIGN
 
 
 def _matrix(rows: int, m: LowBitMatrix) -> int:

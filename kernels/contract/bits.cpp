@@ -19,7 +19,7 @@ static bool possible(const int64_t *i, int64_t k) {
 BitsShape bits_shape(const int64_t *i, int64_t k) {
     BitsShape s = {i[0], k, i[1], i[2], i[3] == kUniform, i[3] >= kPaletteWide, 0, 0, 0, 0};
     if (!possible(i, k)) return s;
-    if (i[3] >= kPaletteHalf) s.vector = i[3] % kPaletteHalf;
+    if (i[3] >= kPaletteHalf) s.vector = i[3] - (s.wide ? kPaletteWide : kPaletteHalf);
     s.group_n = s.vector ? 0 : ceil_div(k, s.group);
     s.chunk_n = ceil_div(k, 32 * imax(1, s.vector));
     s.tile_size = s.code_bytes(s.chunk_n) + s.group_n * s.scale_bytes();

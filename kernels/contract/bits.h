@@ -20,7 +20,7 @@ constexpr int64_t kManyRows = 5;
 constexpr int kBitsOutputs = 4;  // linear_bits_split: absent ones included
 constexpr int64_t kBitsBlock = 4 * 4 * 1024;  // bytes: a tile's part of a group as bf16, or in 16-bit integers
 // What the int `form` says: kHlq, kUniform, or kPaletteHalf or kPaletteWide (f16 or f32 tables) plus the values of a code.
-constexpr int64_t kHlq = 0, kUniform = 1, kPaletteHalf = 16, kPaletteWide = 32, kMostVector = 8;
+constexpr int64_t kHlq = 0, kUniform = 1, kPaletteHalf = 64, kPaletteWide = 80, kMostVector = 8;
 
 struct BitsShape {
     int64_t n, k, bits, group;  // group: columns; of palettes rows that share a table, 0 for all
@@ -47,10 +47,11 @@ struct BitsShape {
     int64_t table_values() const { return vector << bits; }
     int64_t tile_tables() const { return group ? (kBitsRows - 1) / group + 2 : 1; }
     int64_t block_columns() const { return vector > 1 ? 32 * vector : 64; }
-    // What a PaletteMethod makes of one row of activations: 64 bytes per column, and a scale per chunk. 0 where none serves.
+    // What a PaletteMethod makes of one row of activations: 64 bytes per column, and a scale per chunk; 0 for weights that
+    // none takes. Several rows need none of it, but a session has room for its largest shapes only.
     int64_t palette_room() const {
-        const bool serves = m == 1 && vector == 1 && bits <= 4 && (group == 0 || group >= n);
-        return serves ? ceil_div(chunks() * (32 * 64 + 4), 64) * 64 : 0;
+        const bool takes = m > 0 && vector == 1 && bits <= 4 && (group == 0 || group >= n);
+        return takes ? ceil_div(chunks() * (32 * 64 + 4), 64) * 64 : 0;
     }
 };
 
@@ -93,9 +94,11 @@ EDGEC_INLINE bool bits_fast(const Args &a, int outputs) {
     return a.n_i > bits_ints(outputs) && a.i[bits_ints(outputs)];
 }
 
-// One row of activations times a palette of up to 4 bits with one table, whose (finite) values are `values`[16]. prepare()
+// One row of activations times a palette of up to 4 bits with one table, whose values are `values`[16]: finite, and none
+// larger than kPaletteCrest times their mean size, for the largest decides how finely products are rounded. prepare()
 // makes palette_room() bytes of x; sums() adds the products with up to kPaletteTiles tiles to out[tiles][64].
 constexpr int64_t kPaletteTiles = 4;
+constexpr float kPaletteCrest = 4;
 struct PaletteMethod {
     void (*prepare)(const BitsShape &s, const float *values, const float *x, uint8_t *tables);
     void (*sums)(const BitsShape &s, const uint8_t *codes, int64_t tiles, const uint8_t *tables, float *out);

@@ -70,12 +70,15 @@ static_assert(kMany.within_scratch(), "bits_scratch() has no room for this");
 // Whether a PaletteMethod serves this part; values[16]: its table.
 static bool palette_serves(const BitsPart &part, float *values) {
     const uint8_t *tables = (const uint8_t *)part.w->data + part.s.tiles() * part.s.tile_bytes();
-    bool finite = part.s.palette_room() > 0;
-    for (int64_t i = 0; finite && i < (int64_t)1 << part.s.bits; ++i) {
-        values[i] = palette_value(part.s, tables, i);
-        finite = values[i] * 0 == 0;
+    if (part.s.m != 1 || !part.s.palette_room()) return false;
+    const int64_t count = (int64_t)1 << part.s.bits;
+    float sum = 0, most = 0;
+    for (int64_t i = 0; i < count; ++i) {
+        const float v = values[i] = palette_value(part.s, tables, i), size = v < 0 ? -v : v;
+        sum += size;
+        if (size > most) most = size;
     }
-    return finite;
+    return sum * 0 == 0 && most * (float)count <= kPaletteCrest * sum;
 }
 
 // linear_bits (one output, and a residual) and linear_bits_split. No tiles at all mean that the tables are wanted.

@@ -44,17 +44,17 @@ EDGEC_NOINLINE void palette_products(const BitsShape &s, const float *values, co
         alignas(64) float column[32];
         vf most = vset(kEightLimit * 0x1p-127f);
         for (int h = 0; h < 2; ++h) {
-            vf sum = vabs(v[h]), entry = sum;
+            vf sum = vmul(vabs(v[h]), vset(largest)), entry = sum;  // products: activations alone may overflow
             sum = vadd(sum, _mm512_permute_ps(sum, 0xb1));
             if (!kFour) entry = sum;  // an entry is made of two neighbours
             sum = vadd(sum, _mm512_permute_ps(sum, 0x4e));
             sum = vadd(sum, _mm512_shuffle_f32x4(sum, sum, 0xb1));
-            most = vmax(vmul(vmax(sum, vmul(entry, vset(kEightLimit / kEntryLimit))), vset(largest)), most);
+            most = vmax(vmax(sum, vmul(entry, vset(kEightLimit / kEntryLimit))), most);
             vstore(column + 16 * h, v[h]);
         }
         const float reach = vhmax(most);
         const vf inverse = vset(kEightLimit / reach);
-        *scale = reach / kEightLimit + vsum(vmul(vadd(v[0], v[1]), vset(0)));
+        *scale = reach / kEightLimit + vsum(vfma(v[0], vset(0), vmul(v[1], vset(0))));
         for (int i = 0; i < 32; i += kFour ? 4 : 2, to += 128) {
             alignas(32) __m256i words[2][2];  // [pair of columns][half of the values]
             for (int c = 0; c < (kFour ? 2 : 1); ++c) {

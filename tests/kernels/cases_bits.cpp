@@ -14,7 +14,7 @@ struct Bits {
     bool uniform;
     int64_t vector = 0;
     bool wide = false;
-    int64_t form() const { return vector ? (wide ? 32 : 16) + vector : uniform; }
+    int64_t form() const { return vector ? (wide ? 80 : 64) + vector : uniform; }
     int64_t codes() const { return vector ? (k + vector - 1) / vector : k; }
     int64_t share() const { return group ? group : std::max<int64_t>(1, n); }
     int64_t table_values() const { return vector << bits; }
@@ -211,7 +211,7 @@ void bounds(Case &c, const Product &p) {
         const bool bytes = fast && m >= (bits == 1 ? 11 : bits == 2 ? 6 : 5);
         const int64_t tiles = bits == 1 ? 24 : bits < 5 ? 48 : bits < 8 ? 64 : 96;
         const bool few = m <= 16;
-        if (palette || isa == SCALAR) return products && (isa == AVX512VBMI || isa == AMX) ? 2e-4 * stray : 1e-5;
+        if (palette || isa == SCALAR) return products && (isa == AVX512VBMI || isa == AMX) ? 5e-4 * stray : 1e-5;
         if (bytes && (isa == AVX512VBMI || (isa == AMX && m < tiles))) return 1.5e-2 * stray;
         if (fast && isa == NEONDOT) return 1.5e-2 * stray;
         if (!few && (isa == AVX512 || isa == NEON || isa == NEONDOT || isa == WASM)) return 1e-5;
@@ -320,6 +320,24 @@ void add_whole(Suite &s, int64_t m, const Bits &b, bool fast = false) {
     c.bound = [fast](Isa isa) { return isa == AMX ? 1e-2 : !fast ? 1e-5 : isa == AVX512VBMI || isa == NEONDOT ? 1e-4 : 1e-3; };
 }
 
+// A palette whose last value is a hundred times as large as the others, and not used.
+void add_crest(Suite &s, const Bits &b) {
+    add_linear(s, 1, b, 0, 0);
+    Case &c = *s.cases.back();
+    c.label += " one large value";
+    std::vector<int64_t> &bytes = c.op[2].whole;
+    const size_t size = b.wide ? 4 : 2;
+    const float wide = 100;
+    const uint16_t half = encode_half(wide, false);
+    uint8_t raw[4];
+    memcpy(raw, b.wide ? (const void *)&wide : &half, size);
+    for (size_t e = 0; e < size; ++e) bytes[bytes.size() - size + e] = raw[e];
+    for (int64_t at = 0; at < b.code_bytes(); ++at) bytes[(size_t)at] &= b.bits == 4 ? 0xee : 0x36;  // codes are even
+    c.floors.clear();
+    bounds(c, {{b}, 1});
+    c.bound = [](Isa) { return 1e-5; };
+}
+
 Bits any_bits(Rng &r, int64_t n, int64_t k) {
     return {n, k, r.range(1, 8), (int64_t)32 << r.range(0, 2), r.range(0, 1) != 0};
 }
@@ -393,7 +411,8 @@ CASES(linear_bits) {
             }
     for (const int64_t k : {1, 7, 8, 9, 31, 32, 33, 63, 64, 65, 66, 127, 128, 129, 255, 256, 257, 511, 512, 513})
         for (const int64_t vector : {1, 2, 4, 8}) add_linear(s, 1 + k % 3, {130, k, 4, 16, false, vector, false}, 0, 1);
-    // One row of activations and one table of up to 4 bits.
+    // One row of activations and one table of up to 4 bits; a table with one large value is decoded.
+    for (int64_t bits = 3; bits <= 4; ++bits) add_crest(s, {130, 300, bits, 0, false, 1, bits == 4});
     for (int64_t bits = 1; bits <= 4; ++bits)
         for (const int64_t k : {1, 2, 7, 8, 9, 16, 17, 31, 32, 33, 63, 64, 65, 127, 255, 256, 257, 1111})
             add_linear(s, 1, {s.rng.range(1, 200), k, bits, k % 2 ? 0 : 1000, false, 1, k % 3 == 0}, k % 14,

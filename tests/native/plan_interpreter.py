@@ -99,12 +99,12 @@ def k_linear(y, o, i, f):  # type: ignore[no-untyped-def]
 
 
 def few_bits(w, n, k, bits, group, form):  # type: ignore[no-untyped-def]
-    """The matrix that the stored bytes are; form: 0, 1, 16 + or 32 + the values of a palette's index."""
+    """The matrix that the stored bytes are; form: 0, 1, 64 + or 80 + the values of a palette's index."""
     data = w.astype(np.uint8)
     if form < 16:
         return dequantize(unpack_bits64(data, BitsSpec(bits, group, bool(form)), n, k)).astype(np.float64)
     spec = PaletteSpec(bits, group, form % 16)
-    return dequantize_palette(unpack_palette(data, spec, n, k, 4 if form >= 32 else 2)).astype(np.float64)
+    return dequantize_palette(unpack_palette(data, spec, n, k, 4 if form >= 80 else 2)).astype(np.float64)
 
 
 def k_linear_bits(y, o, i, f):  # type: ignore[no-untyped-def]

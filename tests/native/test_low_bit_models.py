@@ -192,6 +192,40 @@ def test_gathered_rows_are_exact(spec: BitsSpec, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("library")
+@pytest.mark.parametrize("bits", [2, 4])
+def test_a_palette_has_room_for_one_row_and_for_many(bits: int, tmp_path: Path) -> None:
+    """One row looks up products, which take room that more rows do not need; the memory table knows. Two products of
+    one input have tables each."""
+    from edgec.compress.formats import PaletteTensor, dequantize_palette
+    from edgec.ir.info import ModelInfo, attach_info
+    from tests.passes.harness import model as graph
+
+    rng = np.random.default_rng(bits)
+    sizes = {"v": (64, 600), "w": (200, 600)}
+    made = graph("g (float[rows,600] x, float[64,600] v, float[200,600] w) => (float[rows,64] y, float[rows,200] z)"
+                 " { y = Gemm<transB = 1>(x, v) z = Gemm<transB = 1>(x, w) }",
+                 **{name: rng.standard_normal(size).astype(np.float32) for name, size in sizes.items()})
+    attach_info(made, ModelInfo(dynamic={"rows": (1, 8)}))
+    spec = PaletteSpec(bits)
+    layers = {name: PaletteTensor(spec, rng.integers(0, 1 << bits, size).astype(np.uint8),
+                                  rng.standard_normal((1, 1 << bits)).astype(np.float16), size[1])
+              for name, size in sizes.items()}
+    plan = build_plan(run_passes(made, COMPRESS, Context(quantized=layers)).model)
+    assert [call.kernel for call in plan.entries[0].calls] == ["linear_bits_split"]
+    path = tmp_path / "m.edgec"
+    write_bundle(path, plan, tokenizer=None, golden=None, manifest={})
+    for isa in instruction_sets(path):
+        with env.ISA.override(isa), Model(path) as opened, opened.session(threads=1) as session:
+            for rows in (8, 1, 2, 1, 8):
+                x = rng.standard_normal((rows, 600)).astype(np.float32)
+                found = session.run({"x": x})
+                for name, of in (("y", "v"), ("z", "w")):
+                    wanted = x.astype(np.float64) @ dequantize_palette(layers[of]).T
+                    assert relative(found[name], wanted) < (2e-3 if rows == 1 else 1e-5), (isa, rows)
+            assert session.memory.scratch == plan.memory_table().scratch_per_thread
+
+
+@pytest.mark.usefixtures("library")
 @pytest.mark.parametrize("most", [16, 17, 20, 40, 300])
 def test_a_session_has_room_for_every_number_of_rows(most: int, tmp_path: Path) -> None:
     """Tables for 16 rows take more room than decoding takes for somewhat more rows."""

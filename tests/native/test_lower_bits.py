@@ -276,7 +276,7 @@ def palette(spec: PaletteSpec, body: str, inputs: str, output: str, dtype: str =
 def test_a_palette_keeps_its_indices(spec: PaletteSpec, dtype: str) -> None:
     made = palette(spec, "y = Gemm<transB = 1>(x, w)", f"float[4,{K}] x", f"float[4,{N}]", dtype)
     plan = check(made, {"x": f(4, K)}, ["linear_bits"])
-    size, form = (2, 16) if dtype == "float16" else (4, 32)
+    size, form = (2, 64) if dtype == "float16" else (4, 80)
     assert plan.weights[0].bytes == spec.bytes(N, K, size) == plan.weights[0].load().nbytes
     assert plan.stored()[0].form == str(spec)
     assert plan.entries[0].calls[0].ints == (0, 0, N, spec.bits, spec.rows, form + spec.vector)
@@ -322,7 +322,7 @@ def test_sibling_palettes_become_one_call() -> None:
                    **{n: a for n, (_, a) in tensors.items()})
     infer_shapes(graph_)
     plan = check_siblings(graph_, ["linear_bits_split", "linear_bits_split"])
-    assert [c.ints[3::2] for c in plan.entries[0].calls] == [(17, 18, 0, 0), (0, 0, 0, 0)]
+    assert [c.ints[3::2] for c in plan.entries[0].calls] == [(65, 66, 0, 0), (0, 0, 0, 0)]
 
 
 # -- blocked DequantizeLinear ----------------------------------------------------------------------------------------

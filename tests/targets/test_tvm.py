@@ -107,10 +107,12 @@ GRAPHS = {
         f = Conv<group = 4, pads = [1, 1, 1, 1]>(e, deep) g = Swish(f) h = Conv(g, point) i = Add(h, e)
         j = Conv(i, point) k = Sigmoid(j) l = Mul(j, k) m = Conv(l, point) n = Add(m, tall) o = Tanh(n) p = Gelu(o)
         q = GlobalAveragePool(p) r = Conv(q, point) s = HardSigmoid(r) t = Mul(p, s) u = LeakyRelu(t)
-        z = Add(u, wide)""",
+        ua = Conv(u, point) ub = Swish<alpha = 1.702>(ua) uc = Mul(ub, single) z = Add(uc, wide)""",
     "rows": """a = MatMul(v, square) b = Gelu<approximate = "tanh">(a) c = MatMul(b, square) d = Add(v, c) e = Relu(d)
         f = MatMul(e, square) g = Add(f, f) h = Gemm<transB = 1>(g, square, scale) i = Add(h, scale) j = Swish(i)
-        k = Softmax<axis = 0>(j) l = Softmax<axis = -1>(k) z = LayerNormalization<epsilon = 0.1>(l, scale)""",
+        k = Softmax<axis = 0>(j) l = Softmax<axis = -1>(k)
+        z, mean, inverse = LayerNormalization<epsilon = 0.1>(l, scale)
+        m, n = LayerNormalization(k, scale)""",
     "scalars": """a = Abs(v) b = Add(a, one) c = Log(b) d = Sqrt(b) e = Div(c, d) f = Exp(e) g = Neg(f) h = Sigmoid(g)
         i = Tanh(h) j = Mul(i, v) k = Sub(j, one) l = Pow(b, two) m = Reciprocal(l) n = Sin(m) o = Cos(n) p = Erf(o)
         q = Floor(v) r = Ceil(v) s = Max(q, k) t = Min(r, s) z = Clip(t, low, one)""",
@@ -132,7 +134,8 @@ CONSTANTS: dict[str, dict[str, Any]] = {
                "grouped": RNG.standard_normal((6, 2, 1, 1))},
     "followed": {"same": RNG.standard_normal((4, 4, 3, 3)), "point": RNG.standard_normal((4, 4, 1, 1)),
                  "deep": RNG.standard_normal((4, 1, 3, 3)), "tall": RNG.standard_normal((1, 4, 1, 1)),
-                 "wide": RNG.standard_normal((4, 6, 6)), "low": -0.5, "one": 1.0},
+                 "wide": RNG.standard_normal((4, 6, 6)), "single": np.full((1, 1, 1, 1, 1), 0.5), "low": -0.5,
+                 "one": 1.0},
     "rows": {"square": RNG.standard_normal((8, 8)), "scale": RNG.standard_normal(8)},
     "scalars": {"one": 1.0, "two": 2.0, "low": -0.5}, "choices": {"one": 0.5, "low": -0.5},
     "shapes": {"to": [3, 2, 4], "s0": [1], "s1": [7], "ax": [2], "one": [1.0], "wide": [2, 3],
@@ -140,7 +143,7 @@ CONSTANTS: dict[str, dict[str, Any]] = {
     "sums": {"ax": [1], "scale": RNG.standard_normal(8), "square": RNG.standard_normal((8, 8))},
 }
 OUTPUTS = {
-    "images": "float h, float i, float j", "followed": "float z", "rows": "float z",
+    "images": "float h, float i, float j", "followed": "float z", "rows": "float z, float m, float n",
     "scalars": "float p, float z", "choices": "float i",
     "shapes": "float[2,3] i, float[2,9] j, float[2,2,8] k, int64[2] l, float[2,3,3] m, float[3,8] n",
     "sums": "float a, float b, float c, float d, float f, float g, float h"}
@@ -219,6 +222,10 @@ def test_what_it_cannot_take_is_listed(tmp_path: Path) -> None:
     graph = named(model("g (float[9] x, int64[1] k) => (float[3] y, int64[3] i) { y, i = TopK(x, k) }", k=[3]), "top")
     with pytest.raises(EdgecError, match="TopK") as caught:
         compiled(graph, tmp_path / "out", "tvm")
+    assert caught.value.code == "E0301"
+    largest = named(model("g (bool[4] x, int64[1] a) => (bool y) { y = ReduceMax(x, a) }", a=[0]), "largest")
+    with pytest.raises(EdgecError, match="ReduceMax") as caught:
+        compiled(largest, tmp_path / "out", "tvm")
     assert caught.value.code == "E0301"
     with pytest.raises(EdgecError) as caught:
         compiled(str(tiny_lm.make(tmp_path / "hf", "llama")), tmp_path / "out", "tvm")
