@@ -51,6 +51,20 @@ EDGEC_INLINE void kv_decode_row(const uint8_t *from, int64_t width, vf step, vf 
         store_part(to + c, vmul(vtof(visigned(part)), step), half - c);
     }
 }
+// A whole group, or 32 codes of 8 bits.
+template <bool Four> EDGEC_INLINE void kv_decode_group(const uint8_t *from, vf step, vf first, float *to) {
+    constexpr int kBytes32 = Four ? 16 : 32;
+#pragma GCC unroll 8
+    for (int c = 0; c < kBytes32; c += L) {
+        if constexpr (Four) {
+            const vi codes = vibytes(from + c);
+            vstore(to + c, vfma(kv_low(codes), step, first));
+            vstore(to + kBytes32 + c, vfma(kv_high(codes), step, first));
+        } else {
+            vstore(to + c, vmul(vtof(visigned(from + c)), step));
+        }
+    }
+}
 // n rows as f32, zero up to `padded` columns. Scales of a group of all rows are widened together.
 template <bool Four>
 EDGEC_NOINLINE void kv_decode(const uint8_t *from, int64_t row, int64_t n, int64_t width, int64_t padded, float *to) {
@@ -64,8 +78,9 @@ EDGEC_NOINLINE void kv_decode(const uint8_t *from, int64_t row, int64_t n, int64
         for (int64_t i = 0; i < n; ++i, at += row) {
             const vf step = vset(unit.step[i]), first = vset(unit.first[i]);
             float *y = to + i * padded + c;
-            if (Four && width - c >= kKvGroup) kv_decode_row<Four>(at, kKvGroup, step, first, y);
-            else kv_decode_row<Four>(at, width - c, step, first, y);
+            int64_t done = 0;
+            for (; done + kKvGroup <= imin(group, width - c); done += kKvGroup) kv_decode_group<Four>(at + done, step, first, y + done);
+            if (done < imin(group, width - c)) kv_decode_row<Four>(at + done, width - c - done, step, first, y + done);
         }
     }
 }
@@ -84,7 +99,7 @@ EDGEC_INLINE void kv_group_scores(const float *q, int64_t q_step, int64_t width,
     KvUnits unit;
     kv_units(from, row, n, Four, &unit);
     from += Four ? kKvFour : kKvWide;
-    float sum[R];
+    float sum[R], dots[R * kAttentionSpan] = {};
     for (int r = 0; r < R; ++r) {
         vf all = vset(0.0f);
         for (int64_t c = 0; c < width && Four; c += L) all = vadd(all, vload(q + r * q_step + c));
@@ -112,16 +127,18 @@ EDGEC_INLINE void kv_group_scores(const float *q, int64_t q_step, int64_t width,
                 }
             }
         }
-        float dots[L];
-        vstore(dots, vsums(acc));
-        for (int r = 0; r < R; ++r)
-            for (int j = 0; j < P; ++j) {
-                float all = dots[r * P + j] * unit.step[i + j];
-                if (Four) all += sum[r] * unit.first[i + j];
-                float *to = score + r * kAttentionSpan + i + j;
-                *to = more ? *to + all : all;
-            }
+        float one[L];
+        vstore(one, vsums(acc));
+#pragma GCC unroll 4
+        for (int r = 0; r < R; ++r) memcpy(dots + r * kAttentionSpan + i, one + r * P, P * sizeof(float));
     }
+    for (int r = 0; r < R; ++r)
+        for (int64_t i = 0; i < n; i += L) {
+            float *to = score + r * kAttentionSpan + i;
+            vf all = vmul(vload(dots + r * kAttentionSpan + i), vload(unit.step + i));
+            if (Four) all = vfma(vset(sum[r]), vload(unit.first + i), all);
+            vstore(to, more ? vadd(vload(to), all) : all);
+        }
 }
 template <bool Four, int R>
 EDGEC_NOINLINE void kv_scores(const float *q, int64_t q_step, int64_t d, const uint8_t *k, int64_t row, int64_t n, float *score) {
