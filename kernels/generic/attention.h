@@ -93,12 +93,9 @@ EDGEC_INLINE void attention_decode(const uint8_t *from, int64_t row, int64_t n, 
 // a whole group, added to the scores where it is not the first one.
 template <bool Four, int R>
 EDGEC_INLINE void kv_group_scores(const float *q, int64_t q_step, int64_t width, const uint8_t *from, int64_t row, int64_t n,
-                                  bool more, float *score) {
+                                  const KvUnits &unit, bool more, float *score) {
     constexpr int P = L / R;  // positions of a vector of sums
     const int64_t half = Four ? width / 2 : width;
-    KvUnits unit;
-    kv_units(from, row, n, Four, &unit);
-    from += Four ? kKvFour : kKvWide;
     float sum[R], dots[R * kAttentionSpan] = {};
     for (int r = 0; r < R; ++r) {
         vf all = vset(0.0f);
@@ -140,11 +137,20 @@ EDGEC_INLINE void kv_group_scores(const float *q, int64_t q_step, int64_t width,
             vstore(to, more ? vadd(vload(to), all) : all);
         }
 }
-template <bool Four, int R>
-EDGEC_NOINLINE void kv_scores(const float *q, int64_t q_step, int64_t d, const uint8_t *k, int64_t row, int64_t n, float *score) {
-    if (!Four) return kv_group_scores<Four, R>(q, q_step, d, k, row, n, false, score);
-    for (int64_t c = 0; c < d; c += kKvGroup, k += kKvFour + kKvGroup / 2)
-        kv_group_scores<Four, R>(q + c, q_step, kKvGroup, k, row, n, c > 0, score);
+template <bool Four>
+EDGEC_NOINLINE void kv_scores(const float *q, int64_t rows, int64_t q_step, int64_t d, const uint8_t *k, int64_t row, int64_t n,
+                              float *score) {
+    const int64_t group = Four ? kKvGroup : d;
+    for (int64_t c = 0; c < d; c += group, k += kKvGroup / 2) {
+        KvUnits unit;
+        kv_units(k, row, n, Four, &unit);
+        k += Four ? kKvFour : kKvWide;
+        int64_t r = 0;
+        for (; r + 2 <= rows; r += 2)
+            kv_group_scores<Four, 2>(q + r * q_step + c, q_step, group, k, row, n, unit, c > 0, score + r * kAttentionSpan);
+        if (r < rows)
+            kv_group_scores<Four, 1>(q + r * q_step + c, q_step, group, k, row, n, unit, c > 0, score + r * kAttentionSpan);
+    }
 }
 
 // sum[r][0..C) += p[r] . C columns of codes, `first` of a group of 4 bits among them; rows of p are kAttentionSpan apart.
@@ -186,32 +192,41 @@ EDGEC_INLINE void kv_group_mix(const float *p, int64_t n, const uint8_t *from, i
         for (int j = 0; j < kVectors; ++j)
             vstore(sum + r * sum_step + j * L, kTurns > 1 ? vadd(acc[0][r][j], acc[kTurns - 1][r][j]) : acc[0][r][j]);
 }
-// What attention_mix() does, on codes and for R rows of p and of sums.
+// The same for columns that have one scale.
 template <bool Four, int R>
-EDGEC_NOINLINE void kv_mix(const float *p, int64_t n, const uint8_t *v, int64_t row, int64_t dv, float *sum, int64_t sum_step) {
-    constexpr int64_t kBlock = Four ? kKvGroup : 16;
-    KvUnits unit;
+EDGEC_INLINE void kv_rows_mix(const float *p, int64_t n, const uint8_t *codes, int64_t row, int64_t width, const KvUnits &unit,
+                              float *sum, int64_t sum_step) {
     float weight[R * kAttentionSpan], first[R] = {};
-    for (int64_t c = 0; c < dv; c += kBlock, sum += kBlock) {
-        if (Four || c == 0) {
-            kv_units(v, row, n, Four, &unit);
-            v += Four ? kKvFour : kKvWide;
-            for (int r = 0; r < R; ++r) {
-                vf all = vset(0.0f);
-                for (int64_t i = 0; i < n; i += L) {
-                    const vf share = vload(p + r * kAttentionSpan + i);
-                    if (Four) all = vfma(share, vload(unit.first + i), all);
-                    vstore(weight + r * kAttentionSpan + i, vmul(share, vload(unit.step + i)));
-                }
-                if (Four) first[r] = vsum(all);
-            }
+#pragma GCC unroll 2
+    for (int r = 0; r < R; ++r) {
+        vf all = vset(0.0f);
+        for (int64_t i = 0; i < n; i += L) {
+            const vf share = vload(p + r * kAttentionSpan + i);
+            if (Four) all = vfma(share, vload(unit.first + i), all);
+            vstore(weight + r * kAttentionSpan + i, vmul(share, vload(unit.step + i)));
         }
-        if (!Four && dv - c >= 2 * kBlock) {
-            kv_group_mix<Four, R, 2 * kBlock>(weight, n, v, row, first, sum, sum_step);
-            c += kBlock, sum += kBlock, v += 2 * kBlock;
-        } else {
-            kv_group_mix<Four, R, kBlock>(weight, n, v, row, first, sum, sum_step);
-            v += Four ? kKvGroup / 2 : kBlock;
+        if (Four) first[r] = vsum(all);
+    }
+    int64_t c = 0;
+    for (; c + kKvGroup <= width; c += kKvGroup)
+        kv_group_mix<Four, R, (int)kKvGroup>(weight, n, codes + c, row, first, sum + c, sum_step);
+    if (!Four && c < width) kv_group_mix<false, R, 16>(weight, n, codes + c, row, first, sum + c, sum_step);
+}
+// What attention_mix() does, on codes and for all rows of p and of sums; by twos where both see something, for shares of
+// rows that do not are 0, which times values that are not finite is no number.
+template <bool Four>
+EDGEC_NOINLINE void kv_mix(const float *p, const bool *seen, int64_t rows, int64_t n, const uint8_t *v, int64_t row, int64_t dv,
+                           float *sum, int64_t sum_step) {
+    const int64_t group = Four ? kKvGroup : dv;
+    for (int64_t c = 0; c < dv; c += group, v += kKvGroup / 2) {
+        KvUnits unit;
+        kv_units(v, row, n, Four, &unit);
+        v += Four ? kKvFour : kKvWide;
+        for (int64_t r = 0; r < rows; ++r) {
+            const float *shares = p + r * kAttentionSpan;
+            float *to = sum + r * sum_step + c;
+            if (r + 1 < rows && seen[r] && seen[r + 1]) kv_rows_mix<Four, 2>(shares, n, v, row, group, unit, to, sum_step), ++r;
+            else if (seen[r]) kv_rows_mix<Four, 1>(shares, n, v, row, group, unit, to, sum_step);
         }
     }
 }
@@ -457,38 +472,23 @@ EDGEC_NOINLINE void attention_few_rows(const AttentionTile<T> &a, int64_t rows, 
     }
 }
 
-// R rows on codes as they are, of whole groups.
-template <bool Four, int R>
-EDGEC_NOINLINE void attention_code_rows(const AttentionRows &a, int64_t r, const uint8_t *k, const uint8_t *v, int64_t p0, int64_t n) {
-    const AttentionShape &s = *a.s;
-    float *score = a.score + r * kAttentionSpan;
-    kv_scores<Four, R>(a.q + r * s.d_pad, s.d_pad, s.d, k, a.k_row, n, score);
-    bool seen[R], all = true;
-    for (int i = 0; i < R; ++i) all &= seen[i] = attention_softmax(a, r + i, p0, n);
-    if (all) return kv_mix<Four, R>(score, n, v, a.v_row, s.dv, a.sum + r * s.dv_pad, s.dv_pad);
-    for (int i = 0; i < R; ++i)
-        if (seen[i]) kv_mix<Four, 1>(score + i * kAttentionSpan, n, v, a.v_row, s.dv, a.sum + (r + i) * s.dv_pad, s.dv_pad);
-}
-// A step for few rows on codes: by twos, for which codes are decoded once. Where groups are not whole, or codes of 4 bits
-// would be decoded more than once, positions are decoded for all rows, few enough to stay in the first-level cache.
+// A step for few rows on codes: as they are, by twos, for which codes are decoded once. Where groups are not whole some
+// positions are decoded for all rows, few enough to stay in the first-level cache.
 template <bool Four>
 EDGEC_NOINLINE void attention_few_codes(const AttentionRows &a, int64_t rows, const uint8_t *k, const uint8_t *v, int64_t p0,
                                         int64_t n) {
     const AttentionShape &s = *a.s;
     constexpr int64_t kWhole = Four ? kKvGroup : 16;
-    if (s.d % kWhole == 0 && s.dv % kWhole == 0 && (!Four || rows <= 2)) {
-        int64_t r = 0;
-        for (; r + 2 <= rows; r += 2) attention_code_rows<Four, 2>(a, r, k, v, p0, n);
-        if (r < rows) attention_code_rows<Four, 1>(a, r, k, v, p0, n);
-        return;
-    }
+    const bool plain = s.d % kWhole == 0 && s.dv % kWhole == 0;
     bool seen[kPackRows];
-    for (int64_t p = 0; p < n; p += kKvDecoded) {
+    if (plain) kv_scores<Four>(a.q, rows, s.d_pad, s.d, k, a.k_row, n, a.score);
+    for (int64_t p = 0; p < n && !plain; p += kKvDecoded) {
         kv_decode<Four>(k + p * a.k_row, a.k_row, imin(kKvDecoded, n - p), s.d, s.d_pad, a.wide);
         for (int64_t r = 0; r < rows; ++r)
             attention_scores(a.q + r * s.d_pad, s.d_pad, a.wide, s.d_pad, imin(kKvDecoded, n - p), a.score + r * kAttentionSpan + p);
     }
     for (int64_t r = 0; r < rows; ++r) seen[r] = attention_softmax(a, r, p0, n);
+    if (plain) return kv_mix<Four>(a.score, seen, rows, n, v, a.v_row, s.dv, a.sum, s.dv_pad);
     for (int64_t p = 0; p < n; p += kKvDecoded) {
         kv_decode<Four>(v + p * a.v_row, a.v_row, imin(kKvDecoded, n - p), s.dv, s.dv_pad, a.wide);
         for (int64_t r = 0; r < rows; ++r)
