@@ -451,7 +451,9 @@ EDGEC_NOINLINE void attention_mix_rows(const AttentionTile<T> &a, int64_t rows, 
     }
 }
 
-constexpr int64_t kPackRows = 6;  // from this many rows on packing keys and values pays
+// From this many rows on packing keys and values pays; of codes, of 4 and of 8 bits, which a step for few rows need not
+// decode to memory.
+constexpr int64_t kPackRows = 6, kPackFour = 8, kPackEight = 13;
 
 // A step for few rows: keys and values are read where they are. Only keys that need widening or end within a vector
 // are copied, once for all rows.
@@ -480,7 +482,7 @@ EDGEC_NOINLINE void attention_few_codes(const AttentionRows &a, int64_t rows, co
     const AttentionShape &s = *a.s;
     constexpr int64_t kWhole = Four ? kKvGroup : 16;
     const bool plain = s.d % kWhole == 0 && s.dv % kWhole == 0;
-    bool seen[kPackRows];
+    bool seen[Four ? kPackFour : kPackEight];
     if (plain) kv_scores<Four>(a.q, rows, s.d_pad, s.d, k, a.k_row, n, a.score);
     for (int64_t p = 0; p < n && !plain; p += kKvDecoded) {
         kv_decode<Four>(k + p * a.k_row, a.k_row, imin(kKvDecoded, n - p), s.d, s.d_pad, a.wide);
@@ -519,7 +521,7 @@ EDGEC_NOINLINE void attention_tile(const AttentionTile<T> &a, const float *q, fl
         const T *k = a.k, *v = a.v;
         if (a.k_codes) k_codes = a.k_codes + p0 * a.k_row, v_codes = a.v_codes + p0 * a.v_row;
         else k += p0 * a.k_step, v += p0 * a.v_step;
-        if (rows >= kPackRows) {
+        if (rows >= (!k_codes ? kPackRows : a.four ? kPackFour : kPackEight)) {
             attention_score_rows<T>(a, rows, k, k_codes, n);
             for (int64_t r = 0; r < rows; ++r) attention_softmax(a, r, p0, n);
             attention_mix_rows<T>(a, rows, v, v_codes, n);
