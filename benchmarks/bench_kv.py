@@ -35,8 +35,9 @@ from edgec.targets.devices import host
 FORMATS = ("f32", "f16", "int8", "int4")
 CONTEXT, WINDOW, BASE = 2048, 256, "f16"
 SETTLE = 0.06  # seconds: workers of the session before fall asleep
-# (heads of keys, queries per head of keys, width): of TinyLlama, Llama 3.2 1B, Qwen3 0.6B, models without groups.
-SHAPES = ((4, 8, 64), (8, 4, 64), (8, 2, 128), (32, 1, 64))
+# (heads of keys, queries per head of keys, width): of TinyLlama, Llama 3.2 1B, Qwen3 0.6B, Llama-like models without
+# groups, Phi-2.
+SHAPES = ((4, 8, 64), (8, 4, 64), (8, 2, 128), (32, 1, 64), (32, 1, 80))
 SOURCE = "examples/models/prose_lm"
 
 
