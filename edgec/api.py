@@ -71,8 +71,8 @@ def compile(
 
     backend: native, ort for a folder with model.onnx that onnxruntime runs (opset: of that file; library: with edgec's
     kernels as custom operators), or coreml for one with model.mlpackage (coreml: its settings).
-    weights: auto, f32, f16, bf16. kv: f32, f16. arithmetic: exact, or fast products with weights of few bits. ctx: most
-    tokens of a session. dynamic: {input: {axis: (min, max)}}.
+    weights: auto, f32, f16, bf16. kv: f32, f16, int8, int4 (docs/kv_cache.md). arithmetic: exact, or fast products with
+    weights of few bits. ctx: most tokens of a session. dynamic: {input: {axis: (min, max)}}.
     example_inputs: what a torch module's forward takes. custom_ops: what operators of torch.library are in ONNX.
     memory_budget: bytes. tokenizer: False leaves it out of the bundle. allow_pickle: also pickled weights, read by
     torch's restricted unpickler in a process of its own. quant: quantize on the way, in a folder beside `output` that

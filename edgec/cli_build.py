@@ -68,7 +68,7 @@ AllowPickle = Annotated[
 _STATIC = "static8"
 _WEIGHTS = {"auto": "auto", "fp32": "f32", "fp16": "f16", "bf16": "bf16"}
 _LAYER_NUMBER = re.compile(r"\.\d+\.")
-_KV = {"fp32": "f32", "fp16": "f16"}
+_KV = {"fp32": "f32", "fp16": "f16", "int8": "int8", "int4": "int4"}
 _ARITHMETIC = {"exact": "exact", "fast": "fast"}
 
 
@@ -189,7 +189,7 @@ def compile_(
     weights: Annotated[
         str, typer.Option(help="Storage: auto (smallest lossless one per tensor), fp32, fp16, bf16.")
     ] = "auto",
-    kv: Annotated[str, typer.Option(help="Storage of the key/value cache: fp32, fp16.")] = "fp32",
+    kv: Annotated[str, typer.Option(help="Storage of the key/value cache: fp32, fp16, int8, int4.")] = "fp32",
     arithmetic: Annotated[
         str, typer.Option(help="Products with weights of few bits: exact (off by 0.1 %), fast (by up to 1.5 %).")
     ] = "exact",
@@ -403,7 +403,8 @@ def _print_memory(memory: dict[str, Any]) -> None:
         ("scratch per thread", *[format_bytes(memory["scratch_per_thread"])] * len(contexts)),
     ]
     if language:
-        rows.append(("key/value cache", *[format_bytes(memory["state"][c]) for c in contexts]))
+        rows.append((f"key/value cache ({memory['state_per_token']} bytes per token)",
+                     *[format_bytes(memory["state"][c]) for c in contexts]))
     rows.append(("peak, one thread", *[format_bytes(memory["peak"][c]) for c in contexts]))
     heads = [f"{c} tokens" for c in contexts] if language else ["bytes"]
     print_table(("memory", *heads), rows)

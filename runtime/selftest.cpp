@@ -115,12 +115,18 @@ const Trial kTrials[] = {
     {"attention_cached", 4, 4, 2, {f32(1, 80), f32(1, 80), f32(2, 41, 20), f32(2, 41, 20)}, {37, 4, 2, 0}, {0.25f, 0}},
     {"attention_cached", 4, 4, 2,
      {f32(9, 80), f32(9, 80), other(F16, 2, 41, 20), other(F16, 2, 41, 20)}, {20, 4, 2, 11}, {0.25f, 5}},
+    {"attention_cached", 4, 4, 2, {f32(1, 64), f32(1, 64), other(I8, 1, 41, 66), other(I8, 1, 41, 66)}, {37, 1, 1, 0}, {0.25f, 0}},
+    {"attention_cached", 4, 4, 2, {f32(9, 80), f32(9, 80), other(I8, 2, 41, 22), other(I8, 2, 41, 22)}, {20, 4, 2, 11}, {0.25f, 5}},
+    {"attention_cached", 4, 4, 2, {f32(1, 64), f32(1, 64), other(U8, 1, 41, 40), other(U8, 1, 41, 40)}, {37, 1, 1, 0}, {0.25f, 0}},
+    {"attention_cached", 4, 4, 2, {f32(2, 148), f32(2, 148), other(U8, 2, 41, 27), other(U8, 2, 41, 27)}, {20, 4, 2, 0}, {0.25f, 0}},
     {"attention", 5, 4, 2, {f32(1, 9, 80), f32(1, 9, 80), f32(1, 21, 40), f32(1, 21, 40), kAbsent}, {4, 2, 1, 12},
      {0.25f, 0}},
     {"attention", 5, 4, 2, {f32(1, 9, 80), f32(1, 9, 80), f32(1, 21, 40), f32(1, 21, 40), f32(1, 1, 9, 21)},
      {4, 2, 0, 0}, {0.25f, 0}},
     {"kv_write", 2, 1, 0, {f32(2, 12, 20), f32(3, 40)}, {4}, {}},
     {"kv_write", 2, 1, 0, {other(F16, 2, 12, 20), f32(3, 40)}, {4}, {}},
+    {"kv_write", 2, 1, 0, {other(I8, 2, 12, 22), f32(3, 40)}, {4}, {}},
+    {"kv_write", 2, 1, 0, {other(U8, 2, 12, 27), f32(3, 74)}, {4}, {}},
     {"rmsnorm", 5, 0, 1, {f32(3, 67), f32(3, 67), f32(3, 67), f32(3, 67), f32(67)}, {}, {1e-5f}},
     {"layernorm", 6, 0, 1, {f32(3, 67), f32(3, 67), f32(3, 67), f32(3, 67), f32(67), f32(67)}, {}, {1e-5f}},
     {"groupnorm", 4, 2, 3, {f32(1, 7, 36), f32(1, 7, 36), f32(36), f32(36)}, {4, 1}, {1e-5f}},
@@ -188,7 +194,7 @@ float value_at(const View &v, uint64_t i) {
     switch (v.dtype) {
     case F32: memcpy(&x, p + 4 * i, 4); return x;
     case F16: memcpy(&half, p + 2 * i, 2); return f16_to_f32(half);
-    case U8: return float(p[i]);
+    case I8: case U8: return float(p[i]);
     default: memcpy(&whole, p + 8 * i, 8); return float(whole);
     }
 }

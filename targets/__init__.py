@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from edgec.native.plan import StoredWeight
 
 Weights = Literal["auto", "f32", "f16", "bf16"]
-Cache = Literal["f32", "f16"]
+Cache = Literal["f32", "f16", "int8", "int4"]
 Arithmetic = Literal["exact", "fast"]
 
 

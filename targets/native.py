@@ -41,7 +41,7 @@ def plan_model(model: ir.Model, options: EmitOptions) -> tuple[Plan, dict[str, A
         raise EdgecError(
             "E0303", stage="plan", where="--memory-budget", found=f"{peak} bytes at the largest context, one thread",
             wanted=f"at most {options.memory_budget} bytes",
-            hint="a shorter --ctx, --kv fp16 or --weights fp16 need less",
+            hint="a shorter --ctx, --kv int8 or --weights fp16 need less",
         )
     return plan, memory
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from types import MappingProxyType
 
 import onnx_ir as ir
 
 from edgec.errors import EdgecError
+from edgec.ir.attention_bodies import CACHED_ATTENTION, KV_FORMATS
 from edgec.ir.dense_bodies import BIT_PLANE_TO_DENSE, PALETTE_TO_DENSE
 from edgec.ir.mixer_bodies import CAUSAL_CONV, DYNAMIC_DEPTHWISE, SELECTIVE_SCAN
 from edgec.ir.model import describe, dims_of, float_attr, graphs, int_attr, str_attr, walk
@@ -38,7 +39,8 @@ class Cost:
 
 @dataclass(frozen=True)
 class Op:
-    """A row. attributes: name -> default, None when the node must carry it (then the type is in `types`).
+    """A row. attributes: name -> default, None when the node must carry it (then the type is in `types`). choices: the
+    values that an attribute may have, where not all of its type.
 
     body: ONNX function text. infer(node): (dtype, dims) per output, None where unknown. cost(node, symbols): raises
     EdgecError (EDGEC-E0302) when a dim is neither a number nor in `symbols`.
@@ -52,6 +54,7 @@ class Op:
     body: str
     infer: Callable[[ir.Node], Inferred]
     cost: Callable[[ir.Node, Mapping[str, int]], Cost]
+    choices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         wrong = [k for k, v in self.attributes.items() if v is not None and type(v) is not self.types.get(k)]
@@ -72,90 +75,9 @@ class Op:
         found += [f"unknown attribute {k!r}" for k in node.attributes if k not in self.attributes]
         found += [f"attribute {k!r} is missing" for k, v in self.attributes.items()
                   if v is None and k not in node.attributes]
+        found += [f"attribute {k} = {value!r}, wants one of {', '.join(known)}" for k, known in self.choices.items()
+                  if (value := str_attr(node, k, known[0])) not in known]
         return found
-
-
-# kv_format is how a native session stores the cache; the body computes in FLOAT and so only carries it.
-# Query heads are grouped over the cache's heads by a fifth dim, so nothing is repeated. The write is Slice and
-# Concat: TensorScatter has no kernel in every runtime that shall open the file. Positions not yet written are
-# never visible, because a token sees at most its own position.
-_CACHED_ATTENTION = """
-<opset_import: ["" : 24], domain: "edgec">
-CachedAttention <q_num_heads, kv_num_heads, scale: float = 1.0, softcap: float = 0.0, window: int = 0,
-                 kv_format: string = "f32">
-    (q, k, v, key_cache, value_cache, past_len) => (y, key_cache_out, value_cache_out)
-{
-    none = Constant <value = int64[1] {0}> ()
-    one = Constant <value = int64[1] {1}> ()
-    two = Constant <value = int64[1] {2}> ()
-    rest = Constant <value = int64[1] {-1}> ()
-    far = Constant <value = int64[1] {9223372036854775807}> ()
-    zero_s = Constant <value = int64 {0}> ()
-    one_s = Constant <value = int64 {1}> ()
-    hq_s = Constant <value_int: int = @q_num_heads> ()
-    hkv_s = Constant <value_int: int = @kv_num_heads> ()
-    window_s = Constant <value_int: int = @window> ()
-    scale_s = Constant <value_float: float = @scale> ()
-    softcap_s = Constant <value_float: float = @softcap> ()
-    hkv = Unsqueeze (hkv_s, none)
-    group_s = Div (hq_s, hkv_s)
-    group = Unsqueeze (group_s, none)
-    past = Reshape (past_len, one)
-    tokens = Shape <start = 1, end = 2> (q)
-    context = Shape <start = 2, end = 3> (key_cache)
-    end = Add (past, tokens)
-
-    kv_shape = Concat <axis = 0> (none, none, hkv, rest)
-    k_split = Reshape (k, kv_shape)
-    k_heads = Transpose <perm = [0, 2, 1, 3]> (k_split)
-    key_before = Slice (key_cache, none, past, two)
-    key_after = Slice (key_cache, end, far, two)
-    key_cache_out = Concat <axis = 2> (key_before, k_heads, key_after)
-    v_split = Reshape (v, kv_shape)
-    v_heads = Transpose <perm = [0, 2, 1, 3]> (v_split)
-    value_before = Slice (value_cache, none, past, two)
-    value_after = Slice (value_cache, end, far, two)
-    value_cache_out = Concat <axis = 2> (value_before, v_heads, value_after)
-
-    tokens_s = Squeeze (tokens, none)
-    context_s = Squeeze (context, none)
-    past_s = Squeeze (past, none)
-    steps = Range (zero_s, tokens_s, one_s)
-    positions = Add (steps, past_s)
-    query_pos = Unsqueeze (positions, one)
-    key_pos = Range (zero_s, context_s, one_s)
-    seen_before = LessOrEqual (key_pos, query_pos)
-    all_s = Equal (window_s, zero_s)
-    reach = Where (all_s, context_s, window_s)
-    horizon = Sub (query_pos, reach)
-    seen_after = Greater (key_pos, horizon)
-    visible = And (seen_before, seen_after)
-
-    q_shape = Concat <axis = 0> (none, none, hkv, group, rest)
-    q_split = Reshape (q, q_shape)
-    q_heads = Transpose <perm = [0, 2, 3, 1, 4]> (q_split)
-    q_scaled = Mul (q_heads, scale_s)
-    keys = Unsqueeze (key_cache_out, two)
-    keys_t = Transpose <perm = [0, 1, 2, 4, 3]> (keys)
-    scores = MatMul (q_scaled, keys_t)
-    zero_f = Constant <value_float = 0.0> ()
-    one_f = Constant <value_float = 1.0> ()
-    lowest = Constant <value = float {-3.4028234e38}> ()
-    capped = Greater (softcap_s, zero_f)
-    cap = Where (capped, softcap_s, one_f)
-    ratio = Div (scores, cap)
-    bent = Tanh (ratio)
-    bent_scores = Mul (bent, cap)
-    chosen = Where (capped, bent_scores, scores)
-    masked = Where (visible, chosen, lowest)
-    weights = Softmax <axis = -1> (masked)
-    values = Unsqueeze (value_cache_out, two)
-    mixed = MatMul (weights, values)
-    back = Transpose <perm = [0, 3, 1, 2, 4]> (mixed)
-    y_shape = Constant <value = int64[3] {0, 0, -1}> ()
-    y = Reshape (back, y_shape)
-}
-"""
 
 
 def _infer_cached_attention(node: ir.Node) -> Inferred:
@@ -252,9 +174,10 @@ OPS: Mapping[str, Op] = MappingProxyType({op.name: op for op in (
                     "kv_format": "f32"},
         types={"q_num_heads": int, "kv_num_heads": int, "scale": float, "softcap": float, "window": int,
                "kv_format": str},
-        body=_CACHED_ATTENTION,
+        body=CACHED_ATTENTION,
         infer=_infer_cached_attention,
         cost=_cost_cached_attention,
+        choices={"kv_format": KV_FORMATS},
     ),
     # planes u8 [bits, N, ceil(columns / 8)]; scale f16 [bits, N, G] (uniform: [1, N, G]), offset f16 [N, G],
     # G = ceil(columns / group_size): the arrays of edgec/compress/formats_bits.py. Result FLOAT [N, columns].

@@ -101,7 +101,7 @@ def _touched(s: _Sizes, index: int, operand: Operand) -> int:
     if index == _TABLE.get(s.call.kernel):
         return s.count(0) * operand.dtype.size
     if s.call.kernel == "kv_write" and index == 0:
-        return s.count(1) * operand.dtype.size
+        return whole * s.dims(1)[0] // max(1, s.dims(0)[1])
     if s.call.kernel == "attention_cached" and index in (2, 3):
         past, _, _, window = s.ints[:4]
         rows, capacity = s.dims(1)[0], s.dims(index)[1]

@@ -20,6 +20,7 @@ from edgec.ir.execute import Runner
 from edgec.ir.info import info_of
 from edgec.ir.model import dims_of, is_op, op_of, walk
 from edgec.ir.weights import total_bytes
+from edgec.native.kv import KV_NAMES
 from edgec.native.lower_weights import DECOMPRESS
 from edgec.native.plan import TABLES, Plan, Weight, is_fast, low_bit_matrices
 
@@ -27,7 +28,7 @@ _STAGE = "golden"
 _TOKENS, _PAIRS, _SAMPLES, _SEED = 16, 32, 64, 0x5EED
 # Relative to the largest magnitude. Exact weights leave rounding only; 16-bit storage of 32-bit weights and a 16-bit
 # cache change the answer itself, and so do the tables that weights of few bits are multiplied with, most of all those
-# of 8 bits.
+# of 8 bits, and what rounds keys and values to the next code.
 # Activations of 8 bits are compared with exact integers (MobileNetV2: equal); what onnxruntime computes in float32
 # between two roundings may come out a step apart.
 _EXACT, _ROUNDED, _FAST = 1e-3, 5e-2, 1.5e-1
@@ -133,10 +134,17 @@ def _language_model(model: ir.Model, plan: Plan, tolerance: float, codes: bool) 
     first = [info.bos_token] if info.bos_token is not None else []
     tokens = [*first, *(int(t) for t in rng.integers(0, plan.vocab_size, n - len(first)))][:n]
     feeds: dict[str, Array] = {"input_ids": np.array([tokens], np.int64), "past_len": np.array(0, np.int64)}
-    for state in plan.states:
-        heads, _, width = (d.at({"context": n}) for d in state.dims)
-        feeds[state.name] = np.zeros((1, heads, n, width), np.float32)
-    with Runner(model, _STAGE, integers=codes) as runner:
+    # The reference rounds keys and values as the plan's states do, whatever the graph says.
+    stored = model.clone()
+    caches = [v for v in stored.graph.inputs if v.name not in feeds]
+    for cache, state in zip(caches, plan.states, strict=True):
+        for node, _ in cache.uses():
+            node.attributes["kv_format"] = ir.AttrString("kv_format", KV_NAMES[state.dtype])
+        _, heads, _, width = dims_of(cache) or ()
+        assert isinstance(heads, int)  # or there were no plan
+        assert isinstance(width, int)
+        feeds[cache.name or ""] = np.zeros((1, heads, n, width), np.float32)
+    with Runner(stored, _STAGE, integers=codes) as runner:
         last = runner.run(feeds)["logits"].reshape(n, -1)[-1]
     order = np.argsort(-last, kind="stable")[:_PAIRS]
     return Golden(tolerance, tuple(tokens), tuple((int(t), float(last[t])) for t in order))

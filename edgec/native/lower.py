@@ -27,6 +27,7 @@ from edgec.native import lower_select as select
 from edgec.native import lower_shape as shapes
 from edgec.native import lower_whole as whole
 from edgec.native.dims import Dim, dim, product, symbol
+from edgec.native.kv import KV_DTYPES, KvFormat, kv_row
 from edgec.native.lower_place import bind_output, finish
 from edgec.native.lower_values import (
     DTYPES,
@@ -154,7 +155,7 @@ def layer_of(node: ir.Node) -> str:
 
 
 def build_plan(
-    model: ir.Model, *, weights: Storage = "auto", kv: Literal["f32", "f16"] | None = None,
+    model: ir.Model, *, weights: Storage = "auto", kv: KvFormat | None = None,
     max_context: int | None = None, prefill_chunk: int = 256, low_bit: bool = True,
     arithmetic: Literal["exact", "fast"] = "exact",
 ) -> Plan:
@@ -366,7 +367,7 @@ def _parts(graph: ir.Graph) -> _LanguageModel:
 
 
 def _cache_state(cache: ir.Value, context: Dim, kv: str | None) -> State:
-    """State [Hkv, context, D] behind the input [1, Hkv, C, D]."""
+    """State [Hkv, context, a row of D numbers] behind the input [1, Hkv, C, D]."""
     if cache.shape is None or len(cache.shape) != 4:
         raise EdgecError("E0302", stage=_STAGE, where=f"input {cache.name!r}", found=f"shape {cache.shape}",
                          wanted="[1, heads, context, width]")
@@ -375,11 +376,11 @@ def _cache_state(cache: ir.Value, context: Dim, kv: str | None) -> State:
         raise EdgecError("E0302", stage=_STAGE, where=f"input {cache.name!r}", found=f"shape {cache.shape}",
                          wanted="numbers for heads and width")
     formats = {str_attr(u.node, "kv_format", "f32") for u in cache.uses()} if kv is None else {kv}
-    if not formats <= {"f32", "f16"} or len(formats) > 1:
+    if not formats <= set(KV_DTYPES) or len(formats) > 1:
         raise EdgecError("E0302", stage=_STAGE, where=f"input {cache.name!r}", found=f"formats {sorted(formats)}",
-                         wanted="one of f32, f16")
-    dtype = Dtype.F16 if "f16" in formats else Dtype.F32
-    return State(safe_name(cache.name or "cache"), dtype, (dim(heads), context, dim(width)), 1)
+                         wanted="one of " + ", ".join(KV_DTYPES))
+    dtype = KV_DTYPES[next(iter(formats), "f32")]
+    return State(safe_name(cache.name or "cache"), dtype, (dim(heads), context, dim(kv_row(dtype, width))), 1)
 
 
 def _language_model(

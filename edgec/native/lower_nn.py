@@ -10,7 +10,8 @@ import onnx_ir as ir
 
 from edgec.compress.formats import Dtype, Format
 from edgec.ir.model import dims_of, float_attr, input_of, int_attr, ints_attr, required, str_attr
-from edgec.native.dims import Dim, dim, dim_max, product
+from edgec.native.dims import Dim, dim, dim_max
+from edgec.native.kv import kv_row
 from edgec.native.lower_math import axis_last, binary, broadcast, lift, need_f32, reorder
 from edgec.native.lower_shape import expand, gather, reshape
 from edgec.native.lower_values import Const, Dims, Lowering, UnsupportedError, Value, View, identity, of_const
@@ -405,12 +406,13 @@ def lower_cached(ctx: Lowering, node: ir.Node) -> list[Value]:
     for cache, new in ((key_cache, k), (value_cache, v)):
         assert cache.buf is not None
         stored = View(cache.buf, cache.dtype, cache.dims[1:])
-        if new.dims[2] != product([cache.dims[1], cache.dims[3]]):
+        width = (new.dims[2] // hkv).const
+        if width is None or new.dims[2] != dim(hkv * width) or cache.dims[3] != dim(kv_row(cache.dtype, width)):
             raise UnsupportedError(f"a cache of [{', '.join(map(str, cache.dims))}] for rows of {new.dims[2]}")
         ctx.emit("kv_write", [stored], [ctx.rows(need_f32(new)).as_dims(new.dims[1:])], [start])
         caches.append(stored)
     rows = ctx.rows(need_f32(q)).as_dims(q.dims[1:])
-    out = ctx.fresh([q.dims[1], value_cache.dims[3] * hq])
+    out = ctx.fresh([q.dims[1], v.dims[2] // hkv * hq])
     width = q.dims[2].const or hq
     ctx.emit(
         "attention_cached", [out], [rows, *caches], [start, hq, hkv, int_attr(node, "window", 0)],

@@ -238,7 +238,7 @@ class MemoryTable:
     """Bytes a process needs: the mapped weights, one arena (the largest entry's), scratch per thread, and the state.
 
     bits_per_weight: of all tensors together. unpacked: weights that the model has compressed and the plan has not.
-    state: context length -> bytes; the key is 0 for models without state.
+    state: context length -> bytes; the key is 0 for models without state. state_per_token: what each token adds to it.
     """
 
     weights: int
@@ -247,6 +247,7 @@ class MemoryTable:
     arena: dict[str, int]
     scratch_per_thread: int
     state: dict[int, int]
+    state_per_token: int
 
     @property
     def peak(self) -> dict[int, int]:
@@ -260,7 +261,7 @@ class MemoryTable:
             "unpacked": [{"name": w.name, "from": w.origin, "stored": w.form, "read_by": list(w.kernels)}
                          for w in self.unpacked],
             "arena": dict(self.arena),
-            "scratch_per_thread": self.scratch_per_thread,
+            "scratch_per_thread": self.scratch_per_thread, "state_per_token": self.state_per_token,
             "state": {str(k): v for k, v in self.state.items()}, "peak": {str(k): v for k, v in self.peak.items()},
         }
 
@@ -311,6 +312,7 @@ class Plan:
             unpacked=tuple(w for w in stored if w.origin),
             arena={e.name: e.arena_bytes for e in self.entries},
             scratch_per_thread=max(e.scratch_bytes for e in self.entries), state=state,
+            state_per_token=sum(s.bytes.at({"context": 1}) for s in self.states) if self.model_kind else 0,
         )
 
     def stored(self) -> tuple[StoredWeight, ...]:

@@ -23,6 +23,7 @@ _BAND_FLOATS, _MOST_PARTS, _PART_ROWS = 65536, 16, 24  # of an inverted residual
 _SEQUENCES = 8  # that a recurrent layer works on together
 _CHANNELS = 16  # that a selective scan or, as whole groups, a group norm works on together
 _QUERY_ROWS, _SPAN = 48, 64  # rows and positions that attention works on together
+_DECODED_ROWS = 32  # positions of a cache of codes that are decoded together
 
 
 def scratch_bytes(calls: Iterable[Call]) -> int:
@@ -163,7 +164,8 @@ def _attention(call: Call, tokens: Dim, hq: int, hkv: int) -> int:
     d, dv = (-(-o.dims[-1].hi // hq // PANEL) * PANEL for o in (q, y))
     group = hq // hkv
     rows = max(1, min(tokens.hi, _QUERY_ROWS // group)) * group
-    return (rows * (d + _SPAN + dv + 2) + _SPAN * (d + dv)) * 4
+    decoded = _DECODED_ROWS * max(d, dv) if call.operands[2].dtype in (Dtype.I8, Dtype.U8) else 0
+    return (rows * (d + _SPAN + dv + 2) + _SPAN * (d + dv) + decoded) * 4
 
 
 def _int(value: int | Dim) -> int:

@@ -423,12 +423,13 @@ const char *attention_cached_check(const Args &a) {
     if (!arity(a, 4, 4, 2)) return kArity;
     const View &y = a.op[0], &q = a.op[1], &k = a.op[2], &v = a.op[3];
     if (!activation(y) || !activation(q) || !plain(k) || !bounded(k) || !plain(v) || !bounded(v)) return kMissing;
-    if ((k.dtype != F32 && k.dtype != F16) || v.dtype != k.dtype) return kType;
+    if (kv_row(k.dtype, 1) < 0 || v.dtype != k.dtype) return kType;
     if (y.rank != 2 || q.rank != 2 || k.rank != 3 || v.rank != 3 || y.dim[0] != q.dim[0]) return kShape;
     const int64_t past = a.i[0], hq = a.i[1], hkv = a.i[2];
     if (!heads(hq, hkv)) return "the query heads do not divide among the key heads";
     if (k.dim[0] != hkv || v.dim[0] != hkv || k.dim[1] != v.dim[1]) return kShape;
-    if (q.dim[1] != hq * k.dim[2] || y.dim[1] != hq * v.dim[2]) return kShape;
+    if (q.dim[1] % hq != 0 || y.dim[1] % hq != 0) return kShape;
+    if (k.dim[2] != kv_row(k.dtype, q.dim[1] / hq) || v.dim[2] != kv_row(v.dtype, y.dim[1] / hq)) return kShape;
     if (past < 0 || past > k.dim[1] - q.dim[0]) return "the tokens do not fit into the cache";
     return between(a.i[3], 0, kMaxDim) ? nullptr : kParam;
 }

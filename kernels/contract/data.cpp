@@ -3,6 +3,7 @@
 // L2 cache; memory-bound calls may take twice as long.
 #include "../strided.h"
 #include "checks.h"
+#include "shapes.h"
 
 namespace edgec {
 
@@ -20,8 +21,10 @@ const char *kv_write_check(const Args &a) {
     if (!arity(a, 2, 1, 0)) return kArity;
     const View &cache = a.op[0], &x = a.op[1];
     if (!plain(cache) || !plain(x, F32)) return kMissing;
-    if (cache.dtype != F32 && cache.dtype != F16) return kType;
-    if (cache.rank != 3 || x.rank != 2 || x.dim[1] != cache.dim[0] * cache.dim[2]) return kShape;
+    if (kv_row(cache.dtype, 1) < 0) return kType;
+    if (cache.rank != 3 || x.rank != 2) return kShape;
+    const int64_t heads = cache.dim[0], width = heads > 0 ? x.dim[1] / heads : 0;
+    if (x.dim[1] != heads * width || cache.dim[2] != kv_row(cache.dtype, width)) return kShape;
     if (x.dim[0] < 1) return "there is no token to write";
     if (a.i[0] < 0 || a.i[0] > cache.dim[1] - x.dim[0]) return "the tokens do not fit into the cache";
     return nullptr;

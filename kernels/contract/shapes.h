@@ -173,25 +173,39 @@ EDGEC_INLINE MatmulShape matmul_shape(const Args &g) {
     return s;
 }
 
+// Elements of a cache's row: d numbers or, in bytes, codes of them (docs/format.md, kv rows): I8 one group of 8-bit codes
+// behind its scale, U8 groups of 32 4-bit codes behind their scale and minimum. -1: no cache has this type.
+constexpr int64_t kKvGroup = 32, kKvWide = 2, kKvFour = 4;  // numbers of a group; bytes before the codes of each kind
+EDGEC_INLINE int64_t kv_row(uint8_t dtype, int64_t d) {
+    if (dtype == F32 || dtype == F16) return d;
+    if (d < 1) return -1;
+    if (dtype == I8) return kKvWide + d;
+    if (dtype == U8) return ceil_div(d, kKvGroup) * kKvFour + d / kKvGroup * (kKvGroup / 2) + ceil_div(d % kKvGroup, 2);
+    return -1;
+}
+
 // Both attention kernels: rows are the (token, query head) pairs that share one key/value head.
 struct AttentionShape {
     int64_t batch, t, s, hq, hkv, group, d, dv;
+    bool codes;                        // keys and values are rows of kv_row()
     int64_t d_pad, dv_pad;             // whole panels
     int64_t token_block, token_blocks, rows;  // tiles = batch * hkv * token_blocks; rows of one tile
 };
 constexpr int64_t kAttentionRows = 48;  // query rows that are worked on together
 constexpr int64_t kAttentionSpan = 64;  // positions per step of the online softmax
+constexpr int64_t kKvDecoded = 32;      // positions of a cache of codes that are decoded together
 
 EDGEC_INLINE AttentionShape attention_shape(const Args &g, bool cached) {
-    const View &y = g.op[0], &q = g.op[1], &k = g.op[2], &v = g.op[3];
+    const View &y = g.op[0], &q = g.op[1], &k = g.op[2];
     AttentionShape s;
     s.hq = g.i[cached ? 1 : 0];
     s.hkv = g.i[cached ? 2 : 1];
     s.batch = cached ? 1 : y.dim[0];
     s.t = cached ? y.dim[0] : y.dim[1];
     s.s = k.dim[1];
-    s.d = cached ? k.dim[2] : q.dim[2] / s.hq;
-    s.dv = cached ? v.dim[2] : y.dim[2] / s.hq;
+    s.d = q.dim[cached ? 1 : 2] / s.hq;
+    s.dv = y.dim[cached ? 1 : 2] / s.hq;
+    s.codes = k.dtype == I8 || k.dtype == U8;
     s.group = s.hq / s.hkv;
     s.d_pad = ceil_div(s.d, 16) * 16;
     s.dv_pad = ceil_div(s.dv, 16) * 16;
@@ -204,7 +218,8 @@ EDGEC_INLINE AttentionShape attention_shape(const Args &g, bool cached) {
 // Floats of scratch per query row and per position of a step, in the order in which attention.h lays them out.
 EDGEC_INLINE int64_t attention_scratch_floats(const AttentionShape &s) {
     int64_t row = s.d_pad + kAttentionSpan + s.dv_pad + 2;
-    return s.rows * row + kAttentionSpan * (s.d_pad + s.dv_pad);
+    return s.rows * row + kAttentionSpan * (s.d_pad + s.dv_pad)  +
+           (s.codes ? kKvDecoded * imax(s.d_pad, s.dv_pad) : 0);
 }
 
 }  // namespace edgec

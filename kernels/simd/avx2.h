@@ -71,6 +71,8 @@ template <int S> EDGEC_INLINE vi vishl(vi a) { return _mm256_slli_epi32(a, S); }
 template <int S> EDGEC_INLINE vi vishr(vi a) { return _mm256_srai_epi32(a, S); }
 EDGEC_INLINE vi vtoi(vf a) { return _mm256_cvtps_epi32(a); }
 EDGEC_INLINE vf vtof(vi a) { return _mm256_cvtepi32_ps(a); }
+EDGEC_INLINE vi vibytes(const uint8_t *p) { return _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p)); }
+EDGEC_INLINE vi visigned(const uint8_t *p) { return _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p)); }
 EDGEC_INLINE vf vcast_f(vi a) { return _mm256_castsi256_ps(a); }
 EDGEC_INLINE vi vcast_i(vf a) { return _mm256_castps_si256(a); }
 

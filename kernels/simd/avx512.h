@@ -68,6 +68,9 @@ template <int S> EDGEC_INLINE vi vishl(vi a) { return _mm512_slli_epi32(a, S); }
 template <int S> EDGEC_INLINE vi vishr(vi a) { return _mm512_srai_epi32(a, S); }
 EDGEC_INLINE vi vtoi(vf a) { return _mm512_cvtps_epi32(a); }
 EDGEC_INLINE vf vtof(vi a) { return _mm512_cvtepi32_ps(a); }
+// L bytes as 32-bit integers, and L signed ones.
+EDGEC_INLINE vi vibytes(const uint8_t *p) { return _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p)); }
+EDGEC_INLINE vi visigned(const uint8_t *p) { return _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p)); }
 EDGEC_INLINE vf vcast_f(vi a) { return _mm512_castsi512_ps(a); }
 EDGEC_INLINE vi vcast_i(vf a) { return _mm512_castps_si512(a); }
 

@@ -66,6 +66,17 @@ template <int S> EDGEC_INLINE vi vishl(vi a) { return vshlq_n_s32(a, S); }
 template <int S> EDGEC_INLINE vi vishr(vi a) { return vshrq_n_s32(a, S); }
 EDGEC_INLINE vi vtoi(vf a) { return vcvtnq_s32_f32(a); }
 EDGEC_INLINE vf vtof(vi a) { return vcvtq_f32_s32(a); }
+EDGEC_INLINE uint8x8_t vfour_bytes_(const uint8_t *p) {
+    uint32_t four;
+    memcpy(&four, p, 4);
+    return vreinterpret_u8_u32(vdup_n_u32(four));
+}
+EDGEC_INLINE vi vibytes(const uint8_t *p) {
+    return vreinterpretq_s32_u32(vmovl_u16(vget_low_u16(vmovl_u8(vfour_bytes_(p)))));
+}
+EDGEC_INLINE vi visigned(const uint8_t *p) {
+    return vmovl_s16(vget_low_s16(vmovl_s8(vreinterpret_s8_u8(vfour_bytes_(p)))));
+}
 EDGEC_INLINE vf vcast_f(vi a) { return vreinterpretq_f32_s32(a); }
 EDGEC_INLINE vi vcast_i(vf a) { return vreinterpretq_s32_f32(a); }
 

@@ -94,6 +94,9 @@ EDGEC_INLINE vi vtoi(vf a) {
     return vi{(int32_t)r[0], (int32_t)r[1], (int32_t)r[2], (int32_t)r[3]};
 }
 EDGEC_INLINE vf vtof(vi a) { return vf{(float)a[0], (float)a[1], (float)a[2], (float)a[3]}; }
+// L bytes as 32-bit integers, and L signed ones.
+EDGEC_INLINE vi vibytes(const uint8_t *p) { return vi{p[0], p[1], p[2], p[3]}; }
+EDGEC_INLINE vi visigned(const uint8_t *p) { return vi{(int8_t)p[0], (int8_t)p[1], (int8_t)p[2], (int8_t)p[3]}; }
 
 // Lane i of the result is the sum of a[i]; a holds L vectors.
 EDGEC_INLINE vf vsums(const vf *a) { return vf{vsum(a[0]), vsum(a[1]), vsum(a[2]), vsum(a[3])}; }

@@ -82,6 +82,12 @@ template <int S> EDGEC_INLINE vi vishl(vi a) { return wasm_i32x4_shl(a, S); }
 template <int S> EDGEC_INLINE vi vishr(vi a) { return wasm_i32x4_shr(a, S); }
 EDGEC_INLINE vi vtoi(vf a) { return wasm_i32x4_trunc_sat_f32x4(wasm_f32x4_nearest(a)); }
 EDGEC_INLINE vf vtof(vi a) { return wasm_f32x4_convert_i32x4(a); }
+EDGEC_INLINE vi vibytes(const uint8_t *p) {
+    return wasm_u32x4_extend_low_u16x8(wasm_u16x8_extend_low_u8x16(wasm_v128_load32_zero(p)));
+}
+EDGEC_INLINE vi visigned(const uint8_t *p) {
+    return wasm_i32x4_extend_low_i16x8(wasm_i16x8_extend_low_i8x16(wasm_v128_load32_zero(p)));
+}
 EDGEC_INLINE vf vcast_f(vi a) { return a; }
 EDGEC_INLINE vi vcast_i(vf a) { return a; }
 

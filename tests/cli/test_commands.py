@@ -59,6 +59,9 @@ def test_dry_run_budget_and_stop_after(edgec_cli: Cli, prose_lm: Path, tmp_path:
     arguments = ("compile", prose_lm, "-o", tmp_path / "out")
     dry = document(edgec_cli(*arguments, "--dry-run", "--ctx", 512, "--json"), "compile")
     assert set(dry["memory"]["state"]) == {"256", "512"}
+    assert dry["memory"]["state"]["512"] == 512 * dry["memory"]["state_per_token"]
+    codes = document(edgec_cli(*arguments, "--dry-run", "--ctx", 512, "--kv", "int4", "--json"), "compile")["memory"]
+    assert codes["state_per_token"] * 32 == dry["memory"]["state_per_token"] * 5  # 5 bits of 32
     over = edgec_cli(*arguments, "--dry-run", "--memory-budget", "1M")
     assert over.code == 4
     assert over.err.startswith("EDGEC-E0303")

@@ -64,9 +64,11 @@ def write_seeds(folder: Path) -> list[Path]:
     key = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
     sign_file(signed, key.public_key().public_bytes_raw(), key.sign)
     later = []  # behind the others: corpus.txt counts them
-    for name, plan in (("q8", tiny_q8()), ("mixers", tiny_mixers())):
+    for name, plan in (("q8", tiny_q8()), ("mixers", tiny_mixers()),
+                       ("lm_int8", tiny_lm(Dtype.I8, 32, 2)), ("lm_int4", tiny_lm(Dtype.U8, 32, 2))):
         later.append(folder / name)
-        write_bundle(later[-1], plan, tokenizer=None, golden=None, manifest={"name": name})
+        tokenizer = tiny_tokenizer().to_bytes() if plan.model_kind else None
+        write_bundle(later[-1], plan, tokenizer=tokenizer, golden=None, manifest={"name": name})
         later[-1].write_bytes(with_script(later[-1].read_bytes(), TEXT))
     return [*paths, signed, *later]
 

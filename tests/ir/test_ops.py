@@ -14,6 +14,8 @@ import pytest
 from edgec.errors import EdgecError
 from edgec.ir.execute import Runner
 from edgec.ir.ops import DOMAIN, OPS, attach_bodies, attribute, infer_ops, row_of, strip_bodies
+from edgec.native.kv import KV_DTYPES
+from tests.native.kv_codes import decode_rows, encode_rows
 from tests.passes.harness import Array, close, evaluate, model
 
 HQ, HKV, D, DV, C = 4, 2, 4, 6, 9
@@ -63,13 +65,50 @@ def plain(x: dict[str, Array], scale: float, softcap: float, window: int) -> dic
 @pytest.mark.parametrize(("scale", "softcap", "window"), [(0.5, 0.0, 0), (1.0, 0.0, 3), (0.7, 1.5, 0), (0.7, 1.5, 2)])
 @pytest.mark.parametrize(("tokens", "past"), [(1, 0), (1, 8), (3, 0), (3, 4), (9, 0), (2, 7)])
 def test_cached_attention(engine: str, scale: float, softcap: float, window: int, tokens: int, past: int) -> None:
-    graph = attention(scale=scale, softcap=softcap, window=window, kv_format="f16")
+    graph = attention(scale=scale, softcap=softcap, window=window)
     x = feeds(tokens, past)
     if engine == "inlined":
         common.InlinePass()(attach_bodies(graph))
         assert not graph.functions
     found = evaluate(graph, x, "reference" if engine == "inlined" else engine)
     close(found, plain(x, scale, softcap, window), 1e-5)
+
+
+def stored(kv_format: str, x: Array) -> Array:
+    """Numbers as a cache gives them back; the last axis is a head's."""
+    if kv_format == "f16":
+        return x.astype(np.float16).astype(np.float32)
+    return decode_rows(KV_DTYPES[kv_format], encode_rows(KV_DTYPES[kv_format], x), x.shape[-1])
+
+
+@pytest.mark.parametrize("engine", ["reference", "onnxruntime"])
+@pytest.mark.parametrize("kv_format", ["f16", "int8", "int4"])
+@pytest.mark.parametrize("width", [4, 32, 37, 64])
+def test_the_body_keeps_what_a_session_stores(engine: str, kv_format: str, width: int) -> None:
+    rng = np.random.default_rng(width)
+    new, kept = (1, 3, width), (1, 1, 5, width)
+    shapes = {"q": (1, 3, 2 * width), "k": new, "v": new, "kc": kept, "vc": kept}
+    x: dict[str, Array] = {n: rng.standard_normal(s).astype(np.float32) for n, s in shapes.items()}
+    x["k"][0, 1], x["v"][0, 1] = 0, 1e6 * x["v"][0, 1]  # nothing but zeros; beyond what f16 holds
+    x["k"][0, 2, width // 2] = 90  # far from the others
+    x["past_len"] = np.array(1)
+    graph = model(
+        f"g (float[1,T,{2 * width}] q, float[1,T,{width}] k, float[1,T,{width}] v, float[1,1,5,{width}] kc,"
+        f" float[1,1,5,{width}] vc, int64 past_len) => (float[1,T,{2 * width}] y, float[1,1,5,{width}] ok,"
+        f" float[1,1,5,{width}] ov) {{ y, ok, ov = edgec.CachedAttention<q_num_heads = 2, kv_num_heads = 1,"
+        f" kv_format = \"{kv_format}\">(q, k, v, kc, vc, past_len) }}", domains={"edgec": 1})
+    with np.errstate(over="ignore", invalid="ignore"):
+        found = evaluate(graph, x, engine)
+        for cache, new, out in (("kc", "k", "ok"), ("vc", "v", "ov")):
+            wanted = x[cache].copy()
+            wanted[0, 0, 1:4] = stored(kv_format, x[new][0])
+            np.testing.assert_allclose(found[out], wanted, rtol=1e-6, atol=1e-9, err_msg=out)
+
+
+def test_a_format_that_does_not_exist() -> None:
+    node = next(iter(attention(kv_format="int2").graph))
+    [problem] = OPS["CachedAttention"].problems(node)
+    assert problem == "attribute kv_format = 'int2', wants one of f32, f16, int8, int4"
 
 
 def test_chunks_equal_one_pass() -> None:

@@ -1,7 +1,7 @@
-// attention_cached and attention: head groups, windows, caches of both types, masks, rows that see nothing.
+// attention_cached and attention: head groups, windows, caches of every type, masks, rows that see nothing.
 #include <limits>
 
-#include "reference.h"
+#include "kv_rows.h"
 
 using namespace kt;
 
@@ -24,7 +24,9 @@ static double capped(double v, double cap) { return cap > 0 ? cap * tanh(v / cap
 
 static void cached_reference(Case &c) {
     Operand &y = c.op[0], &q = c.op[1], &k = c.op[2], &v = c.op[3];
-    const int64_t past = c.i[0], hq = c.i[1], group = hq / c.i[2], window = c.i[3], length = k.dim(1), d = k.dim(2), dv = v.dim(2);
+    const int64_t past = c.i[0], hq = c.i[1], group = hq / c.i[2], window = c.i[3], length = k.dim(1), d = q.dim(1) / hq, dv = y.dim(1) / hq;
+    std::vector<std::vector<double>> keys, values;
+    for (int64_t e = 0; e < k.dim(0) * length; ++e) keys.push_back(kv_row_of(k, e, d)), values.push_back(kv_row_of(v, e, dv));
     for (int64_t t = 0; t < y.dim(0); ++t)
         for (int64_t h = 0; h < hq; ++h) {
             const int64_t end = past + t + 1, begin = window ? std::max<int64_t>(0, end - window) : 0;
@@ -32,12 +34,12 @@ static void cached_reference(Case &c) {
             for (int64_t p = begin; p < end; ++p) {
                 double dot = 0;
                 for (int64_t j = 0; j < d; ++j)
-                    dot += q.real[(size_t)((t * hq + h) * d + j)] * k.real[(size_t)((h / group * length + p) * d + j)];
+                    dot += q.real[(size_t)((t * hq + h) * d + j)] * keys[(size_t)(h / group * length + p)][(size_t)j];
                 score.push_back(capped(dot * c.f[0], c.f[1]));
             }
             for (int64_t j = 0; j < dv; ++j)
                 y.real[(size_t)((t * hq + h) * dv + j)] =
-                    mix(score, [&](int64_t p) { return v.real[(size_t)((h / group * length + begin + p) * dv + j)]; });
+                    mix(score, [&](int64_t p) { return values[(size_t)(h / group * length + begin + p)][(size_t)j]; });
         }
 }
 
@@ -74,6 +76,21 @@ static void finish(Case &c, void (*reference)(Case &)) {
     c.tolerance = 5e-6;
 }
 
+// A cache of numbers in [lo, hi]; of codes: a row of zeros, rows with a number far from the others, and what nobody wrote.
+static void cache_in(Case &c, uint8_t dtype, const Dims &dims, double lo, double hi) {
+    if (is_float(dtype)) return (void)c.in(dtype, dims, lo, hi);
+    c.in(dtype, {dims[0], dims[1], kv_bytes(dtype, dims[2])});
+    Operand &o = c.op.back();
+    for (int64_t e = 0; e < dims[0] * dims[1]; ++e) {
+        std::vector<double> x((size_t)dims[2]);
+        for (double &v : x) v = e % 11 == 3 ? 0 : round_to(F32, c.rng->uniform(lo, hi));
+        if (e % 7 == 2) x[(size_t)c.rng->range(0, dims[2] - 1)] = round_to(F32, 4 * hi);
+        std::vector<uint8_t> row = kv_encode(dtype, x.data(), dims[2]);
+        if (e % 13 == 5) std::fill(row.begin(), row.end(), (uint8_t)0);
+        for (size_t j = 0; j < row.size(); ++j) kv_set_byte(&o, e * o.dim(2) + (int64_t)j, row[j]);
+    }
+}
+
 CASES(attention_cached) {
     struct Test {
         int64_t t, past, context, hq, hkv, d, dv, window;
@@ -85,7 +102,11 @@ CASES(attention_cached) {
         {1, 130, 140, 8, 1, 20, 24, 0, 0}, {3, 130, 140, 4, 4, 17, 19, 0, 0}, {9, 130, 140, 4, 2, 33, 5, 0, 0},
         {1, 200, 256, 4, 2, 64, 64, 33, 0}, {60, 90, 150, 4, 2, 32, 32, 64, 0}, {60, 90, 150, 4, 2, 32, 32, 1, 0},
         {17, 63, 80, 2, 1, 8, 8, 1000, 30}, {1, 63, 64, 60, 1, 16, 16, 0, 50}, {2, 62, 64, 60, 1, 16, 16, 0, 0},
-        {64, 0, 64, 1, 1, 64, 64, 0, 0},   {49, 64, 113, 1, 1, 1, 1, 0, 0},   {0, 3, 8, 2, 1, 16, 16, 0, 0}};
+        {64, 0, 64, 1, 1, 64, 64, 0, 0},   {49, 64, 113, 1, 1, 1, 1, 0, 0},   {0, 3, 8, 2, 1, 16, 16, 0, 0},
+        {1, 70, 80, 3, 1, 128, 130, 0, 0}, {8, 70, 80, 3, 1, 130, 127, 0, 0}, {1, 200, 256, 3, 3, 64, 96, 33, 0}};
+    tests.push_back({2, 70, 80, 1, 1, 64, 64, 8, 0}), tests.push_back({2, 71, 80, 2, 1, 80, 48, 8, 30});
+    for (const int64_t past : {0, 3, 63, 64, 77}) tests.push_back({1, past, past + 1, 2 * (past % 4 + 1), 2, 32 * s.rng.range(1, 4), 32, 0, 0});
+
     for (int n = 0; n < 30; ++n) {
         Rng &r = s.rng;
         const int64_t hkv = r.range(1, 3), t = r.range(1, 30), past = r.range(0, 150);
@@ -93,12 +114,13 @@ CASES(attention_cached) {
                          r.range(0, 1) * r.range(1, 90), (float)(r.range(0, 1) * 5)});
     }
     for (const Test &t : tests)
-        for (const uint8_t dtype : {F32, F16}) {
+        for (const uint8_t dtype : {F32, F16, I8, U8}) {
             Case &c = s.add(text("t %lld past %lld heads %lld/%lld d %lld dv %lld window %lld dtype %d", (long long)t.t,
                                  (long long)t.past, (long long)t.hq, (long long)t.hkv, (long long)t.d, (long long)t.dv,
                                  (long long)t.window, dtype));
             c.out(F32, {t.t, t.hq * t.dv}).in(F32, {t.t, t.hq * t.d}, -3, 3);
-            c.in(dtype, {t.hkv, t.context, t.d}, -3, 3).in(dtype, {t.hkv, t.context, t.dv});
+            cache_in(c, dtype, {t.hkv, t.context, t.d}, -3, 3);
+            cache_in(c, dtype, {t.hkv, t.context, t.dv}, -1, 1);
             c.ints({t.past, t.hq, t.hkv, t.window}).floats({1 / sqrtf((float)t.d), t.softcap});
             finish(c, cached_reference);
         }

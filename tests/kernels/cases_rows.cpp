@@ -1,7 +1,7 @@
 // Kernels that work along rows: rmsnorm, layernorm, rope, kv_write, softmax, reduce, argmax.
 #include <limits>
 
-#include "reference.h"
+#include "kv_rows.h"
 
 using namespace kt;
 
@@ -103,26 +103,43 @@ CASES(rope) {
     }
 }
 
+// x[t, h] becomes row past + t of the cache's head h; everything else stays.
+static void kv_reference(Case &c) {
+    Operand &cache = c.op[0];
+    const int64_t heads = cache.dim(0), capacity = cache.dim(1), width = cache.dim(2), d = c.op[1].dim(1) / heads;
+    for (int64_t h = 0; h < heads; ++h)
+        for (int64_t t = 0; t < c.op[1].dim(0); ++t) {
+            const double *x = &c.op[1].real[(size_t)((t * heads + h) * d)];
+            const int64_t at = (h * capacity + c.i[0] + t) * width;
+            if (is_float(cache.view.dtype)) {
+                for (int64_t j = 0; j < d; ++j) cache.real[(size_t)(at + j)] = round_to(cache.view.dtype, x[j]);
+                continue;
+            }
+            const std::vector<uint8_t> row = kv_encode(cache.view.dtype, x, d);
+            for (size_t j = 0; j < row.size(); ++j) kv_set_byte(&cache, at + (int64_t)j, row[j]);
+        }
+}
+
 CASES(kv_write) {
-    for (const uint8_t dtype : {F32, F16}) {
-        for (const int64_t d : {1, 3, 4, 8, 15, 16, 17, 33, 64}) {
-            const int64_t heads = s.rng.range(1, 3), t = s.rng.range(1, 5), past = s.rng.range(0, 4),
+    for (const uint8_t dtype : {F32, F16, I8, U8}) {
+        for (const int64_t d : {1, 2, 3, 4, 8, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 130}) {
+            const int64_t heads = s.rng.range(1, 3), t = s.rng.range(5, 9), past = s.rng.range(0, 4),
                           capacity = past + t + s.rng.range(0, 1) * 3;
             Case &c = s.add(
                 text("D %lld dtype %d past %lld of %lld", (long long)d, dtype, (long long)past, (long long)capacity));
-            c.out(dtype, {heads, capacity, d}).in(F32, {t, heads * d}, -3, 3).ints({past});
-            if (d > 2) {
-                const double special[] = {70000, -1e-9, kInf};  // overflow, underflow and infinity of f16
-                for (size_t j = 0; j < 3; ++j) c.op[1].real[j] = round_to(F32, special[j]);
+            c.out(dtype, {heads, capacity, kv_elements(dtype, d)}).in(F32, {t, heads * d}, -3, 3).ints({past});
+            // Token 0: what f16 does not hold. 1: zeros. 2: a number far from the others. 3: all beyond f16 and tiny ones.
+            // 4: one that is no number.
+            std::vector<double> &x = c.op[1].real;
+            const int64_t row = heads * d;
+            if (d > 2) x[0] = 70000, x[1] = round_to(F32, -1e-9), x[2] = kInf;
+            for (int64_t j = 0; j < row; ++j) {
+                x[(size_t)(row + j)] = 0;
+                x[(size_t)(3 * row + j)] = round_to(F32, j % 2 ? 3e8 * s.rng.uniform(-1, 1) : 1e-6 * s.rng.uniform(-1, 1));
             }
-            c.reference = [](Case &k) {  // everything else in the cache stays
-                const int64_t heads = k.op[0].dim(0), capacity = k.op[0].dim(1), d = k.op[0].dim(2);
-                for (int64_t h = 0; h < heads; ++h)
-                    for (int64_t t = 0; t < k.op[1].dim(0); ++t)
-                        for (int64_t j = 0; j < d; ++j)
-                            k.op[0].real[(size_t)((h * capacity + k.i[0] + t) * d + j)] =
-                                round_to(k.op[0].view.dtype, k.op[1].real[(size_t)((t * heads + h) * d + j)]);
-            };
+            x[(size_t)(2 * row + s.rng.range(0, row - 1))] = 1e4;
+            if (dtype != F32) x[(size_t)(4 * row)] = kNan;  // F32 is a copy of bits
+            c.reference = kv_reference;
             c.scale = ELEMENT;
             c.tolerance = 0;
         }

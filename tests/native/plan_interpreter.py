@@ -27,6 +27,7 @@ from edgec.compress.formats import (
 )
 from edgec.native.dims import Dim
 from edgec.native.plan import KERNELS, Call, Operand, Plan, Space
+from tests.native.kv_codes import decode_rows, encode_rows
 
 Array = np.ndarray[Any, Any]
 
@@ -248,12 +249,21 @@ def k_matmul(y, o, i, f):  # type: ignore[no-untyped-def]
     return f[0] * (o[0] @ (np.swapaxes(o[1], -1, -2) if i[0] else o[1]))
 
 
+CODES = {np.dtype("i1"): Dtype.I8, np.dtype("u1"): Dtype.U8}
+
+
+def read_cache(cache: Array, width: int) -> Array:
+    kind = CODES.get(cache.dtype)
+    return cache if kind is None else decode_rows(kind, cache, width).astype(np.float64)
+
+
 def k_attention_cached(y, o, i, f):  # type: ignore[no-untyped-def]
     q, k, v = o
     past, hq, hkv, window = i
     t, span = q.shape[0], past + q.shape[0]
     assert span <= k.shape[1], "the cache is too short"
     heads = q.reshape(t, hq, -1).swapaxes(0, 1)
+    k, v = (read_cache(c, n // hq) for c, n in ((k, q.shape[1]), (v, y[0].shape[1])))
     k, v = (np.repeat(c[:, :span], hq // hkv, axis=0) for c in (k, v))
     at, see = past + np.arange(t)[:, None], np.arange(span)[None]
     keep = (see <= at) & ((see > at - window) | (window == 0))
@@ -277,7 +287,9 @@ def k_attention(y, o, i, f):  # type: ignore[no-untyped-def]
 def k_kv_write(y, o, i, f):  # type: ignore[no-untyped-def]
     cache, x = y[0].copy(), o[0]
     assert i[0] + x.shape[0] <= cache.shape[1], "the cache is too short"
-    cache[:, i[0] : i[0] + x.shape[0]] = x.reshape(x.shape[0], cache.shape[0], -1).swapaxes(0, 1)
+    rows = x.reshape(x.shape[0], cache.shape[0], -1).swapaxes(0, 1)
+    kind = CODES.get(cache.dtype)
+    cache[:, i[0] : i[0] + x.shape[0]] = rows if kind is None else encode_rows(kind, rows).view(cache.dtype)
     return cache
 
 

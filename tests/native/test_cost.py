@@ -89,6 +89,9 @@ def test_bytes_are_those_that_are_read() -> None:
     write = call_cost(call("kv_write", op(Space.STATE, 2, 20, 8, dtype=Dtype.F16), op(A, seq, 16), ints=(past,)),
                       {"past": 5, "seq": 2})
     assert write.activation_bytes == 2 * 16 * (2 + 4)
+    codes = call_cost(call("kv_write", op(Space.STATE, 2, 20, 10, dtype=Dtype.I8), op(A, seq, 16), ints=(past,)),
+                      {"past": 5, "seq": 2})
+    assert codes.activation_bytes == 2 * 2 * 10 + 2 * 16 * 4
     read = call_cost(call("attention_cached", op(A, seq, 16), op(A, seq, 16), op(Space.STATE, 2, 20, 8),
                           op(Space.STATE, 2, 20, 8), ints=(past, 2, 2, 0)), {"past": 5, "seq": 2})
     assert read.activation_bytes == 4 * (16 * 2 * 2 + 2 * 2 * 7 * 8)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
@@ -40,10 +41,12 @@ def plans() -> dict[str, Plan]:
         "plan_mobilenet": build_plan(model_of(mobilenet())), "plan_encoder": build_plan(model_of(encoder())),
         "plan_llama": build_plan(llama(), prefill_chunk=16),
         "plan_llama_merged": build_plan(merged(llama(**PANELS)), prefill_chunk=16),
+        "plan_llama_int4": build_plan(llama(), prefill_chunk=16, kv="int4"),
     }
 
 
-@pytest.mark.parametrize("name", ["plan_mobilenet", "plan_encoder", "plan_llama", "plan_llama_merged"])
+@pytest.mark.parametrize(
+    "name", ["plan_mobilenet", "plan_encoder", "plan_llama", "plan_llama_merged", "plan_llama_int4"])
 def test_text(name: str) -> None:
     # After a wanted change: python -m tests.native.test_plan
     assert plans()[name].text() == (GOLDEN / f"{name}.txt").read_text()
@@ -82,6 +85,24 @@ def test_cache_in_half_precision() -> None:
     np.testing.assert_allclose(got, llama_reference(model, TOKENS)[-1], atol=5e-3)
 
 
+@pytest.mark.parametrize(("kv", "row", "limit"), [("int8", 2 + 4, 2e-2), ("int4", 4 + 2, 3e-1)])
+def test_cache_of_codes(kv: Literal["int8", "int4"], row: int, limit: float) -> None:
+    model = llama()
+    plan = build_plan(model, kv=kv)
+    table = plan.memory_table([8])
+    assert table.state_per_token == 2 * 2 * 2 * row  # layers, key and value, heads
+    assert table.state == {8: 8 * table.state_per_token}
+    got = Interpreter(plan).run("prefill", {"tokens": TOKENS}, past=0)["logits"]
+    away = np.abs(got - llama_reference(model, TOKENS)[-1]).max()
+    assert 1e-5 < away < limit
+
+
+def test_a_cache_format_that_does_not_exist() -> None:
+    with pytest.raises(EdgecError, match="wanted: one of f32, f16, int8, int4") as caught:
+        build_plan(llama(kv_format="int3"))
+    assert caught.value.code == "E0302"
+
+
 def test_merged_siblings_need_no_copies() -> None:
     apart, wide = build_plan(llama(**PANELS)), build_plan(merged(llama(**PANELS)))
     for entry in ("prefill", "decode", "score"):
@@ -114,8 +135,10 @@ def test_memory_table() -> None:
     assert table.state == {8: 8 * per_token, CONTEXT: CONTEXT * per_token}
     assert table.weights == sum(w.bytes for w in plan.weights)
     assert table.peak[8] == table.weights + max(table.arena.values()) + table.scratch_per_thread + 8 * per_token
+    assert table.state_per_token == table.to_json()["state_per_token"] == per_token
     assert table.to_json()["state"] == {"8": 8 * per_token, str(CONTEXT): CONTEXT * per_token}
     assert build_plan(model_of(mobilenet())).memory_table().state == {0: 0}
+    assert build_plan(model_of(mobilenet())).memory_table().state_per_token == 0
 
 
 def _lifetimes(entry: Entry) -> list[Buffer]:

@@ -62,12 +62,13 @@ def test_a_longer_signal_takes_no_more_scratch() -> None:
     assert 0 < scratch <= 256 * 6 * 4
 
 
-@pytest.mark.parametrize("options", [{}, {"window": 5}, {"kv_format": "f16"}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"window": 5}, {"kv_format": "f16"}, {"kv_format": "int8"},
+                                     {"kv_format": "int4", "window": 5}], ids=str)
 def test_language_model(options: dict[str, object], tmp_path: Path) -> None:
     model = llama(**options)  # type: ignore[arg-type]
     plan = build_plan(model, prefill_chunk=16)
     wanted = llama_reference(model, TOKENS)
-    limit = 5e-3 if options.get("kv_format") == "f16" else 3e-5
+    limit = {"f16": 5e-3, "int8": 2e-2, "int4": 3e-1}.get(str(options.get("kv_format")), 3e-5)
     with Model(_bundle(tmp_path, plan, golden_section(model, plan))) as opened:
         opened.selftest(golden=True)
         with opened.session(threads=2) as session:

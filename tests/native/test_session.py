@@ -176,6 +176,33 @@ def test_save_and_load(lm: Model) -> None:
             assert caught.value.code == "E0401"
 
 
+@pytest.mark.parametrize("kept", [Dtype.I8, Dtype.U8], ids=["int8", "int4"])
+@pytest.mark.parametrize(("head", "kv_heads"), [(8, 1), (32, 2)])
+def test_caches_of_codes(tmp_path: Path, kept: Dtype, head: int, kv_heads: int) -> None:
+    """Chunks, single tokens, going back, saving and loading: the logits of the interpreter, whose numbers differ so
+    little that hardly any code does."""
+    plan = tiny_lm(kept, head, kv_heads)
+    reference = Interpreter(plan)
+    wanted = np.concatenate(
+        [reference.run("score", {"tokens": np.array(PROMPT[i : i + CHUNK], np.int32)}, past=i)["logits"]
+         for i in range(0, len(PROMPT), CHUNK)]
+    )
+    exact = Interpreter(tiny_lm(Dtype.F32, head, kv_heads)).run(
+        "score", {"tokens": np.array(PROMPT[:CHUNK], np.int32)}, past=0)["logits"]
+    assert np.abs(exact - wanted[:CHUNK]).max() > 1e-4
+    with Model(_bundle(tmp_path / "lm", plan)) as model, model.session(threads=2) as one, model.session() as other:
+        np.testing.assert_allclose(one.score(PROMPT), wanted, atol=2e-4)
+        one.seek(4)
+        for i in range(4, len(PROMPT)):
+            np.testing.assert_allclose(one.step(PROMPT[i : i + 1]), wanted[i], atol=2e-4)
+        other.load(one.save())
+        assert other.position == len(PROMPT)
+        np.testing.assert_array_equal(other.step([1]), one.step([1]))
+        one.reset()
+        np.testing.assert_allclose(one.step(PROMPT), wanted[-1], atol=2e-4)
+        assert one.memory.state == plan.memory_table([CONTEXT]).state[CONTEXT]
+
+
 def greedy(session: Session, prompt: list[int], n: int) -> list[int]:
     """Token by token with step(): the lowest id of the largest logit."""
     found: list[int] = []

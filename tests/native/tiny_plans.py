@@ -11,6 +11,7 @@ import numpy as np
 from edgec.compress.formats import Array, Dtype, Format
 from edgec.compress.low_bit import LowBitMatrix
 from edgec.native.dims import Dim, dim, symbol
+from edgec.native.kv import kv_row
 from edgec.native.plan import ABSENT, ALIGN, Call, Entry, Operand, Plan, Port, Space, State, Weight
 from edgec.native.tokenizer import Flag, TokenizerData
 
@@ -243,12 +244,12 @@ def tiny_recurrent() -> Plan:
     return Plan(0, 0, 0, 0, tuple(b.weights), states, (b.entry("main", [signal], outs),))
 
 
-def _lm_entry(name: str, weights: list[Weight], kept: Dtype) -> Entry:
+def _lm_entry(name: str, weights: list[Weight], kept: Dtype, head: int, kv_heads: int) -> Entry:
     """One block of attention and gated feed-forward between a tied embedding and head."""
     seq = dim(1) if name == "decode" else symbol("seq", 1, CHUNK)
     past, context = symbol("past", 0, CONTEXT), symbol("context", 1, CONTEXT)
     b = _Builder(weights, 2)
-    angles = np.arange(CONTEXT)[:, None] * 10000.0 ** (-np.arange(HEAD // 2) / (HEAD // 2))
+    angles = np.arange(CONTEXT)[:, None] * 10000.0 ** (-np.arange(head // 2) / (head // 2))
     plain = (0, 0)
 
     def linear(y: Operand, x: Operand, weight: str, n: int, residual: Operand = ABSENT) -> None:
@@ -264,22 +265,23 @@ def _lm_entry(name: str, weights: list[Weight], kept: Dtype) -> Entry:
     embedding = b.weight("embedding", (VOCAB, WIDTH), Format.PANEL16)
     x = b.buffer(seq, WIDTH)
     b.call("gather", _reshaped(x, 1, seq, WIDTH), embedding, tokens)
-    positions, cos, sin = b.buffer(seq, dtype=Dtype.I64), b.buffer(seq, HEAD // 2), b.buffer(seq, HEAD // 2)
+    positions, cos, sin = b.buffer(seq, dtype=Dtype.I64), b.buffer(seq, head // 2), b.buffer(seq, head // 2)
     b.call("iota", positions, ints=(past, 1))
     for y, table, values in ((cos, "cos", np.cos(angles)), (sin, "sin", np.sin(angles))):
-        w = b.weight(table, (1, CONTEXT, HEAD // 2), values=values[None])
-        b.call("gather", _reshaped(y, 1, seq, HEAD // 2), w, positions)
+        w = b.weight(table, (1, CONTEXT, head // 2), values=values[None])
+        b.call("gather", _reshaped(y, 1, seq, head // 2), w, positions)
     n = norm(x, "norm.attention")
-    q, k, v = b.buffer(seq, HEADS * HEAD), b.buffer(seq, KV_HEADS * HEAD), b.buffer(seq, KV_HEADS * HEAD)
+    q, k, v = b.buffer(seq, HEADS * head), b.buffer(seq, kv_heads * head), b.buffer(seq, kv_heads * head)
     for y, weight in ((q, "q"), (k, "k"), (v, "v")):
         linear(y, n, weight, y.dims[-1].at_max())
-    for y, heads in ((q, HEADS), (k, KV_HEADS)):
-        b.call("rope", y, y, cos, sin, ints=(heads, HEAD, 0))
-    caches = [Operand(Space.STATE, i, 0, kept, Format.PLAIN, (dim(KV_HEADS), context, dim(HEAD))) for i in (0, 1)]
+    for y, heads in ((q, HEADS), (k, kv_heads)):
+        b.call("rope", y, y, cos, sin, ints=(heads, head, 0))
+    rows = (dim(kv_heads), context, dim(kv_row(kept, head)))
+    caches = [Operand(Space.STATE, i, 0, kept, Format.PLAIN, rows) for i in (0, 1)]
     for cache, new in zip(caches, (k, v), strict=True):
         b.call("kv_write", cache, new, ints=(past,))
-    attended, mixed = b.buffer(seq, HEADS * HEAD), b.buffer(seq, WIDTH)
-    b.call("attention_cached", attended, q, *caches, ints=(past, HEADS, KV_HEADS, 0), floats=(HEAD**-0.5, 0.0))
+    attended, mixed = b.buffer(seq, HEADS * head), b.buffer(seq, WIDTH)
+    b.call("attention_cached", attended, q, *caches, ints=(past, HEADS, kv_heads, 0), floats=(head**-0.5, 0.0))
     linear(mixed, attended, "o", WIDTH, residual=x)
     n = norm(mixed, "norm.mlp")
     gate, up, out = b.buffer(seq, HIDDEN), b.buffer(seq, HIDDEN), b.buffer(seq, WIDTH)
@@ -299,12 +301,12 @@ def _lm_entry(name: str, weights: list[Weight], kept: Dtype) -> Entry:
     return b.entry(name, [Port("tokens", Dtype.I32, (seq,))], [logits])
 
 
-def tiny_lm(kept: Dtype = Dtype.F32) -> Plan:
+def tiny_lm(kept: Dtype = Dtype.F32, head: int = HEAD, kv_heads: int = KV_HEADS) -> Plan:
     """A language model of one block: 300 tokens, context 32, chunks of 8; keys and values are kept as `kept`."""
     context = symbol("context", 1, CONTEXT)
     weights: list[Weight] = []
-    entries = tuple(_lm_entry(name, weights, kept) for name in ("prefill", "decode", "score"))
-    cache = (dim(KV_HEADS), context, dim(HEAD))
+    entries = tuple(_lm_entry(name, weights, kept, head, kv_heads) for name in ("prefill", "decode", "score"))
+    cache = (dim(kv_heads), context, dim(kv_row(kept, head)))
     states = tuple(State(name, kept, cache, 1) for name in ("key_cache.0", "value_cache.0"))
     return Plan(1, CONTEXT, VOCAB, CHUNK, tuple(weights), states, entries)
 
