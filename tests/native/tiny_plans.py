@@ -139,7 +139,7 @@ def tiny_bits() -> Plan:
     outs = [Port("wide", Dtype.F32, (batch, dim(40))), Port("narrow", Dtype.F32, (batch, dim(9)))]
     to = [Operand(Space.OUTPUT, i, 0, Dtype.F32, Format.PLAIN, port.dims) for i, port in enumerate(outs)]
     x = Operand(Space.INPUT, 0, 0, Dtype.F32, Format.PLAIN, image.dims)
-    conv, head = LowBitMatrix.of(20, 63, 2, 32, 0), LowBitMatrix.of(36, 20, 3, 0, 17)
+    conv, head = LowBitMatrix.of(20, 63, 2, 32, 0), LowBitMatrix.of(36, 20, 3, 0, 65)
     deep, pooled, rows = b.buffer(batch, 5, 5, 20), b.buffer(batch, 1, 1, 20), b.buffer(batch, 36)
     table, summed, index = b.buffer(batch, 36), b.buffer(batch, 36), b.buffer(batch, dtype=Dtype.I64)
     b.call("conv2d_bits", deep, x, b.codes("conv", conv), b.weight("conv.bias", (20,)), ABSENT,
