@@ -6,6 +6,7 @@ the kernels that the bundle's plan calls (amalgamate.py) and a typed header (hea
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,7 @@ def package(bundle: Path | str, out: Path | str, *, format: str = "cmake", weigh
                          wanted=" or ".join(row.weights), hint=row.weights_hint if weights in WEIGHTS else "")
     folder = Path(out)
     check_output(folder)
+    _check_replaced(folder, Path(bundle))
     model = describe(bundle_path(Path(bundle)), name)
     device = find_device(target) if target is not None else _compiled_for(Path(bundle))
     chosen = model.selection(signatures=signatures, without=_left_out(device))
@@ -65,11 +67,20 @@ def package(bundle: Path | str, out: Path | str, *, format: str = "cmake", weigh
     return Packaged(folder.resolve(), format, model.id, tuple(sorted(chosen.kernels)), row.build, manifest)
 
 
+def _check_replaced(folder: Path, bundle: Path) -> None:
+    """Raises EdgecError (E0004) where something else than an earlier package would be replaced."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return  # check_output() has refused folders with anything in them
+    if folder.resolve() in (bundle.resolve(), *bundle.resolve().parents) or "package" not in manifest:
+        raise EdgecError("E0004", stage="package", where=str(folder), found="the output folder of a compile",
+                         wanted="a new folder, or an earlier package", hint="choose another -o folder")
+
+
 def _compiled_for(bundle: Path) -> Device | None:
     """The device in the manifest of an output folder; None where there is none, or for the host, whose CPU says nothing
     about those that the package will run on."""
-    import json
-
     try:
         target = json.loads((bundle / MANIFEST).read_text(encoding="utf-8")).get("target")
     except (OSError, ValueError, AttributeError, RecursionError):

@@ -139,14 +139,16 @@ class _Builder:
 
     def _trials(self, lines: Iterable[str]) -> Iterator[str]:
         """The self-test without the rows of kernels and types of weights that are not there."""
-        keep = True
-        for line in lines:
-            row = _TRIAL.match(line)
-            if row:
-                keep = row[1] in self.chosen.kernels and set(_PANEL.findall(line)) <= self.chosen.panels
-            elif not line.startswith("     "):
-                keep = True
-            if keep:
+        row: list[str] = []  # the lines of one trial
+        for line in [*lines, ""]:
+            if row and not line.startswith("     "):
+                name, panels = _TRIAL.match(row[0]), set(_PANEL.findall("".join(row)))
+                if name and name[1] in self.chosen.kernels and panels <= self.chosen.panels:
+                    yield from row
+                row = []
+            if row or _TRIAL.match(line):
+                row.append(line)
+            else:
                 yield line
 
     def _find(self, name: str, beside: Path) -> Path:

@@ -11,7 +11,7 @@ from edgec.native.bundle import BundleFile, Kind, read_bundle
 from edgec.native.dims import Compound, Dim, Op, Symbol
 from edgec.native.plan import Port
 from edgec.packaging.amalgamate import Selection
-from edgec.packaging.names import identifier
+from edgec.packaging.names import identifier, package_identifier
 
 
 @dataclass(frozen=True)
@@ -77,13 +77,13 @@ def describe(path: Path, name: str | None) -> Described:
     Raises EdgecError: E0002 for a name that is no identifier, E0003, E0401, E0402 for the file.
     """
     bundle = read_bundle(path)
-    if name is not None and identifier(name, fallback="model") != name:
+    if name is not None and package_identifier(name) != name:
         raise EdgecError("E0002", stage="package", where="--name", found=repr(name),
                          wanted="small letters, digits and _, a letter first, at most 48, no word of a language",
-                         hint=f"--name {identifier(name, fallback='model')}")
+                         hint=f"--name {package_identifier(name)}")
     about = bundle.manifest.get("model")
     own = about.get("name") if isinstance(about, dict) else None
-    chosen = name or identifier(own if isinstance(own, str) else "", fallback="model")
+    chosen = name or package_identifier(own if isinstance(own, str) else "")
     if bundle.plan.model_kind == 1:
         return Described(chosen, bundle, (), (), ())
     entry = bundle.plan.entry("main")

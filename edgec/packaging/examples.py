@@ -69,6 +69,5 @@ def _buffer(model: Described, t: Tensor, language: str) -> list[str]:
 def _print(model: Described, t: Tensor, language: str) -> str:
     number = "%.9g" if t.dtype is Dtype.F32 else "%lld"
     cast = "(double)" if t.dtype is Dtype.F32 else "(long long)"
-    name = literal(t.name).replace("%", "%%")
     return (f"    for (i = 0; !status && i < {count(model, t)}; i++)\n"
-            f"        printf({name} \" {number}\\n\", {cast}{_flat(model, t, language)}[i]);\n")
+            f"        printf(\"%s {number}\\n\", {literal(t.name)}, {cast}{_flat(model, t, language)}[i]);\n")

@@ -62,7 +62,8 @@ class Format:
 def _put(folder: Path, name: str, text: str) -> None:
     path = folder / name
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
+    with path.open("x", encoding="utf-8") as file:  # two files of one name would be a mistake here
+        file.write(text)
 
 
 def _runtime(folder: Path, parts: Parts) -> None:
@@ -139,11 +140,16 @@ def pip(folder: Path, parts: Parts) -> None:
     _put(folder, "README.md", parts.fill("README.pip.md", USE=_python_use(model)))
 
 
+def _quoted(name: str) -> str:
+    """A string of JavaScript; nothing in it is taken for a template's @NAME@."""
+    return json.dumps(name).replace("@", "\\u0040")
+
+
 def _python_use(model: Described) -> str:
     if model.language_model:
         what = '"It was"' if model.tokenizer else "[1, 2, 3]"
         return f"    for token, text in model.generate({what}, max_tokens=30):\n        print(text or token, end=\" \")"
-    return f"    outputs = model.run({{{', '.join(f'{json.dumps(t.name)}: {t.id}' for t in model.inputs)}}})"
+    return f"    outputs = model.run({{{', '.join(f'{t.name!a}: {t.id}' for t in model.inputs)}}})"
 
 
 def wasm(folder: Path, parts: Parts) -> None:
@@ -174,7 +180,7 @@ def _typescript(model: Described) -> str:
     lines = []
     for kind, tensors in (("Inputs", model.inputs), ("Outputs", model.outputs)):
         lines.append(f"export interface {kind} {{")
-        lines += [f"    /** {shape_text(t, symbols)} */\n    {json.dumps(t.name)}: "
+        lines += [f"    /** {shape_text(t, symbols)} */\n    {_quoted(t.name)}: "
                   f"{{ data: {_ARRAYS[t.dtype]}; shape: number[] }};" for t in tensors]
         lines.append("}")
     return "\n".join(lines)
@@ -184,11 +190,11 @@ def _feeds(model: Described) -> str:
     """Made-up inputs, as those of the examples in C."""
     lines = []
     for t in model.inputs:
-        shape = [1 if d.const is None else d.const for d in t.dims]
+        shape = [d.at({symbol.name: max(1, symbol.min) for symbol in d.symbols}) for d in t.dims]
         n, value = math.prod(shape), "(i * 7919 % 1000) / 500 - 1" if t.dtype is Dtype.F32 else "1"
         value = "1n" if t.dtype is Dtype.I64 else value
         data = f"{_ARRAYS[t.dtype]}.from({{ length: {n} }}, (_, i) => {value})"
-        lines.append(f"    {json.dumps(t.name)}: {{ data: {data}, shape: {json.dumps(shape)} }},")
+        lines.append(f"    [{_quoted(t.name)}]: {{ data: {data}, shape: {json.dumps(shape)} }},")
     return "\n".join(lines)
 
 
@@ -228,7 +234,10 @@ def gradle(folder: Path, parts: Parts) -> None:
 FORMATS: dict[str, Format] = {
     "cmake": Format(cmake, "cmake -S . -B build && cmake --build build", ("file", "object"),
                     about="a library target and example programs in C and C++"),
-    "single-header": Format(single_header, "c++ -std=c++17 -O2 -c implementation.cpp", ("file",),
+    "single-header": Format(single_header,
+                            "c++ -std=c++17 -O2 -fno-exceptions -fno-rtti -fno-threadsafe-statics -c "
+                            "implementation.cpp",
+                            ("file",),
                             "--format cmake links the bundle into the program", "one header, stb style"),
     "pip": Format(pip, "pip wheel . --no-deps -w dist", ("file",), "a wheel holds the bundle as a file",
                   "a Python project that builds a wheel"),

@@ -80,6 +80,10 @@ static inline edgec_status @ID@_open_signed(@ID@_model *m, const char *path, con
     edgec_open_options wanted;
     memset(m, 0, sizeof *m);
     memset(&wanted, 0, sizeof wanted);
+    if (!public_key) {
+        snprintf(m->message, sizeof m->message, "public_key: found NULL, wanted 32 bytes");
+        return EDGEC_ERROR_ARGUMENT;
+    }
     wanted.struct_size = sizeof wanted, wanted.public_key = public_key;
     return @ID@_begin_(m, edgec_open(path, &wanted, &m->model, m->message, sizeof m->message), options);
 }
@@ -313,10 +317,13 @@ def _cpp_run(model: Described, symbols: dict[str, str]) -> str:
     call = f"{model.id}_run(&m_, {', '.join(names)})"
     if not model.fixed or any(not t.dims for t in (*model.inputs, *model.outputs)):
         return f"\n    edgec_status run({_signature(model)}) {{ return {call}; }}\n"
-    lines, words, flat = [""], [], []
+    lines, words, flat, taken = [""], [], [], set()
     for tensors, const in ((model.inputs, "const "), (model.outputs, "")):
         for t in tensors:
             kind = camel(t.id) + "Array"
+            while kind in taken:
+                kind += "_"
+            taken.add(kind)
             bounds = "".join(f"[{d}]" for d in t.static or ())
             lines.append(f"    using {kind} = {C_TYPES[t.dtype]}{bounds};")
             words.append(f"{const}{kind} &{t.id}")

@@ -7,6 +7,7 @@ which everything unusual is escaped; it never reaches a comment, a file name or 
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterable
 
 _LONGEST = 48
@@ -26,7 +27,17 @@ set shape shm short signed sizeof small static status std stderr stdin stdout st
 suspend switch symbol t template tensor text this thread throw throws timer token tokens trait true try type typealias
 typedef typename typeof uint union unix unsafe unsigned using val value var vararg vector virtual vocab void volatile
 wchar_t when where while with xor yield
+abs acos asin atan bitand bitor bound bsearch calloc ceil check clock compl cos decltype difftime div dup exit exp fabs
+fail fileprivate floor fmod found fprintf free getenv index isnan link log malloc memchr memcmp memcpy memmove memset
+pause pipe pow printf putenv puts qsort rand random read remove rename rindex round sin sink snprintf sqrt srand srandom
+stat strcmp strcpy strlen strncmp system tan time truncate typeid unlink write
 """))
+# A package of Python of such a name would take the place of another one; files and folders of packages have the last.
+_KNOWN = frozenset([*sys.stdlib_module_names, *re.findall(r"\w+", """
+coremltools cv2 datasets flask jax matplotlib mlx numpy onnx onnxruntime pandas pillow pip requests safetensors scipy
+setuptools sklearn tensorflow tokenizers torch torchvision transformers tvm wheel
+bundle build dist example int8 src
+""")])
 
 
 def identifier(name: str, *, fallback: str, taken: Iterable[str] = ()) -> str:
@@ -44,6 +55,12 @@ def identifier(name: str, *, fallback: str, taken: Iterable[str] = ()) -> str:
     while found in used:
         found, number = f"{word}_{number}", number + 1
     return found
+
+
+def package_identifier(name: str) -> str:
+    """An identifier for a whole package: also no module that Python programs import, and no file beside it."""
+    word = identifier(name, fallback="model")
+    return f"model_{word}"[:_LONGEST] if word in _KNOWN else word
 
 
 def camel(name: str) -> str:

@@ -86,6 +86,45 @@ def test_a_hostile_name_stays_inside_its_files(bundles: dict[str, Path], tmp_pat
                 assert '#include "/etc' not in file.read_text(encoding="utf-8"), file
 
 
+def test_hostile_names_of_tensors_compile_and_are_only_shown(tmp_path: Path, tools: None) -> None:
+    """Two that would be one identifier, a format of printf, a function of C."""
+    from dataclasses import replace
+
+    plan = tiny_plans.tiny_siblings()
+    (entry,) = plan.entries
+    names = iter(["%s%n", "memset", "x_1", "x1", "__proto__", "@ID@"])
+    entry = replace(entry, inputs=tuple(replace(p, name=next(names)) for p in entry.inputs),
+                    outputs=tuple(replace(p, name=next(names)) for p in entry.outputs))
+    bundle = _written(tmp_path, "random", replace(plan, entries=(entry,)))
+    found = edgec.package(bundle, tmp_path / "out", format="cmake")
+    assert found.name == "model_random"
+    for language, standard in (("c", "c99"), ("c++", "c++17")):
+        source = found.folder / ("example.c" if language == "c" else "example.cpp")
+        words = ["cc", "-x", language, f"-std={standard}", *WARNINGS, "-Wformat=2", "-fsyntax-only",
+                 f"-I{found.folder}", str(source)]
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_trials_of_types_that_are_not_there_are_left_out() -> None:
+    """Else they are refused when a bundle is opened, and everything runs on scalar kernels."""
+    text = amalgamate(source_root(), "1", Selection(frozenset({"rnn", "linear"}), frozenset({"F32"}), frozenset(), ()))
+    trials = text[text.index('{"rnn", 8'):]
+    assert trials.count('{"rnn", 8') == 1
+    assert "panel(F16" not in text
+
+
+def test_a_compile_s_folder_is_not_replaced(bundles: dict[str, Path], tmp_path: Path) -> None:
+    shutil.copytree(bundles["layer"].parent, tmp_path / "out")
+    (tmp_path / "out" / "manifest.json").write_text(json.dumps({"edgec_version": "0.1.0", "files": {
+        p.name: {} for p in (tmp_path / "out").iterdir()}}))
+    with pytest.raises(EdgecError, match="E0004"):
+        edgec.package(tmp_path / "out" / "model.edgec", tmp_path / "out", format="pip")
+    with pytest.raises(EdgecError, match="E0004"):
+        edgec.package(bundles["layer"], tmp_path / "out", format="pip")
+    assert (tmp_path / "out" / "model.edgec").is_file()
+
+
 def test_expressions_are_what_the_dims_are() -> None:
     n, m = symbol("n", 1, 9), symbol("m", 0, 5)
     shapes = [n * 3 + m - 2, n.ceildiv(4) * 2, (n + m) // 3, n * n * m, dim(0), dim(7)]

@@ -119,6 +119,8 @@ def test_products(text: str, isa: str, library: Path) -> None:
         assert found.shape == (*shape[:-1], n)
         if found.size:
             bound = 1e-5 if palette else BOUND[isa][int(shape == (40, k))]
+            if text == "palette4" and shape in ((k,), (1, k)) and isa in ("avx512vbmi", "amx"):
+                bound = 1e-3  # products of one row are looked up
             assert np.linalg.norm(found - exact) <= bound * np.linalg.norm(exact)
             assert np.linalg.norm(moved - exact - bias) <= bound * np.linalg.norm(exact)
 

@@ -2,10 +2,11 @@
 import { argmax, Edgec } from './edgec.mjs';
 
 export class Model {
-    /** library: the bytes of edgec.wasm; bundle: those of model.edgec. options.context: most tokens. */
+    /** library: the bytes of edgec.wasm; bundle: those of model.edgec. options.context: most tokens;
+     * options.publicKey: who must have signed the bundle (edgec.mjs). */
     static async load(library, bundle, options = {}) {
         const edgec = await Edgec.load(library);
-        return new Model(edgec.open(bundle), options);
+        return new Model(edgec.open(bundle, options), options);
     }
 
     constructor(model, { context = 0, memory = 0 } = {}) {

@@ -2,10 +2,11 @@
 import { Edgec } from './edgec.mjs';
 
 export class Model {
-    /** library: the bytes of edgec.wasm; bundle: those of model.edgec. options.memory: most bytes of a session. */
+    /** library: the bytes of edgec.wasm; bundle: those of model.edgec. options.memory: most bytes of a session;
+     * options.publicKey: who must have signed the bundle (edgec.mjs). */
     static async load(library, bundle, options = {}) {
         const edgec = await Edgec.load(library);
-        return new Model(edgec.open(bundle), options);
+        return new Model(edgec.open(bundle, options), options);
     }
 
     constructor(model, { memory = 0 } = {}) {

@@ -76,6 +76,10 @@ static inline edgec_status tiny_cnn_open_signed(tiny_cnn_model *m, const char *p
     edgec_open_options wanted;
     memset(m, 0, sizeof *m);
     memset(&wanted, 0, sizeof wanted);
+    if (!public_key) {
+        snprintf(m->message, sizeof m->message, "public_key: found NULL, wanted 32 bytes");
+        return EDGEC_ERROR_ARGUMENT;
+    }
     wanted.struct_size = sizeof wanted, wanted.public_key = public_key;
     return tiny_cnn_begin_(m, edgec_open(path, &wanted, &m->model, m->message, sizeof m->message), options);
 }
