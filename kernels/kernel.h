@@ -48,7 +48,7 @@ struct Kernel {
     CheckFn check;
     TilesFn tiles;
     CostFn cost;
-    ScratchFn scratch;  // bytes; negative: more than a machine has, which the runtime refuses
+    ScratchFn scratch;
     RunFn run[ISA_COUNT];  // nullptr where this build has no such instruction set, or the next plainer one's is as good
 };
 

@@ -274,6 +274,11 @@ MbconvShape mbconv_shape(const Args &a) {
     return s;
 }
 
+// Floats of scratch, roughly where they are too many to count.
+static double mbconv_floats(const MbconvShape &s) {
+    return (double)s.g.ci * ((double)s.wide_rows * (double)s.g.w + (double)s.band * (double)s.g.ow);
+}
+
 const char *mbconv2d_check(const Args &a) {
     if (!arity(a, 9, 12, 6)) return kArity;
     const View &y = a.op[0], &x = a.op[1], &widen = a.op[2], &w = a.op[4], &narrow = a.op[6];
@@ -290,7 +295,8 @@ const char *mbconv2d_check(const Args &a) {
         return kShape;
     }
     if (const char *e = epilogue_check(y, a.op[5], View(), c, a.i[9], 0)) return e;
-    return epilogue_check(y, a.op[7], a.op[8], y.dim[3], a.i[10], a.i[11]);
+    if (const char *e = epilogue_check(y, a.op[7], a.op[8], y.dim[3], a.i[10], a.i[11])) return e;
+    return empty(y) || mbconv_floats(mbconv_shape(a)) < 1e15 ? nullptr : kShape;
 }
 int64_t mbconv2d_tiles(const Args &a) { return empty(a.op[0]) ? 0 : a.op[0].dim[0] * mbconv_shape(a).tiles; }
 int64_t mbconv2d_cost(const Args &a) {
@@ -305,8 +311,7 @@ int64_t mbconv2d_cost(const Args &a) {
 int64_t mbconv2d_scratch(const Args &a) {
     if (empty(a.op[0])) return 0;
     const MbconvShape s = mbconv_shape(a);
-    const double floats = (double)s.g.ci * ((double)s.wide_rows * (double)s.g.w + (double)s.band * (double)s.g.ow);
-    return floats < 1e15 ? s.g.ci * (s.wide_rows * s.g.w + s.band * s.g.ow) * (int64_t)sizeof(float) : -1;
+    return s.g.ci * (s.wide_rows * s.g.w + s.band * s.g.ow) * (int64_t)sizeof(float);
 }
 
 const char *pool2d_check(const Args &a) {

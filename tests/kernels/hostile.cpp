@@ -109,8 +109,8 @@ Result run_hostile(const Case &c, const std::vector<Isa> &isas, Rng &rng, int ro
         a.fault = &fault;
         if (k.check(a)) continue;
         const int64_t tiles = k.tiles(a), cost = k.cost(a), scratch = k.scratch(a);
-        if (tiles < 0 || cost < 0) return {false, INFINITY, c.label + " mutated: negative tiles or cost"};
-        if (scratch < 0) continue;  // more than a machine has: the runtime refuses it, as it does what check() refuses
+        if (tiles < 0 || cost < 0 || scratch < 0)
+            return {false, INFINITY, c.label + " mutated: negative tiles, cost or scratch"};
         int64_t total = scratch;
         std::vector<std::vector<uint8_t>> bytes;
         bool possible = true;
