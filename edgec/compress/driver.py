@@ -200,8 +200,9 @@ class _Run:
         need, layer, calibrated = max((self._need(step) for step in steps), key=lambda found: found[0])
         used = resident_bytes()
         if used + need > limit:
-            # With samples an eighth of the limit goes into slabs.
-            enough = (used + need) * 8 // 7 if calibrated else used + need
+            # With samples an eighth of the limit goes into slabs, and never more than all rows take.
+            whole = max(self._need(step, slabs=False)[0] for step in steps)
+            enough = used + min(whole, need + (used + need) // 7) if calibrated else used + need
             raise EdgecError(
                 "E0303", stage=_STAGE, where=f"--max-memory, layer {layer.name}",
                 found=f"{used} bytes in use and about {need} for this layer of {layer.rows} x {layer.columns}"
@@ -210,15 +211,18 @@ class _Run:
                 + (", or --calib none where that is allowed" if calibrated else ""),
             )
 
-    def _need(self, step: _Step) -> tuple[int, Layer, bool]:
-        """The bytes that a step needs, for which layer, and whether that counts statistics."""
+    def _need(self, step: _Step, slabs: bool = True) -> tuple[int, Layer, bool]:
+        """The bytes that a step needs, for which layer, and whether that counts statistics.
+
+        Without `slabs` all rows of a layer are solved at once: the most that any limit can lead to.
+        """
         calibrated, part, found = step.cut is not None, 0, []
         if step.cut is not None:
             # The part's weights are restored and written, or mapped by onnxruntime and packed once more.
             part = 3 * max(s.part_bytes(step.cut) for s in (self.quantized, self.original))
         for choice in step.choices:
             layer = choice.layer
-            rows = min(self._slab(choice, calibrated), layer.rows)
+            rows = min(self._slab(choice, calibrated), layer.rows) if slabs else layer.rows
             need = _fixed_bytes(layer, calibrated) + _PER_WEIGHT * rows * layer.columns
             found.append((max(part, need), layer, calibrated))
         return max(found, key=lambda x: x[0])
