@@ -7,7 +7,7 @@ equality of Dims is equality of shapes. Constants compare equal to ints.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cached_property
@@ -348,22 +348,59 @@ class DimTable:
         return self._known[row]
 
     def add(self, value: Dim) -> int:
-        """The row of `value`, added with all it needs."""
-        total: int | None = None
-        for atoms, coefficient in sorted(value.terms, key=lambda t: t[1] < 0):
-            factors = [self._atom(atom) for atom in atoms]
-            if abs(coefficient) != 1 or not factors:
-                factors.append(self._row(Op.CONST, abs(coefficient)))
-            term = factors[0]
-            for factor in factors[1:]:
-                term = self._row(Op.MUL, term, factor)
-            if total is None:
-                total = term if coefficient > 0 else self._row(Op.SUB, self._row(Op.CONST, 0), term)
-            else:
-                total = self._row(Op.ADD if coefficient > 0 else Op.SUB, total, term)
-        return self._row(Op.CONST, 0) if total is None else total
+        """The row of `value`, added with all it needs. No row on the way to a value of 0 or more is negative."""
+        plus, minus = self._parts(value)
+        total = self._sum(plus)
+        for row in minus:
+            total = self._row(Op.SUB, total, row)
+        return total
 
-    def _atom(self, atom: Atom) -> int:
+    def _parts(self, value: Dim) -> tuple[list[int], list[int]]:
+        """Rows of 0 or more: the value is the sum of the first less that of the second."""
+        plus: list[int] = []
+        minus: list[int] = []
+        for atoms, coefficient in sorted(value.terms, key=lambda t: t[1] < 0):
+            up: int | None = None
+            down: int | None = None
+            for p, m in map(self._atom, atoms):
+                up, down = (p, m) if up is None else self._times((up, down), (p, m))
+            if up is None or abs(coefficient) != 1:
+                scale = self._row(Op.CONST, abs(coefficient))
+                up, down = (scale, None) if up is None else self._times((up, down), (scale, None))
+            ours, others = (plus, minus) if coefficient > 0 else (minus, plus)
+            ours.append(up)
+            others += [] if down is None else [down]
+        return plus, minus
+
+    def _times(self, x: tuple[int, int | None], y: tuple[int, int | None]) -> tuple[int, int | None]:
+        """The product of two differences, as a difference."""
+        (a, b), (c, d) = x, y
+        same = [self._row(Op.MUL, a, c)] + ([self._row(Op.MUL, b, d)] if b is not None and d is not None else [])
+        cross = [self._row(Op.MUL, p, q) for p, q in ((a, d), (b, c)) if p is not None and q is not None]
+        return self._sum(same), self._sum(cross) if cross else None
+
+    def _sum(self, rows: Sequence[int]) -> int:
+        if not rows:
+            return self._row(Op.CONST, 0)
+        total = rows[0]
+        for row in rows[1:]:
+            total = self._row(Op.ADD, total, row)
+        return total
+
+    def _atom(self, atom: Atom) -> tuple[int, int | None]:
+        """The value as a row, or as the difference of two where it may be negative."""
         if isinstance(atom, Symbol):
-            return self._row(Op.SYMBOL, atom.name, atom.min, atom.max)
-        return self._row(atom.op, self.add(atom.a), self.add(atom.b))
+            return self._row(Op.SYMBOL, atom.name, atom.min, atom.max), None
+        if atom.a.lo >= 0 and atom.b.lo >= 0:
+            return self._row(atom.op, self.add(atom.a), self.add(atom.b)), None
+        plus, minus = self._parts(atom.a)
+        if atom.op in (Op.MAX, Op.MIN):  # max(p - m, q - n) = max(p + n, q + m) - (m + n)
+            more, less = self._parts(atom.b)
+            found = self._row(atom.op, self._sum(plus + less), self._sum(more + minus))
+            taken = self._sum(minus + less)
+        else:  # (p - m) // d = (p + k d - m) // d - k, here with k = m /^ d
+            divisor = self.add(atom.b)
+            taken = self._row(Op.CEILDIV, self._sum(minus), divisor)
+            rest = self._row(Op.SUB, self._row(Op.MUL, taken, divisor), self._sum(minus))
+            found = self._row(atom.op, self._sum([*plus, rest]), divisor)
+        return (self._row(Op.SUB, found, taken), None) if _atom_bounds(atom)[0] >= 0 else (found, taken)

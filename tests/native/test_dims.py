@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgec.native.dims import Dim, DimTable, Op, Symbol, build, dim, dim_max, dim_min, symbol
+from edgec.native.dims import Dim, DimTable, Op, Symbol, apply, build, dim, dim_max, dim_min, symbol
 
 N, P = symbol("n", 1, 9), symbol("p", 0, 5)
 SYMBOLS = {"n": N, "p": P}
@@ -43,6 +43,27 @@ def test_value_and_bounds(pair: Pair, n: int, p: int) -> None:
     assert value.lo <= wanted(bound) <= value.hi
 
 
+def _values(rows: list[tuple[Op, str | int, int, int]], bound: dict[str, int]) -> list[int]:
+    """Every row at `bound`, as the runtime evaluates it."""
+    found: list[int] = []
+    for op, a, b, _ in rows:
+        if op in (Op.SYMBOL, Op.CONST):
+            found.append(bound[str(a)] if op is Op.SYMBOL else int(a))
+        else:
+            found.append(apply(op, found[int(a)], found[b]))
+    return found
+
+
+@given(_pairs, st.integers(1, 9), st.integers(0, 5))
+def test_rows_have_the_value_and_none_on_the_way_is_negative(pair: Pair, n: int, p: int) -> None:
+    value, wanted = pair
+    table, bound = DimTable(), {"n": n, "p": p}
+    index = table.add(value)
+    found = _values(table.rows, bound)
+    assert found[index] == wanted(bound)
+    assert found[index] < 0 or min(found) >= 0
+
+
 @given(_pairs)
 def test_table_rebuilds_the_same_dim(pair: Pair) -> None:
     table = DimTable()
@@ -55,7 +76,27 @@ def test_table_rebuilds_the_same_dim(pair: Pair) -> None:
             built.append(dim(int(a)))
         else:
             built.append(build(op, built[int(a)], built[b]))
-    assert built[index] == pair[0]
+    # What may be negative inside is stored in another form, as max(0, 2 - n) = max(2, n) - n.
+    negative = any(low < 0 for low in _lows(pair[0]))
+    assert negative or built[index] == pair[0]
+
+
+def _lows(value: Dim) -> Iterator[int]:
+    for atoms, _ in value.terms:
+        for atom in atoms:
+            if not isinstance(atom, Symbol):
+                for inner in (atom.a, atom.b):
+                    yield inner.lo
+                    yield from _lows(inner)
+
+
+def test_a_negative_part_of_a_maximum_is_moved() -> None:
+    table = DimTable()
+    index = table.add(dim_max(2 - N, 0))
+    for n in range(1, 10):
+        values = _values(table.rows, {"n": n})
+        assert values[index] == max(2 - n, 0)
+        assert min(values) >= 0
 
 
 def test_canonical_form() -> None:
