@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 from harness import RESULTS, ROOT, WORK
-from vision_models import NAMES, SIZE, build, macs_of
+from vision_models import NAMES, SIZE, build, macs_of, standard_ops
 
 import edgec
 from edgec.targets.devices import host
@@ -106,9 +106,10 @@ def prepare(name: str, fresh: bool) -> Path:
         folder.mkdir(parents=True)
         np.save(folder / "image.npy", image.numpy())
         (folder / "macs.json").write_text(json.dumps(macs_of(module, image)))
-        torch.onnx.export(module, (image,), str(folder / "model.onnx"), dynamo=True, external_data=False,
-                          opset_version=18, verbose=False)
-        torch.export.save(torch.export.export(module, (image,)), folder / "model.pt2")
+        with standard_ops():
+            torch.onnx.export(module, (image,), str(folder / "model.onnx"), dynamo=True, external_data=False,
+                              opset_version=18, verbose=False)
+            torch.export.save(torch.export.export(module, (image,)), folder / "model.pt2")
         errors = {}
         for runtime in ("ncnn", "executorch", "litert"):
             done = subprocess.run([peers_python(), WORKER, "convert", runtime, folder], capture_output=True, text=True,

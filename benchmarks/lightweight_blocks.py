@@ -44,7 +44,7 @@ DOC = ROOT / "docs" / "lightweight_blocks.md"
 STAGES = ((64, 56), (128, 28), (256, 14), (512, 7))
 RANKS = (1, 2, 3, 4, 6)
 SEEDS = (0, 1, 2)
-TEACHER, MATCH, JOINT, BATCH = 250, 120, 120, 32
+TEACHER, MATCH, JOINT, BATCH = 250, 200, 800, 32
 
 
 # ---- (a) stages ----

@@ -6,13 +6,18 @@ where the assets are.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from harness import ROOT
 from torch import Tensor, nn
 
 from edgec.importers import torch as torch_door
+from edgec.zoo import lsnet
 
 ZOO = ("zoo:lsnet_t", "zoo:slab_deit_t")
 SIZE = 224
@@ -156,6 +161,24 @@ def build(name: str) -> nn.Module:
             raise LookupError(f"this version of edgec has no {name}")
         return made(name)[1].eval()
     return randomized(MODELS[name]())
+
+
+@contextmanager
+def standard_ops() -> Iterator[None]:
+    """Inside, LSNet's dynamic convolution is nine shifted products of standard operators, which every runtime takes."""
+    def shifted(x: Tensor, w: Tensor) -> Tensor:
+        (height, width), groups, taps = x.shape[2:], w.shape[1], math.isqrt(w.shape[2])
+        padded = nn.functional.pad(x, [taps // 2] * 4)
+        parts = [padded[:, :, i : i + height, j : j + width].reshape(-1, groups, height, width) * w[:, :, taps * i + j]
+                 for i in range(taps) for j in range(taps)]
+        return functools.reduce(torch.add, parts).reshape(x.shape)
+
+    network: Any = lsnet
+    own, network.dynamic_depthwise = network.dynamic_depthwise, shifted
+    try:
+        yield
+    finally:
+        network.dynamic_depthwise = own
 
 
 def macs_of(module: nn.Module, image: Tensor) -> dict[str, int]:
