@@ -294,30 +294,17 @@ void thread_join(Thread *thread) {
     pthread_join(handle, nullptr);
 }
 
-#if defined(__linux__)
+#if defined(__linux__) && !defined(EDGEC_NO_FUTEX)
 
 void wait_on(const uint32_t *word, uint32_t expected) {
     syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, expected, nullptr, nullptr, 0);
 }
 void wake_all(const uint32_t *word) { syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, 0x7fffffff, nullptr, nullptr, 0); }
 
-#elif defined(__APPLE__)
-
-// The system's own primitive below its locks; declared here because its header is not in the SDK.
-extern "C" int __ulock_wait(uint32_t operation, void *address, uint64_t value, uint32_t timeout_us);
-extern "C" int __ulock_wake(uint32_t operation, void *address, uint64_t value);
-static constexpr uint32_t kCompareAndWait = 1, kWakeAll = 0x100, kNoErrno = 0x01000000;
-
-void wait_on(const uint32_t *word, uint32_t expected) {
-    __ulock_wait(kCompareAndWait | kNoErrno, const_cast<uint32_t *>(word), expected, 0);
-}
-void wake_all(const uint32_t *word) {
-    __ulock_wake(kCompareAndWait | kWakeAll | kNoErrno, const_cast<uint32_t *>(word), 0);
-}
-
 #else
 
-// Without a wait-on-address call: one lock and condition for the process. Rare wake-ups, so sharing costs nothing.
+// Without a wait-on-address call that every version has and apps may use (Apple's __ulock_wait is refused by its store):
+// one lock and condition for the process. Wake-ups are rare, so sharing costs nothing.
 static pthread_mutex_t wait_lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t wait_condition = PTHREAD_COND_INITIALIZER;
 

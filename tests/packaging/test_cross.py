@@ -3,6 +3,7 @@ emulator is at hand, run, against the library of this machine on the same bundle
 
 from __future__ import annotations
 
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import pytest
 
 import edgec
 from edgec.native.session import Model
+from edgec.targets.binary import read_binary
 from tests.packaging.test_formats import greedy
 from tests.packaging.test_package import Run, shown, values
 
@@ -27,6 +29,24 @@ SYSTEMS = {
 }
 
 
+# What a runtime may ask of a phone's C library, all of it public there: Android 5 (API 21) and iOS 14. Nothing of the
+# C++ library, and no name that Apple's store refuses.
+_EVERYWHERE = {
+    "clock_gettime", "close", "free", "fstat", "getenv", "logf", "malloc", "memcmp", "memcpy", "memmove", "memset",
+    "mmap", "munmap", "open", "posix_memalign", "pthread_attr_destroy", "pthread_attr_init",
+    "pthread_attr_setstacksize", "pthread_create", "pthread_join", "pthread_sigmask", "snprintf", "strcmp",
+    "strerror", "strlen", "sysconf", "vsnprintf",
+}
+# __errno_location is __errno in the NDK's headers, in whose place musl's stand here.
+_ANDROID = _EVERYWHERE | {"__errno_location", "__sched_cpucount", "getauxval", "sched_getaffinity", "sigfillset",
+                          "syscall"}
+_COMPILERS_OWN = r"__aarch64_(cas|swp|ld(add|set|clr|eor))[1248]_(relax|acq|rel|acq_rel)"
+# The last is what links calls when they are first made; zig crashes without it.
+_IOS = _EVERYWHERE | {"__error", "bzero", "memset_pattern16", "pthread_cond_broadcast", "pthread_cond_wait",
+                      "pthread_mutex_lock", "pthread_mutex_unlock", "dyld_stub_binder"}
+_MUSL = ("aarch64-linux-musl", "generic-musl", "aarch64-linux-any", "any-linux-any")
+
+
 @dataclass(frozen=True)
 class Zig:
     """build(package, system): the example's program and the words that start it; None in place of them: only linked."""
@@ -35,10 +55,38 @@ class Zig:
     cache: str
     require: Callable[[bool, str], None]
 
+    @property
+    def command(self) -> list[str]:
+        return ["env", f"ZIG_GLOBAL_CACHE_DIR={self.cache}/zig", f"ZIG_LOCAL_CACHE_DIR={self.cache}/local",
+                sys.executable, "-m", "ziglang"]
+
+    def library(self, folder: Path, system: str) -> Path:
+        """The runtime of a package as a shared library for a phone, without its system's C library. iOS's is a list of
+        the names that may be used: what is not in it does not link."""
+        import ziglang
+
+        include = Path(ziglang.__file__).parent / "lib" / "libc" / "include"
+        if system == "android":
+            target, kinds = "aarch64-linux-android", _MUSL
+            link, path = ["-Wl,-z,max-page-size=16384"], folder / "libruntime.so"
+        else:
+            target, kinds = "aarch64-ios.14.0", ("any-darwin-any",)
+            names = ", ".join(name if name.startswith("dyld") else f"_{name}" for name in sorted(_IOS))
+            (folder / "libphone.tbd").write_text(
+                "--- !tapi-tbd\ntbd-version: 4\ntargets: [ arm64-ios ]\ninstall-name: '/usr/lib/libphone.dylib'\n"
+                f"exports:\n  - targets: [ arm64-ios ]\n    symbols: [ {names} ]\n...\n", encoding="utf-8")
+            link, path = [f"-L{folder}", "-lphone"], folder / "libruntime.dylib"
+        headers = [str(word) for kind in kinds for word in ("-isystem", include / kind)]
+        self.run(*self.command, "c++", "-target", target, "-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden",
+                 "-fno-exceptions", "-fno-rtti", *headers, "-c", "edgec_runtime.cpp", "-o", f"{system}.o", cwd=folder,
+                 timeout=1800)
+        self.run(*self.command, "cc", "-target", target, "-shared", "-nostdlib", f"{system}.o", *link, "-o", path,
+                 cwd=folder, timeout=1800)
+        return path
+
     def build(self, folder: Path, system: str) -> list[str] | None:
         target, emulator, libraries = SYSTEMS[system]
-        zig = ["env", f"ZIG_GLOBAL_CACHE_DIR={self.cache}/zig", f"ZIG_LOCAL_CACHE_DIR={self.cache}/local",
-               sys.executable, "-m", "ziglang"]
+        zig = self.command
         data = [f'-DEDGEC_BUNDLE="{folder / "model.edgec"}"', *map(str, folder.glob("*_data.c"))]
         self.run(*zig, "c++", "-target", target, "-std=c++17", "-O2", "-fno-exceptions", "-fno-rtti", "-c",
                  "edgec_runtime.cpp", "-o", f"{system}.o", cwd=folder, timeout=1800)
@@ -73,6 +121,27 @@ def test_other_systems(system: str, weights: str, bundles: dict[str, Path], tmp_
         given = [] if weights == "object" else [bundles["cnn"]]
         wanted = values(bundles["cnn"])
         assert np.abs(shown(run(*words, *given)) - wanted).max() <= 1e-5 * np.abs(wanted).max()
+
+
+@pytest.mark.parametrize(("system", "name"), [
+    ("android", "lm"), ("ios", "lm"), pytest.param("android", "cnn", marks=pytest.mark.slow),
+    pytest.param("ios", "cnn", marks=pytest.mark.slow)])
+def test_phones(system: str, name: str, bundles: dict[str, Path], tmp_path: Path, run: Run, zig: Zig) -> None:
+    """Linked only: what a phone's system must have, what the library shows, and its pages."""
+    path = zig.library(edgec.package(bundles[name], tmp_path / "p").folder, system)
+    found = read_binary(path)
+    declared = re.findall(r"\bedgec_\w+(?=\()", (path.parent / "edgec_runtime.h").read_text(encoding="utf-8"))
+    assert (found.format, found.arch, found.kind) == ({"android": "elf", "ios": "mach-o"}[system], "aarch64", "shared")
+    assert found.exports
+    linkers = {"__dso_handle", "_mh_dylib_header"} if system == "ios" else set()
+    assert found.exports - linkers <= {*declared}
+    assert {"edgec_open", "edgec_session_create", "edgec_run"} <= found.exports
+    if system == "android":
+        wanted = {line.split()[-1] for line in run("nm", "-D", "--undefined-only", path).splitlines()}
+        assert wanted
+        assert not {name for name in wanted - _ANDROID if not re.fullmatch(_COMPILERS_OWN, name)}
+        assert set(re.findall(r"LOAD .*(0x[0-9a-f]+)$", run("readelf", "-lW", path), re.M)) == {"0x4000"}
+        assert "NEEDED" not in run("readelf", "-dW", path)
 
 
 @pytest.mark.slow

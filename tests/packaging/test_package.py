@@ -225,6 +225,18 @@ int main(int argc, char **argv) {
 """
 
 
+def test_without_a_call_to_wait_on_an_address(bundles: dict[str, Path], tmp_path: Path, run: Run, tools: None) -> None:
+    """How threads sleep on Apple's systems, whose own call an app's store refuses: here, under the thread sanitizer."""
+    folder = edgec.package(bundles["cnn"], tmp_path / "p", target="x86-64-v3").folder
+    words = ["-DEDGEC_NO_FUTEX", "-fsanitize=thread", "-O1", "-g"]
+    run("c++", "-std=c++17", "-fno-exceptions", "-fno-rtti", *words, "-c", "edgec_runtime.cpp", "-o", "r.o", cwd=folder)
+    assert "pthread_cond_wait" in run("nm", "-u", folder / "r.o")
+    run("cc", *words, "example.c", "r.o", "-lm", "-lpthread", "-o", "t", cwd=folder)
+    wanted = values(bundles["cnn"])
+    for _ in range(5):
+        assert np.abs(shown(run(folder / "t", bundles["cnn"])) - wanted).max() <= 1e-5 * np.abs(wanted).max()
+
+
 def test_language_model_in_one_process(bundles: dict[str, Path], tmp_path: Path, run: Run, tools: None) -> None:
     """The plain compiler line of the README; a bundle that is mapped; tokens equal those of the library."""
     found = edgec.package(bundles["lm"], tmp_path / "p", target="x86-64-v2")
