@@ -311,7 +311,7 @@ edgec_status edgec_profile_get(const edgec_session *session, uint32_t index, edg
     p.entry = model.bundle.string(entry.name), p.layer = model.bundle.string(layer);
     const Kernel &kernel = kKernels[entry.calls[index].kernel];
     p.kernel = kernel.name, p.isa = isa_name(kernel_isa(kernel, model.isa));
-    p.count = call.count, p.nanoseconds = call.nanoseconds;
+    p.count = call.count, p.nanoseconds = call.nanoseconds, p.waited = call.waited;
     for (uint32_t i = 0; i < call.n_views; i++) {
         const View &v = session->entry[e].views[call.view + i];
         const int64_t bytes = v.data ? bytes_of(v) : 0;
@@ -323,5 +323,5 @@ edgec_status edgec_profile_get(const edgec_session *session, uint32_t index, edg
 void edgec_profile_reset(edgec_session *session) {
     if (!good(session)) return;
     for (uint32_t i = 0; i < session->model->plan.n_entries; i++)
-        for (ReadyCall &call : session->entry[i].calls) call.count = call.nanoseconds = 0;
+        for (ReadyCall &call : session->entry[i].calls) call.count = call.nanoseconds = call.waited = 0;
 }

@@ -21,16 +21,19 @@ struct Job {
     uint8_t *scratch;
     uint64_t stride;
     bool prepares;
+    uint64_t *busy;  // nanoseconds of all threads together; nullptr: nobody asks
     uint64_t prepared[kMaxThreads / 64];  // a bit for each thread whose scratch is
 };
 
 void run_tiles(void *arg, int64_t begin, int64_t end, uint32_t thread) {
     Job &job = *static_cast<Job *>(arg);
     uint8_t *scratch = job.scratch ? job.scratch + job.stride * thread : nullptr;
+    const uint64_t start = job.busy ? now_ns() : 0;
     const uint64_t bit = uint64_t(1) << thread % 64;
     if (job.prepares && !(__atomic_fetch_or(&job.prepared[thread / 64], bit, __ATOMIC_RELAXED) & bit))
         job.run(*job.args, 0, 0, scratch);
     job.run(*job.args, begin, end, scratch);
+    if (job.busy) __atomic_fetch_add(job.busy, now_ns() - start, __ATOMIC_RELAXED);
 }
 
 edgec_status refuse(const edgec_model &model, uint32_t entry, const Call &call, const char *why, Message &message) {
@@ -205,12 +208,15 @@ edgec_status entry_run(edgec_session *session, uint32_t entry) {
         const uint64_t start = session->profile ? now_ns() : 0;
         const Args args = args_of(*session, ready, c);
         const bool prepares = kKernels[model.plan.entry[entry].calls[i].kernel].prepares;
-        Job job = {&args, c.run, session->scratch.data(), session->scratch_stride, prepares, {}};
+        uint64_t busy = 0;
+        Job job = {&args, c.run, session->scratch.data(), session->scratch_stride, prepares,
+                   session->profile && c.threads > 1 ? &busy : nullptr, {}};
         if (c.threads == 1) run_tiles(&job, 0, c.tiles, 0);
         else session->pool.run(run_tiles, &job, c.tiles, c.chunk, c.threads);
         if (session->profile) {
-            c.nanoseconds += now_ns() - start;
-            c.count++;
+            const uint64_t spent = now_ns() - start;
+            c.nanoseconds += spent, c.count++;
+            if (job.busy && spent * c.threads > busy) c.waited += spent * c.threads - busy;
         }
         if (__atomic_load_n(&session->fault, __ATOMIC_RELAXED))
             return fail(session->message, EDGEC_ERROR_FAULT, "run: %s: an index inside the data is out of range",

@@ -45,7 +45,7 @@ struct ReadyCall {
     uint8_t n_views, n_ints, n_floats;
     uint16_t threads;
     int64_t tiles, chunk;
-    uint64_t count, nanoseconds;
+    uint64_t count, nanoseconds, waited;
 };
 
 // A view whose address is the caller's and changes with every run.

@@ -187,14 +187,20 @@ def _test(test: Mapping[str, Any], plan: Plan, raw: Mapping[str, Any], quality: 
         "median_ci95_ms": [low, high], "per_second": 1e3 * test["work"] / middle,
         "sum_of_calls_ms": whole, "unattributed_ms": rest, "unattributed_share": rest / p50,
         "outside_ms": float(np.median(np.asarray(wall) - sums)),
-        "overhead": _overhead(wall, plain, 2 * sum(row["count"] for row in rows) * raw["roofline"]["clock_ns"] / 1e6),
+        "overhead": _overhead(wall, plain, sum(row["count"] * _readings(row["threads"]) for row in rows)
+                              * raw["roofline"]["clock_ns"] / 1e6),
         "calls": rows,
         "samples_ms": wall, "plain_samples_ms": plain,
     }
 
 
+def _readings(threads: int) -> int:
+    """Of the clock, one after the other, in a call: around it, and in each thread around each of its parts."""
+    return 2 if threads == 1 else 2 + 2 * _PARTS
+
+
 def _overhead(wall: Sequence[float], plain: Sequence[float], clocks_ms: float) -> dict[str, float]:
-    """What profiling costs, relative to a run without it. clocks: the two clock readings of each call, as measured;
+    """What profiling costs, relative to a run without it. clocks: the clock readings of each call, as measured;
     of_medians and of_minima: from runs with and without profiling in turn, where other programs and the clock of the
     CPU disturb both sides."""
     return {"plain_p50_ms": quantile(plain, 0.5), "clocks": clocks_ms / quantile(plain, 0.5),
@@ -236,6 +242,7 @@ def _row(found: Mapping[str, Any], call: Call, bindings: Sequence[Mapping[str, i
     return {
         "index": found["index"], "entry": found["entry"], "layer": found["layer"], "kernel": kernel_text(call),
         "isa": found["isa"], "threads": found["threads"], "count": found["count"],
+        "waiting": found["waited_ns"] / (found["threads"] * total) if (total := sum(found["ns"])) else None,
         "shape": [d.at(bindings[-1]) for d in call.operands[0].dims],
         "weights": sorted({stored[i].form for i in weights if stored[i].name.removesuffix(".codes").split("+")[0]
                            in quality} or {stored[i].form for i in weights[:1]}),
@@ -264,6 +271,8 @@ def _multiplies_as_probed(kernel: str, isa: str) -> bool:
 STATIC = "static8"  # its layers have one format: float is the only other choice
 # What a next step is said about: calls that take this share, and how near the roofline leaves nothing to gain there.
 _WORTH, _NEAR = 0.03, 0.7
+# A share of its threads' time from which a call is said to wait; parts of a call per thread (runtime/executor.cpp).
+_WAITS, _PARTS = 0.3, 4
 # Of a layer's own output: relative errors of 5 % and 20 %. A poor one is also among the worst quarter, for with few
 # bits all are poor, and one bit more for all is a choice of another size.
 _HEADROOM_DB, _POOR_DB = 26.0, 14.0
@@ -308,6 +317,9 @@ def _advice(row: Mapping[str, Any], threads: int, memory: bool) -> str:
         return "runs the scalar body: is --isa or EDGEC_ISA set, or is the instruction set not in this build?"
     if not row["macs"]:
         return "computes no products: can the model do without it, or can it be fused with a neighbour?"
+    if (row["waiting"] or 0) >= _WAITS:
+        return (f"its {row['threads']} threads wait {row['waiting']:.0%} of the time: try fewer threads, or cores of "
+                "one speed")
     if row["threads"] < threads:
         return f"runs on {row['threads']} of {threads} threads: too little work to divide it further"
     if row["of_roofline"] is None:

@@ -11,8 +11,8 @@ from typing import Any
 from edgec.judge.profile import UNATTRIBUTED_LIMIT
 
 Row = tuple[str, ...]
-CALL_COLUMNS = ("layer", "kernel", "isa", "shape", "weights", "ms", "share", "GB/s", "GOP/s", "of roofline", "SQNR dB",
-                "next")
+CALL_COLUMNS = ("layer", "kernel", "isa", "shape", "weights", "ms", "share", "GB/s", "GOP/s", "of roofline", "waits",
+                "SQNR dB", "next")
 TEST_COLUMNS = ("phase", "n", "p50 ms", "p90 ms", "min ms", "95 % of median", "per second", "calls ms",
                 "unattributed", "profiling costs")
 
@@ -52,16 +52,17 @@ def call_rows(test: Mapping[str, Any], most: int = 0) -> list[Row]:
     rows: list[Row] = [(
         row["layer"], row["kernel"], row["isa"], "x".join(map(str, row["shape"])), " ".join(row["weights"]) or "-",
         _number(row["median_ms"]), _percent(row["share"]), _number(row["gb_s"], "{:.1f}"),
-        _number(row["gop_s"], "{:.1f}"), _number(row["of_roofline"], "{:.0%}"), _number(row["sqnr_db"], "{:.1f}"),
+        _number(row["gop_s"], "{:.1f}"), _number(row["of_roofline"], "{:.0%}"),
+        _number(row["waiting"] if row["threads"] > 1 else None, "{:.0%}"), _number(row["sqnr_db"], "{:.1f}"),
         row["next"] or "",
     ) for row in ordered[: most or None]]
     if len(rows) < len(ordered):
         left = ordered[len(rows):]
         rows.append((f"{len(left)} more calls", "", "", "", "", _number(sum(r["median_ms"] for r in left)),
-                     _percent(sum(r["share"] or 0 for r in left)), "", "", "", "", ""))
+                     _percent(sum(r["share"] or 0 for r in left)), "", "", "", "", "", ""))
     if abs(test["unattributed_share"]) > UNATTRIBUTED_LIMIT:
         rows.append(("unattributed", "", "", "", "", _number(test["unattributed_ms"]),
-                     f"{_percent(test['unattributed_share'])} of p50", "", "", "", "", _unattributed(test)))
+                     f"{_percent(test['unattributed_share'])} of p50", "", "", "", "", "", _unattributed(test)))
     return rows
 
 
@@ -159,7 +160,8 @@ def trace(report: Mapping[str, Any]) -> str:
             events.append({
                 "ph": "X", "pid": process, "tid": 1, "ts": at, "dur": spent, "name": row["layer"],
                 "cat": row["kernel"], "args": {key: row[key] for key in (
-                    "kernel", "isa", "threads", "shape", "weights", "macs", "weight_bytes", "activation_bytes")}})
+                    "kernel", "isa", "threads", "waiting", "shape", "weights", "macs", "weight_bytes",
+                    "activation_bytes")}})
             at += spent
         if 1e3 * wall[chosen] > at:
             events.append({"ph": "X", "pid": process, "tid": 1, "ts": at, "dur": 1e3 * wall[chosen] - at,

@@ -85,7 +85,7 @@ class CallProfile(c.Structure):
     _fields_ = (
         ("struct_size", c.c_uint32), ("threads", c.c_uint32), ("entry", c.c_char_p), ("layer", c.c_char_p),
         ("kernel", c.c_char_p), ("count", c.c_uint64), ("nanoseconds", c.c_uint64), ("bytes", c.c_uint64),
-        ("isa", c.c_char_p),
+        ("isa", c.c_char_p), ("waited", c.c_uint64),
     )
 
 

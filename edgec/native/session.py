@@ -110,7 +110,7 @@ class MemoryUse:
 @dataclass(frozen=True)
 class CallTime:
     """A call of the plan as profiled. nanoseconds: summed over `count` runs. bytes: operand bytes of one run. isa: the
-    instruction set whose body of the kernel runs."""
+    instruction set whose body of the kernel runs. waited: nanoseconds of its threads together without work."""
 
     entry: str
     layer: str
@@ -120,6 +120,7 @@ class CallTime:
     nanoseconds: int
     bytes: int
     isa: str
+    waited: int
 
 
 def _sized(kind: type[S], **values: Any) -> S:
@@ -503,7 +504,7 @@ class Session:
             raw = _sized(CallProfile)
             self._check(self._library.edgec_profile_get(self.handle, i, c.byref(raw)), "profile")
             calls.append(CallTime(raw.entry.decode(), raw.layer.decode(), raw.kernel.decode(), raw.threads, raw.count,
-                                  raw.nanoseconds, raw.bytes, raw.isa.decode()))
+                                  raw.nanoseconds, raw.bytes, raw.isa.decode(), raw.waited))
         return calls
 
     def reset_profile(self) -> None:

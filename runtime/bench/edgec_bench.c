@@ -445,6 +445,7 @@ static uint64_t one(edgec_session *session, const work_t *w, int kind, uint32_t 
 
 typedef struct {
     uint64_t *wall, *plain, *call; /* samples; plain: without profiling; call: [samples, calls] */
+    uint64_t *waited;              /* [calls], of all samples together */
     uint64_t n, n_plain;
 } samples_t;
 
@@ -452,11 +453,13 @@ typedef struct {
  * needs. Of a language model a block of decoding begins with the prompt. */
 static samples_t sample(edgec_session *with, edgec_session *without, const work_t *w, int kind, uint32_t calls,
                         uint64_t runs, uint64_t min_ns) {
-    samples_t s = {NULL, NULL, NULL, 0, 0};
+    samples_t s = {NULL, NULL, NULL, NULL, 0, 0};
     const uint64_t start = now();
     const uint32_t block = kind == 2 ? w->tokens : BLOCK;
     s.wall = (uint64_t *)need(MAX_SAMPLES * sizeof *s.wall), s.plain = (uint64_t *)need(MAX_SAMPLES * sizeof *s.plain);
     s.call = (uint64_t *)need((size_t)MAX_SAMPLES * calls * sizeof *s.call);
+    s.waited = (uint64_t *)need((size_t)calls * sizeof *s.waited);
+    memset(s.waited, 0, (size_t)calls * sizeof *s.waited);
     for (uint64_t round = 0; (s.n < runs || now() - start < min_ns) && s.n + block <= MAX_SAMPLES; round++) {
         for (uint64_t turn = 0; turn < 2; turn++) {
             /* Which of the two is first changes from round to round. */
@@ -471,7 +474,7 @@ static samples_t sample(edgec_session *with, edgec_session *without, const work_
                     edgec_call_profile p = {0};
                     p.struct_size = sizeof p;
                     if (edgec_profile_get(with, c, &p) != EDGEC_OK) die("call %" PRIu32 " cannot be read", c);
-                    if (session == with) s.call[s.n * calls + c] = p.nanoseconds;
+                    if (session == with) s.call[s.n * calls + c] = p.nanoseconds, s.waited[c] += p.waited;
                 }
                 if (session == with) s.wall[s.n++] = spent;
                 else s.plain[s.n_plain++] = spent;
@@ -498,6 +501,7 @@ static void put_test(const char *name, edgec_session *with, const samples_t *s, 
         printf("%s{\"index\":%" PRIu32 ",", first ? "" : ",\n", c);
         put_field("entry", p.entry), put_field("layer", p.layer), put_field("kernel", p.kernel), put_field("isa", p.isa);
         printf("\"threads\":%" PRIu32 ",\"count\":%" PRIu64 ",", p.threads, p.count);
+        printf("\"waited_ns\":%" PRIu64 ",", s->waited[c]);
         for (uint64_t i = 0; i < s->n; i++) column[i] = s->call[i * calls + c];
         put_numbers("ns", column, s->n);
         printf("}");
@@ -601,7 +605,7 @@ int main(int argc, char **argv) {
         samples_t s = sample(with, without, &w, kind, calls, runs, min_ms * 1000000u);
         if (kind == 2) putchar(',');
         put_test(names[kind], with, &s, calls, kind == 1 ? prompt : 1, kind == 2 ? prompt : 0);
-        free(s.wall), free(s.plain), free(s.call);
+        free(s.wall), free(s.plain), free(s.call), free(s.waited);
     }
     printf("],\n");
     const state_of_machine after = look();

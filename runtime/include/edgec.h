@@ -134,6 +134,7 @@ typedef struct edgec_call_profile {
     uint64_t count, nanoseconds; /* summed since the session was created or edgec_profile_reset */
     uint64_t bytes;              /* operand bytes of one execution at the newest shapes */
     const char *isa;             /* the instruction set whose body of the kernel runs */
+    uint64_t waited;             /* nanoseconds of its threads, summed, in which they had no work: starting, waiting */
 } edgec_call_profile;
 
 typedef struct edgec_generate_options {

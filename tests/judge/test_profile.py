@@ -42,8 +42,8 @@ def recorded(documents: Sequence[str]) -> Transport:
     return Transport("recorded", lambda bundle, words, env: left.pop(0))
 
 
-def raw_of(bundle: Path, local: Transport) -> dict[str, Any]:
-    return local.measure(bundle, QUICK.arguments())
+def raw_of(bundle: Path, local: Transport, threads: int = 1) -> dict[str, Any]:
+    return local.measure(bundle, replace(QUICK, threads=threads).arguments())
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,23 @@ def test_a_single_layer(local: Transport, layer_bundle: Path) -> None:
     assert call["gb_s"] == pytest.approx((call["weight_bytes"] + call["activation_bytes"]) / call["median_ms"] / 1e6)
     assert call["gop_s"] == pytest.approx(2 * call["macs"] / call["median_ms"] / 1e6)
     assert (call["sqnr_db"], call["specs"]) == (None, [])
+    assert call["waiting"] == 0
     assert json.loads(json.dumps(report)) == report
+
+
+def test_threads_that_wait(local: Transport, prose_bundle: Path) -> None:
+    raw = raw_of(prose_bundle / "model.edgec", local, threads=2)
+    calls = [call for test in raw["tests"] for call in test["calls"]]
+    for call in calls:
+        assert call["waited_ns"] <= call["threads"] * sum(call["ns"])
+        assert (call["waited_ns"] > 0) == (call["threads"] > 1)
+    divided = next(call for call in calls if call["threads"] == 2)
+    divided["waited_ns"] = sum(divided["ns"])  # one of its two threads all the time
+    report = profile_bundle(prose_bundle, recorded([json.dumps(raw)]), QUICK)
+    rows = [row for test in report["tests"] for row in test["calls"]]
+    same = next(row for row in rows if (row["index"], row["entry"]) == (divided["index"], divided["entry"]))
+    assert same["waiting"] == pytest.approx(0.5)
+    assert max(row["waiting"] for row in rows) <= 1
 
 
 def test_phases_of_a_language_model(lm_report: dict[str, Any]) -> None:
