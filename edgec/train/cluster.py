@@ -304,7 +304,7 @@ class Cluster(nn.Module):
         if not bool(matrix.isfinite().all()):
             raise _bad(self.where, "infinity or NaN among the weights", "finite weights")
         if self.spec.vector == 1:
-            # A copy: the storage of a tensor that numpy has seen cannot be resized, and FSDP does so with a gathered one.
+            # A copy: what numpy has seen cannot be resized, and FSDP does that with the storage of gathered weights.
             tables = fit_tables(matrix.cpu().clone().numpy(), self.spec, self.importance, self.where)
             found = torch.from_numpy(tables)[..., None]
         else:
