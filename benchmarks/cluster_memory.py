@@ -3,7 +3,8 @@
 One bfloat16 weight, 3 bits, T = 3, one forward and one backward pass, each variant in a process of its own: what the
 clustering layer keeps for the gradient (as a hook counts it, every saved tensor a copy in host memory as in the paper's
 setting; parameters are not counted), how much the process grew at its peak, and seconds. Sharding runs as many
-processes as learners, and counts one of them. What is finished is kept in build/bench/cluster_memory.json.
+processes as learners, and counts one of them. What is finished is kept in build/bench/cluster_memory.json, and the
+table of docs/clustering.md is written anew.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -20,7 +22,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from harness import RESULTS, WORK
+from harness import RESULTS, ROOT, WORK
 from torch import nn
 
 from edgec.compress.driver import resident_bytes
@@ -30,6 +32,7 @@ from edgec.train.soft_kmeans import dense, table
 BITS, ITERATIONS = 3, 3
 VARIANTS = {"dense": "dense", "M": "+ marshaling", "MU": "+ uniquification", "MUS": "+ sharding",
             "table": "table engine"}
+DOCS = ROOT / "docs" / "clustering.md"
 PUBLISHED = {"dense": 1.0, "M": 2.9, "MU": 23.5, "MUS": 129.9}
 
 
@@ -106,17 +109,18 @@ def measure(variant: str, side: int, learners: int) -> dict[str, Any]:
 
 def rows(results: dict[str, dict[str, Any]]) -> list[str]:
     columns = ("variant", "weight", "learners", "kept, MB", "bytes per weight", "ratio", "published",
-               "process grew, MB", "forward + backward, s")
+               "process grew, MB", "seconds / dense")
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
-    for key, r in results.items():
+    for key, r in sorted(results.items(), key=lambda item: (item[1]["side"], [*VARIANTS].index(item[0].split("@")[0]))):
         name, side = key.split("@")
         base = results.get(f"dense@{side}")
         ratio = f"{base['kept'] / r['kept']:,.1f}" if base else "-"
+        # Seconds themselves say little on a machine with other work.
+        times = f"{(r['forward'] + r['backward']) / (base['forward'] + base['backward']):.2f}" if base else "-"
         published = f"{PUBLISHED[name]:g}" if name in PUBLISHED else "-"
         lines.append(
             f"| {VARIANTS[name]} | {side} x {side} | {r['learners']} | {r['kept'] / 1e6:,.3f} | "
-            f"{r['kept'] / r['side'] ** 2:.4f} | {ratio} | {published} | {r['grown'] / 1e6:,.0f} | "
-            f"{r['forward']:.2f} + {r['backward']:.2f} |")
+            f"{r['kept'] / r['side'] ** 2:.4f} | {ratio} | {published} | {r['grown'] / 1e6:,.0f} | {times} |")
     return lines
 
 
@@ -146,7 +150,11 @@ def main() -> None:
             kept.parent.mkdir(parents=True, exist_ok=True)
             kept.with_suffix(".tmp").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
             os.replace(kept.with_suffix(".tmp"), kept)
-    print("\n".join(rows(results)))
+    table = "\n".join(rows(results))
+    print(table)
+    text = DOCS.read_text(encoding="utf-8")
+    DOCS.write_text(re.sub(r"\| variant \| weight \|.*?(?=\n\n)", lambda _: table, text, count=1, flags=re.DOTALL),
+                    encoding="utf-8")
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "cluster_memory.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -90,6 +91,8 @@ def train(
             sys.stderr.write(f"step {done} of {total}: {what}\n")
 
     found = tune(model, data, output, options, evaluation=evaluation, progress=told)
+    if os.environ.get("RANK", "0") != "0":
+        return  # of processes of torchrun the first speaks
     if json:
         print_json(envelope("train", started, **found))
         return

@@ -524,7 +524,7 @@ def _layer_norm(s: Scope, n: ir.Node) -> Made:
 
 def _check_norm(node: ir.Node) -> str | None:
     rank = rank_of(required(node, 0))
-    if rank is None or int_attr(node, "axis", -1) % rank != rank - 1:
+    if not rank or int_attr(node, "axis", -1) % rank != rank - 1:
         return "it is not over the last dim"
     if any(v is not None and const_tensor(v) is None for v in node.inputs[1:]):
         return "its scale or offset is no constant"

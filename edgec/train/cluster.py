@@ -31,6 +31,7 @@ from edgec.compress.policy import Override, module_of, parse_override, parse_spe
 from edgec.compress.solvers import fit_tables
 from edgec.errors import EdgecError, did_you_mean
 from edgec.train import soft_kmeans
+from edgec.train.sharded import is_sharded, whole_tensor
 
 _STAGE = "train cluster"
 _LEAST_WEIGHTS, _LEAST_COLUMNS = 4096, 32  # as compress/policy.py leaves small layers alone
@@ -303,7 +304,8 @@ class Cluster(nn.Module):
         if not bool(matrix.isfinite().all()):
             raise _bad(self.where, "infinity or NaN among the weights", "finite weights")
         if self.spec.vector == 1:
-            tables = fit_tables(matrix.cpu().numpy(), self.spec, self.importance, self.where)
+            # A copy: what numpy has seen cannot be resized, and FSDP does that with the storage of gathered weights.
+            tables = fit_tables(matrix.cpu().clone().numpy(), self.spec, self.importance, self.where)
             found = torch.from_numpy(tables)[..., None]
         else:
             generator = torch.Generator().manual_seed(self.options.seed)
@@ -469,7 +471,7 @@ def clusters(model: nn.Module) -> dict[str, tuple[Cluster, Tensor]]:
 
 def gaps(model: nn.Module) -> dict[str, float]:
     """path -> how far the soft weights are from the hard ones (Cluster.gap)."""
-    return {path: one.gap(weight) for path, (one, weight) in clusters(model).items()}
+    return {path: one.gap(whole_tensor(weight)) for path, (one, weight) in clusters(model).items()}
 
 
 def harden(model: nn.Module) -> dict[str, PaletteTensor]:
@@ -480,7 +482,7 @@ def harden(model: nn.Module) -> dict[str, PaletteTensor]:
     found = clusters(model)
     if not found:
         raise _bad(type(model).__name__, "no clustered weight", "a model that `cluster` was applied to")
-    sharded = [path for path, (_, weight) in found.items() if hasattr(weight, "full_tensor")]
+    sharded = [path for path, (_, weight) in found.items() if is_sharded(weight)]
     if sharded:
         raise _bad(sharded[0], "a weight that is sharded over processes", "whole weights",
                    "get_model_state_dict(model, options=StateDictOptions(full_state_dict=True)) of "

@@ -6,7 +6,8 @@
 
 batches(i) is a function of the number of the batch alone, so that a run that goes on sees what it would have seen.
 The folder holds `checkpoint.pt` (parameters, buffers, optimizer, schedule, random state, losses), `best.pt` with
-early stopping, and `log.json`; each is written beside its place and renamed.
+early stopping, and `log.json`; each is written beside its place and renamed. Of a model that is sharded over
+processes (sharded.py) the files have whole parameters; the first process writes them, all read them.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from torch import Tensor, nn
 from edgec.errors import EdgecError
 from edgec.train.cluster import Schedule, clusters, gaps
 from edgec.train.losses import DISTILL, Distill, distillation, label_loss
+from edgec.train.sharded import of_model, sharded_like, whole_tensor
 
 _STAGE = "train"
 CHECKPOINT, BEST, LOG = "checkpoint.pt", "best.pt", "log.json"
@@ -117,8 +119,9 @@ def fit(model: nn.Module, batches: Batches, folder: Path | str, options: FitOpti
     schedule: told after each step. teacher: run in eval mode without gradients. evaluate: of the model in eval mode,
     where clustered weights are hard; at the end the model has the weights of the best one, of those after the
     schedule's milestone. identity: what else decides about the numbers and must be the same in a run that goes on, as
-    options and schedule must (formats, data). Raises EdgecError: E0002 for options that do not fit, sharded parameters,
-    or a folder of another run; E0004 a folder that is something else; E0101 a damaged checkpoint; E0502 batches without
+    options and schedule must (formats, data). A model that fully_shard has sharded over all processes is trained by
+    them together, each with its rows of every batch. Raises EdgecError: E0002 for options that do not fit, or a folder
+    of another run; E0004 a folder that is something else; E0101 a damaged checkpoint; E0502 batches without
     labels and teacher, or a loss or a gradient that is not finite.
     """
     if (options.distill != "none") != (teacher is not None):
@@ -127,9 +130,6 @@ def fit(model: nn.Module, batches: Batches, folder: Path | str, options: FitOpti
     if (options.evaluate_every > 0) != (evaluate is not None):
         raise _bad("evaluate_every", f"{options.evaluate_every} {'with' if evaluate else 'without'} an evaluation",
                    "both or neither")
-    if any(hasattr(p, "full_tensor") for p in model.parameters()):
-        raise _bad(type(model).__name__, "parameters that are sharded over processes", "a model in one process",
-                   "cluster() and fully_shard() work together in a loop of your own: tests/train/test_sharded.py")
     return _Run(model, batches, Path(folder), options, schedule, teacher, evaluate, identity or {}, progress).run()
 
 
@@ -140,6 +140,7 @@ class _Run:
                  ) -> None:
         self.model, self.batches, self.folder, self.options = model, batches, folder, options
         self.schedule, self.teacher, self.evaluate, self.progress = schedule, teacher, evaluate, progress
+        self.here = of_model(model)
         parameters = [p for p in model.parameters() if p.requires_grad]
         if not parameters:
             raise _bad(type(model).__name__, "no parameter to train", "parameters that require gradients")
@@ -153,6 +154,7 @@ class _Run:
         # As it will be read back: tuples are lists there.
         self.identity = json.loads(json.dumps({
             "options": dataclasses.asdict(options), **identity,
+            **({"processes": self.here.count} if self.here.count > 1 else {}),
             "schedule": None if schedule is None else {k: v for k, v in vars(schedule).items() if k != "steps"},
             "parameters": {name: list(p.shape) for name, p in model.named_parameters()}}))
 
@@ -167,8 +169,9 @@ class _Run:
             every = self.options.evaluate_every
             if every and (self.step % every == 0 or self.step == self.options.steps):
                 stopped = self._evaluated()
-            self.progress(self.step, self.options.steps, f"loss {self.losses[-1]:.4g}" + (
-                f", evaluation {self.evaluations[-1].value:.4g}" if self.evaluations else ""))
+            if self.here.first:
+                self.progress(self.step, self.options.steps, f"loss {self.losses[-1]:.4g}" + (
+                    f", evaluation {self.evaluations[-1].value:.4g}" if self.evaluations else ""))
             every = self.options.checkpoint_every
             if (every and self.step % every == 0) or self.step == self.options.steps or stopped:
                 self._save()
@@ -188,13 +191,14 @@ class _Run:
         total = 0.0
         for part in range(options.accumulate):
             value = self._loss(self.step * options.accumulate + part)
-            number = float(value.detach())
+            number = float(self.here.total(value.detach()))
             if not math.isfinite(number):
                 raise EdgecError("E0502", stage=_STAGE, where=f"step {self.step}", found=f"a loss of {number:g}",
                                  wanted="a finite one", hint="a smaller learning rate; the checkpoint is from before")
-            (value / options.accumulate).backward()  # type: ignore[no-untyped-call]
+            # FSDP takes the mean of the processes' gradients; their parts of the loss add up.
+            (value * self.here.count / options.accumulate).backward()  # type: ignore[no-untyped-call]
             total += number / options.accumulate
-        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, options.clip or math.inf))
+        norm = float(whole_tensor(torch.nn.utils.clip_grad_norm_(self.parameters, options.clip or math.inf)))
         # A finite loss says nothing about its gradient, and after such a step no checkpoint were of any use.
         if not math.isfinite(norm):
             raise EdgecError("E0502", stage=_STAGE, where=f"step {self.step}", found=f"a gradient of norm {norm:g}",
@@ -226,11 +230,11 @@ class _Run:
         if wanted is None:
             assert labels is not None
             with _blaming(f"batch {number}", "labels of as many positions as the logits, below the number of classes"):
-                return label_loss(logits, labels)
-        learnt = distillation(logits, wanted, options.distill, options.temperature, labels)
+                return label_loss(logits, labels, self.here.total)
+        learnt = distillation(logits, wanted, options.distill, options.temperature, labels, self.here.total)
         if labels is None or not options.labels:
             return learnt
-        return (1 - options.labels) * learnt + options.labels * label_loss(logits, labels)
+        return (1 - options.labels) * learnt + options.labels * label_loss(logits, labels, self.here.total)
 
     def _batch(self, number: int) -> tuple[Inputs, Tensor | None]:
         with _blaming(f"batch {number}", "batches(number) -> (inputs, labels or None)"):
@@ -238,14 +242,15 @@ class _Run:
         if not isinstance(found, tuple) or len(found) != 2 or not (found[1] is None or isinstance(found[1], Tensor)):
             raise EdgecError("E0502", stage=_STAGE, where=f"batch {number}", found=type(found).__name__,
                              wanted="(inputs, labels), labels a tensor or None")
-        return found[0], found[1]
+        share: tuple[Inputs, Tensor | None] = self.here.share(found, f"batch {number}")
+        return share
 
     def _evaluated(self) -> bool:
         """Evaluates; True when there was nothing better for as long as the options say."""
         assert self.evaluate is not None
         self.model.eval()
         with torch.no_grad(), _blaming(f"evaluation after step {self.step}", "a number"):
-            value = float(self.evaluate(self.model))
+            value = self.here.every(float(self.evaluate(self.model)))[0]
         if math.isnan(value):
             raise EdgecError("E0502", stage=_STAGE, where=f"evaluation after step {self.step}", found="NaN",
                              wanted="a number")
@@ -257,7 +262,8 @@ class _Run:
         sign = 1 if self.options.higher_is_better else -1
         if self.best is None or sign * now.value > sign * self.best.value:
             self.best = now
-            _write(self.folder / BEST, {**self._state(), "step": self.step})
+            best = self.here.whole({**self._state(), "step": self.step})
+            self.here.once(lambda: _write(self.folder / BEST, best))
         return self._waited()
 
     def _waited(self) -> bool:
@@ -270,7 +276,11 @@ class _Run:
                 "schedule": self.schedule.state_dict() if self.schedule is not None else {}}
 
     def _restore(self, state: Mapping[str, Any]) -> None:
-        self.model.load_state_dict(state["model"])
+        model = state["model"]
+        if self.here.count > 1:
+            own = self.model.state_dict()
+            model = {name: sharded_like(value, own.get(name, value)) for name, value in model.items()}
+        self.model.load_state_dict(model)
         if self.schedule is not None:
             self.schedule.load_state_dict(state["schedule"])
 
@@ -284,16 +294,26 @@ class _Run:
 
     def _save(self) -> None:
         random = [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_available() else ())]
-        _write(self.folder / CHECKPOINT, {
+        state = self.here.whole({
             **self._state(), "format": _FORMAT, "identity": json.dumps(self.identity, sort_keys=True),
             "optimizer": self.optimizer.state_dict(), "step": self.step, "losses": self.losses,
             "evaluations": [dataclasses.astuple(e) for e in self.evaluations],
-            "best": dataclasses.astuple(self.best) if self.best is not None else (), "random": random})
+            "best": dataclasses.astuple(self.best) if self.best is not None else (),
+            "random": [one for own in self.here.every(random) for one in own]})
         text = json.dumps({"identity": self.identity, "losses": self.losses,
                            "evaluations": [dataclasses.asdict(e) for e in self.evaluations]}, indent=1)
-        replace_file(self.folder / LOG, lambda path: path.write_text(text + "\n", encoding="utf-8"))
+
+        def write() -> None:
+            _write(self.folder / CHECKPOINT, state)
+            replace_file(self.folder / LOG, lambda path: path.write_text(text + "\n", encoding="utf-8"))
+
+        self.here.once(write)
 
     def _begin(self) -> None:
+        self._find()
+        self.here.same(self.step, f"the steps in {self.folder}", "a folder that all processes see")
+
+    def _find(self) -> None:
         folder = self.folder
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -305,7 +325,7 @@ class _Run:
             if foreign:
                 raise EdgecError("E0004", stage=_STAGE, where=str(folder), wanted="a new folder, or an earlier run's",
                                  found=f"other files ({', '.join(foreign[:4])})")
-            torch.manual_seed(self.options.seed)
+            torch.manual_seed(self.options.seed + self.here.rank)
             return
         state = _load(folder / CHECKPOINT)
         if state.get("format") != _FORMAT:
@@ -322,13 +342,21 @@ class _Run:
                            f"{k}: {_short(then.get(k))} then, {_short(self.identity.get(k))} now" for k in differing),
                        "the options and the model of the run that began it", "choose another folder or delete this one")
         self._restore(state)
-        self.optimizer.load_state_dict(state["optimizer"])
+        optimizer = state["optimizer"]
+        if self.here.count > 1:
+            trained = [p for group in self.optimizer.param_groups for p in group["params"]]
+            optimizer = {**optimizer, "state": {
+                at: {name: sharded_like(value, trained[at]) for name, value in of_one.items()}
+                for at, of_one in optimizer["state"].items()}}
+        self.optimizer.load_state_dict(optimizer)
         self.step, self.losses = int(state["step"]), list(state["losses"])
         self.evaluations = [Evaluation(*e) for e in state["evaluations"]]
         self.best = Evaluation(*state["best"]) if state["best"] else None
-        torch.set_rng_state(state["random"][0])
+        each = len(state["random"]) // self.here.count
+        random = state["random"][self.here.rank * each :][:each]
+        torch.set_rng_state(random[0])
         if torch.cuda.is_available():
-            torch.cuda.set_rng_state_all(state["random"][1:])
+            torch.cuda.set_rng_state_all(random[1:])
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -15,10 +16,16 @@ Distill = Literal["none", "forward", "reverse", "mix"]
 DISTILL: tuple[Distill, ...] = ("none", "forward", "reverse", "mix")
 IGNORED = -100  # a label that counts for nothing, as of torch's cross entropy
 _CONFUSED = math.log(16)  # entropy from which a teacher counts as knowing nothing (EdgeRazor, arXiv:2605.04062)
+# Of a number of this process, that of all of them. With it a loss is this process's part, and the parts add up.
+Total = Callable[[Tensor], Tensor]
+
+
+def _alone(value: Tensor) -> Tensor:
+    return value
 
 
 def distillation(student: Tensor, teacher: Tensor, kind: Distill, temperature: float = 1.0,
-                 labels: Tensor | None = None) -> Tensor:
+                 labels: Tensor | None = None, total: Total = _alone) -> Tensor:
     """Mean over positions of a divergence of softened distributions, times temperature^2 (Hinton et al., 2015).
 
     student, teacher: logits [..., classes]. kind: forward KL(T | S), which covers what the teacher holds possible;
@@ -35,20 +42,22 @@ def distillation(student: Tensor, teacher: Tensor, kind: Distill, temperature: f
         student, teacher = student[counted], teacher[counted]
     own = F.log_softmax(student.float() / temperature, -1)
     wanted = F.log_softmax(teacher.float() / temperature, -1)
-    positions = max(1, own.numel() // own.shape[-1])
+    positions = max(1, int(total(torch.tensor(own.numel() // own.shape[-1]))))
     # Classes that both exclude by a logit of -inf differ in nothing.
     excluded = torch.isneginf(own) & torch.isneginf(wanted)
     difference = (wanted - own).masked_fill(excluded, 0)
     share = 0.0
     if kind == "mix":
         entropy = torch.special.entr(wanted.exp()).sum(-1).clamp(max=_CONFUSED)
-        share = 1 - float(entropy.sum()) / positions / _CONFUSED
+        share = 1 - float(total(entropy.sum())) / positions / _CONFUSED
     forward = (wanted.exp() * difference).sum() / positions if kind in ("forward", "mix") else own.new_zeros(())
     reverse = (own.exp() * -difference).sum() / positions if kind in ("reverse", "mix") else own.new_zeros(())
     divergence = {"forward": forward, "reverse": reverse, "mix": share * reverse + (1 - share) * forward}[kind]
     return divergence * temperature**2
 
 
-def label_loss(logits: Tensor, labels: Tensor) -> Tensor:
+def label_loss(logits: Tensor, labels: Tensor, total: Total = _alone) -> Tensor:
     """Cross entropy: logits [..., classes], labels [...] int64, -100 for what does not count."""
-    return F.cross_entropy(logits.float().reshape(-1, logits.shape[-1]), labels.reshape(-1), ignore_index=IGNORED)
+    lost = F.cross_entropy(logits.float().reshape(-1, logits.shape[-1]), labels.reshape(-1), ignore_index=IGNORED,
+                           reduction="sum")
+    return lost / int(total((labels != IGNORED).sum()))

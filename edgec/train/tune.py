@@ -31,6 +31,7 @@ from edgec.train.cluster import ClusterOptions, Engine, Schedule, cluster, harde
 from edgec.train.finalize import check_source, write_layers
 from edgec.train.loop import Batches, FitOptions, Fitted, Progress, fit, logits_of
 from edgec.train.losses import label_loss
+from edgec.train.sharded import Processes, launched, shard
 
 _STAGE = "train"
 _TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.model", "vocab.json",
@@ -92,22 +93,29 @@ def tune(source: str, data: str, output: Path | str, options: TuneOptions, *, ev
     source: a Hugging Face folder of a language model, or FILE.py:FACTORY as of compile. data: for the first FILE.txt,
     of which windows are drawn; for the second FILE.py:FUNCTION, a function batches(number) -> (inputs, labels or None).
     evaluation: FILE.txt, whose perplexity decides, or FILE.py:FUNCTION of the model, the higher the better. The teacher
-    is the model as it was. Returns losses, evaluations, layers and what to compile. Raises EdgecError.
+    is the model as it was. Started by torchrun, the processes share the model and every batch, and the first writes;
+    the folder must be one that all see. Returns losses, evaluations, layers and what to compile. Raises EdgecError.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise _bad("WORLD_SIZE", os.environ["WORLD_SIZE"], "one process",
-                   "cluster() and fully_shard() work together in a loop of your own")
+    with launched() as here:
+        return _tuned(here, source, data, Path(output), options, evaluation, progress)
+
+
+def _tuned(here: Processes, source: str, data: str, output: Path, options: TuneOptions, evaluation: str | None,
+           progress: Progress | None) -> dict[str, Any]:
     if (evaluation is None) != (options.fit.evaluate_every == 0):
         raise _bad("evaluation", f"{evaluation or 'none'} every {options.fit.evaluate_every} steps",
                    "both or neither", "--eval FILE with --evaluate-every N")
-    output = Path(output)
-    check_folder(output)
     folder = Path(source)
+    if folder.is_dir() and options.batch % here.count:
+        raise _bad("batch", f"{options.batch} windows for {here.count} processes", f"a multiple of {here.count}",
+                   "another --batch, or another --nproc-per-node")
+    here.once(lambda: check_folder(output))
     subject = (_language(folder, Path(data), options, evaluation) if folder.is_dir() else
                _module(source, data, evaluation))
     chosen = dataclasses.replace(options.fit, higher_is_better=subject.higher_is_better)
     model = subject.module
     source_sha256 = _sha_of_weights(model)
+    here.same(source_sha256, "the weights of the model", "a factory that seeds what it draws: torch.manual_seed")
     teacher = copy.deepcopy(model) if chosen.distill != "none" else None
     schedule = options.schedule()
     take: Callable[[nn.Module], Mapping[str, Packed]]
@@ -123,13 +131,24 @@ def tune(source: str, data: str, output: Path | str, options: TuneOptions, *, ev
         cluster(model, cast(str, options.quant), options.overrides, schedule=schedule,
                 options=ClusterOptions(engine=options.engine))
         take, used = harden, schedule
-    if not (output / "run").exists():
-        # What the compiler does not have as it is here would be found out after the training.
-        source_, importer = subject.importable
-        weights = {**_trained(model), **{name: weight_named(model, name) for name in held}}
-        check_source({name: matrix_of(weight.detach().float().numpy()) for name, weight in weights.items()},
-                     source_, **importer)
+
+    def check() -> None:
+        if not (output / "run").exists():
+            # What the compiler does not have as it is here would be found out after the training.
+            source_, importer = subject.importable
+            weights = {**_trained(model), **{name: weight_named(model, name) for name in held}}
+            check_source({name: matrix_of(weight.detach().float().numpy()) for name, weight in weights.items()},
+                         source_, **importer)
+
+    here.once(check)
     hold(model, held)
+    made = model
+    if here.count > 1:
+        # What is trained is put into it at the end: whole again, for the compiler.
+        made = copy.deepcopy(model) if here.first else model
+        for one in (model, teacher):
+            if one is not None:
+                shard(one)
     fitted = fit(model, subject.batches, output / "run", chosen, schedule=used, teacher=teacher,
                  evaluate=subject.evaluate, identity={
                      "quant": options.quant, "overrides": options.overrides, "engine": options.engine,
@@ -137,12 +156,20 @@ def tune(source: str, data: str, output: Path | str, options: TuneOptions, *, ev
                      "layers": None if options.layers is None else _sha(options.layers / "quant.json"),
                      "batch": [options.batch, options.window], "data": _sha(data), "evaluation": _sha(evaluation)},
                  **({} if progress is None else {"progress": progress}))
-    layers = {**take(model), **held}
-    compiled = _saved(subject, model, output)
-    # What an earlier end of the same run may have left is of the same layers, or of none.
-    shutil.rmtree(output / "layers", ignore_errors=True)
-    report = write_layers(layers, str(compiled), output / "layers")
-    return {**report, **_told(fitted), "model": str(compiled)}
+    state = here.whole(model.state_dict()) if here.count > 1 else None
+
+    def finish() -> dict[str, Any]:
+        if state is not None:
+            made.load_state_dict(state)
+            made.eval()
+        layers = {**take(made), **held}
+        compiled = _saved(subject, made, output)
+        # What an earlier end of the same run may have left is of the same layers, or of none.
+        shutil.rmtree(output / "layers", ignore_errors=True)
+        report = write_layers(layers, str(compiled), output / "layers")
+        return {**report, **_told(fitted), "model": str(compiled)}
+
+    return here.once(finish)
 
 
 def _trained(model: nn.Module) -> dict[str, Tensor]:

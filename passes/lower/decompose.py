@@ -48,7 +48,7 @@ def _special_form(node: ir.Node) -> Entry | None:
         return decompose_quantized.in_float
     if node.op_type in ("LayerNormalization", "RMSNormalization"):
         dims = dims_of(node.inputs[0])
-        if dims is not None and int_attr(node, "axis", -1) % len(dims) != len(dims) - 1:
+        if dims is not None and (not dims or int_attr(node, "axis", -1) % len(dims) != len(dims) - 1):
             return decompose_nn.last_axis_norm
     return None
 

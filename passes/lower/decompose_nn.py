@@ -37,6 +37,9 @@ def batch_normalization(op: Builder, node: ir.Node) -> Decomposed:
     return op.Add(op.Mul(op.Div(op.Sub(x, center), deviation), scale), bias)
 
 
+_SCALAR = "its input is a scalar, which has no dim to normalize over"
+
+
 def _standardized(op: Builder, x: ir.Value, axes: ir.Value, epsilon: float) -> tuple[ir.Value, ir.Value, ir.Value]:
     """((x - mean) / sqrt(var + eps), mean, 1 / sqrt(var + eps)) over `axes`, which are kept."""
     mean = op.ReduceMean(x, axes, keepdims=1)
@@ -51,6 +54,8 @@ def layer_normalization(op: Builder, node: ir.Node) -> Decomposed:
     rank = rank_of(x)
     if rank is None:
         return "the rank of its input is not known"
+    if not rank:
+        return _SCALAR
     axis = int_attr(node, "axis", -1) % rank
     y, mean, inverse = _standardized(op, x, op.ints(range(axis, rank)), float_attr(node, "epsilon", 1e-5))
     y = op.Mul(y, required(node, 1))
@@ -63,6 +68,8 @@ def rms_normalization(op: Builder, node: ir.Node) -> Decomposed:
     rank = rank_of(x)
     if rank is None:
         return "the rank of its input is not known"
+    if not rank:
+        return _SCALAR
     axes = op.ints(range(int_attr(node, "axis", -1) % rank, rank))
     square = op.ReduceMean(op.Mul(x, x), axes, keepdims=1)
     y = op.Div(x, op.Sqrt(op.Add(square, op.like(float_attr(node, "epsilon", 1e-5), x))))
@@ -75,6 +82,8 @@ def last_axis_norm(op: Builder, node: ir.Node) -> Decomposed:
     dims = dims_of(x)
     if dims is None:
         return "the rank of its input is not known"
+    if not dims:
+        return _SCALAR
     axis = int_attr(node, "axis", -1) % len(dims)
     if axis == len(dims) - 1:
         return "it is over the last dim already"

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import runpy
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 import pytest
+import typer
 from typer.testing import CliRunner
 
 import edgec
@@ -128,6 +130,16 @@ def test_another_source_is_another_run(tmp_path: Path, capsys: pytest.CaptureFix
     assert "source_sha256" in capsys.readouterr().err
 
 
+def test_every_option_is_documented() -> None:
+    section = (Path(__file__).resolve().parents[2] / "docs" / "cli.md").read_text(encoding="utf-8").partition(
+        "## Training in few bits")[2].partition("\n## ")[0]
+    command = typer.main.get_command(app).commands["train"]  # type: ignore[attr-defined]
+    options = {word for p in command.params for word in p.opts if word.startswith("--")} - {"--output", "--help"}
+    assert {"--engine", "--layers", "--threads"} <= options
+    # A whole word: --eval is not --evaluate-every.
+    assert not {option for option in options if not re.search(rf"{option}(?![\w-])", section)}
+
+
 def test_anneals_after_the_milestone() -> None:
     from edgec.train.loop import FitOptions
     from edgec.train.tune import TuneOptions
@@ -178,4 +190,4 @@ def test_bad_data(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatc
     (tmp_path / "full" / "thesis.txt").write_text("mine")
     assert "thesis.txt" in refused(f"{net}:make", f"{net}:batches", "full")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert "one process" in refused(f"{net}:make", f"{net}:batches")
+    assert "without RANK, MASTER_ADDR, MASTER_PORT" in refused(f"{net}:make", f"{net}:batches")

@@ -6,10 +6,13 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from edgec.ir.model import walk
+from edgec.errors import EdgecError
+from edgec.ir.model import Builder, walk
 from edgec.ir.passes import Context
-from edgec.native.lower import capabilities, unsupported
+from edgec.native.lower import build_plan, capabilities, unsupported
 from edgec.passes.lower.decompose import TABLE, Decompose
+from edgec.passes.lower.decompose_math import Entry
+from edgec.passes.lower.decompose_nn import last_axis_norm, layer_normalization, rms_normalization
 from edgec.pipeline import run_passes
 from tests.passes.harness import close, evaluate, model, ops, reasons, run
 
@@ -286,6 +289,24 @@ def test_declines_with_a_reason(text: str, reason: str) -> None:
     _, modified = Decompose().call(model(text), ctx)
     assert not modified
     assert reason in reasons(ctx.rules)
+
+
+@pytest.mark.parametrize("op", ["LayerNormalization", "RMSNormalization"])
+def test_a_norm_of_a_scalar_is_refused(op: str) -> None:
+    graph = model(f"g (float x, float[1] s) => (float y) {{ y = {op}(x, s) }}")
+    ctx = Context(capabilities=capabilities(), refuses=unsupported)
+    after, modified = Decompose().call(graph, ctx)
+    assert not modified
+    assert "no dim to normalize over" in reasons(ctx.rules)
+    with pytest.raises(EdgecError, match="rank 0") as caught:
+        build_plan(after)
+    assert caught.value.code == "E0301"
+
+
+@pytest.mark.parametrize("entry", [layer_normalization, rms_normalization, last_axis_norm])
+def test_entries_for_norms_decline_scalars(entry: Entry) -> None:
+    node = next(iter(model("g (float x, float[1] s) => (float y) { y = LayerNormalization(x, s) }").graph))
+    assert "scalar" in str(entry(Builder(node), node))
 
 
 @pytest.mark.parametrize("text", [
