@@ -10,7 +10,7 @@ from edgec.errors import EdgecError
 from edgec.native.bundle import BundleFile, Kind, read_bundle
 from edgec.native.dims import Compound, Dim, Op, Symbol
 from edgec.native.plan import Port
-from edgec.packaging.amalgamate import Selection
+from edgec.packaging.amalgamate import CACHES, Selection
 from edgec.packaging.names import identifier, package_identifier
 
 
@@ -68,6 +68,7 @@ class Described:
             kernels=frozenset(call.kernel for entry in plan.entries for call in entry.calls),
             panels=frozenset(w.dtype.name for w in plan.weights if w.format is Format.PANEL16),
             parts=frozenset(parts), without=without,
+            caches=frozenset(s.dtype.name for s in plan.states if s.dtype.name in CACHES),
         )
 
 

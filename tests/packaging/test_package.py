@@ -114,6 +114,40 @@ def test_trials_of_types_that_are_not_there_are_left_out() -> None:
     assert "panel(F16" not in text
 
 
+def test_caches_that_are_not_there_are_left_out() -> None:
+    kernels = frozenset({"attention_cached", "kv_write"})
+    for caches in (frozenset({"F16"}), frozenset({"F32", "U8"})):
+        text = amalgamate(source_root(), "1", Selection(kernels, frozenset(), caches=caches))
+        trials = [line for line in text.splitlines() if line.startswith(('    {"attention_cached', '    {"kv_write'))]
+        assert len(trials) == (2 if caches == {"F16"} else 6)
+        assert not any("other(I8" in line for line in trials)
+    with pytest.raises(ValueError, match="BF16"):
+        Selection(kernels, frozenset(), caches=frozenset({"BF16"}))
+
+
+def test_caches_left_out_are_refused(bundles: dict[str, Path], tmp_path: Path, run: Run, tools: None) -> None:
+    """A bundle whose caches have another type, by name and when it is opened; and their kernels take no room."""
+    sizes = {}
+    for caches in (1 << Dtype.F32, 1 << Dtype.F32 | 1 << Dtype.I8 | 1 << Dtype.U8, 1 << Dtype.I8):
+        folder = edgec.package(bundles["ids"], tmp_path / str(caches), target="x86-64-v2").folder
+        text = (folder / "edgec_runtime.cpp").read_text()
+        assert text.count(f"#define EDGEC_CACHES {1 << Dtype.F32}\n") == 1
+        (folder / "edgec_runtime.cpp").write_text(text.replace(
+            f"#define EDGEC_CACHES {1 << Dtype.F32}\n", f"#define EDGEC_CACHES {caches}\n"))
+        run("c++", "-std=c++17", "-O1", "-fno-exceptions", "-fno-rtti", "-c", "edgec_runtime.cpp", cwd=folder)
+        sizes[caches] = (folder / "edgec_runtime.o").stat().st_size
+        run("cc", "-O1", "-I.", "-x", "c", "-", "-x", "none", "edgec_runtime.o", "-lm", "-lpthread", "-o", "open",
+            stdin=_OPEN, cwd=folder)
+        said = run(folder / "open", bundles["ids"])
+        if caches & 1 << Dtype.F32:
+            assert said.startswith("0 ")
+        else:
+            assert said.startswith("10 ")
+            assert "found a cache of dtype 1, which this program was packaged without; package this bundle" in said
+    only, both, _ = sizes.values()
+    assert only < both - 8000
+
+
 def test_a_compile_s_folder_is_not_replaced(bundles: dict[str, Path], tmp_path: Path) -> None:
     shutil.copytree(bundles["layer"].parent, tmp_path / "out")
     (tmp_path / "out" / "manifest.json").write_text(json.dumps({"edgec_version": "0.1.0", "files": {
