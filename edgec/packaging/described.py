@@ -10,6 +10,7 @@ from edgec.errors import EdgecError
 from edgec.native.bundle import BundleFile, Kind, read_bundle
 from edgec.native.dims import Compound, Dim, Op, Symbol
 from edgec.native.plan import Port
+from edgec.native.tokenizer import stop_tokens
 from edgec.packaging.amalgamate import CACHES, Selection
 from edgec.packaging.names import identifier, package_identifier
 
@@ -52,6 +53,11 @@ class Described:
     @property
     def tokenizer(self) -> bool:
         return Kind.TOKENIZER in self.bundle.sections
+
+    @property
+    def stop_tokens(self) -> list[int]:
+        """What ends a text."""
+        return stop_tokens(self.bundle.sections[Kind.TOKENIZER]) if self.tokenizer else []
 
     @property
     def fixed(self) -> bool:

@@ -40,7 +40,7 @@ class Parts:
 
     def header(self) -> str:
         """`<model>.h`."""
-        return model_header(self.model, linked=self.linked, signatures="signatures" in self.selection.parts)
+        return model_header(self.model, linked=self.linked)
 
     def fill(self, name: str, **values: str) -> str:
         """A template with the words that all of them know, and `values`."""
@@ -164,7 +164,8 @@ def wasm(folder: Path, parts: Parts) -> None:
     _bundle(folder / BUNDLE, parts)
     kind = "lm" if model.language_model else "tensors"
     for suffix in ("mjs", "d.mts"):
-        _put(folder, f"{model.id}.{suffix}", parts.fill(f"wasm_{kind}.{suffix}", TYPES=_typescript(model)))
+        _put(folder, f"{model.id}.{suffix}", parts.fill(f"wasm_{kind}.{suffix}", TYPES=_typescript(model),
+                                                      STOPS=json.dumps(model.stop_tokens)))
     _put(folder, "example.mjs", parts.fill(f"wasm_{kind}_example.mjs", FEEDS=_feeds(model)))
     _put(folder, "package.json", parts.fill("package.json"))
     _put(folder, "README.md", parts.fill("README.wasm.md"))

@@ -70,7 +70,8 @@ static inline edgec_status tiny_cnn_open_buffer(tiny_cnn_model *m, const void *d
     return tiny_cnn_begin_(m, edgec_open_buffer(data, bytes, NULL, &m->model, m->message, sizeof m->message), options);
 }
 
-/* As tiny_cnn_open, and only a bundle that the holder of the Ed25519 key (32 bytes) has signed. Reads the whole file. */
+/* As tiny_cnn_open, and only a bundle that the holder of the Ed25519 key (32 bytes) has signed. Reads the whole file. What
+ * was packaged without signatures refuses every key. */
 static inline edgec_status tiny_cnn_open_signed(tiny_cnn_model *m, const char *path, const uint8_t *public_key,
                                             const edgec_session_options *options) {
     edgec_open_options wanted;
@@ -123,6 +124,11 @@ class Model {
     edgec_status open(const char *path, const edgec_session_options *options = nullptr) {
         close();
         return tiny_cnn_open(&m_, path, options);
+    }
+    edgec_status open_signed(const char *path, const uint8_t *public_key,
+                             const edgec_session_options *options = nullptr) {
+        close();
+        return tiny_cnn_open_signed(&m_, path, public_key, options);
     }
     edgec_status open_buffer(const void *data, uint64_t bytes, const edgec_session_options *options = nullptr) {
         close();

@@ -60,6 +60,21 @@ static inline edgec_status model_open_buffer(model_model *m, const void *data, u
     return model_begin_(m, edgec_open_buffer(data, bytes, NULL, &m->model, m->message, sizeof m->message), options);
 }
 
+/* As model_open, and only a bundle that the holder of the Ed25519 key (32 bytes) has signed. Reads the whole file. What
+ * was packaged without signatures refuses every key. */
+static inline edgec_status model_open_signed(model_model *m, const char *path, const uint8_t *public_key,
+                                            const edgec_session_options *options) {
+    edgec_open_options wanted;
+    memset(m, 0, sizeof *m);
+    memset(&wanted, 0, sizeof wanted);
+    if (!public_key) {
+        snprintf(m->message, sizeof m->message, "public_key: found NULL, wanted 32 bytes");
+        return EDGEC_ERROR_ARGUMENT;
+    }
+    wanted.struct_size = sizeof wanted, wanted.public_key = public_key;
+    return model_begin_(m, edgec_open(path, &wanted, &m->model, m->message, sizeof m->message), options);
+}
+
 /* Runs the model. Every tensor is row-major and has as many values as the counts above say. */
 static inline edgec_status model_run(model_model *m, const float *x, float *y) {
     edgec_tensor in[1];
@@ -90,6 +105,11 @@ class Model {
     edgec_status open(const char *path, const edgec_session_options *options = nullptr) {
         close();
         return model_open(&m_, path, options);
+    }
+    edgec_status open_signed(const char *path, const uint8_t *public_key,
+                             const edgec_session_options *options = nullptr) {
+        close();
+        return model_open_signed(&m_, path, public_key, options);
     }
     edgec_status open_buffer(const void *data, uint64_t bytes, const edgec_session_options *options = nullptr) {
         close();
