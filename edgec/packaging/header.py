@@ -12,12 +12,15 @@ from edgec import version
 from edgec.compress.formats import Dtype
 from edgec.packaging.described import Described, Tensor, expression, shape_text
 from edgec.packaging.names import camel, literal
+from edgec.packaging.prefix import renamed
+from edgec.targets.toolchain import header as runtime_header
 
 C_TYPES = {Dtype.F32: "float", Dtype.F16: "uint16_t", Dtype.BF16: "uint16_t", Dtype.I8: "int8_t", Dtype.U8: "uint8_t",
            Dtype.I32: "int32_t", Dtype.I64: "int64_t", Dtype.BOOL: "uint8_t"}
 
 _COMMON = """\
-#include "edgec_runtime.h"
+/* The runtime's functions have names of this package, so that a program can link several. */
+@RENAMED@#include "edgec_runtime.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -243,7 +246,7 @@ def model_header(model: Described, *, linked: bool) -> str:
     guard = f"EDGEC_PACKAGE_{model.id.upper()}_H"
     head = [f"/* {model.id}, compiled to a bundle and packaged by edgec {version.__version__}. Generated: do not edit.",
             " *", *about, " */", f"#ifndef {guard}", f"#define {guard}", "", ""]
-    c = fill(_COMMON, INCLUDES="#include <stdlib.h>\n" if lm and model.tokenizer else "",
+    c = fill(_COMMON, RENAMED=renamed(runtime_header().read_text(encoding="utf-8"), model.id), INCLUDES="#include <stdlib.h>\n" if lm and model.tokenizer else "",
              LINKED=_LINKED if linked else "", CONSTANTS=_constants(model, symbols))
     c += _OPEN_SIGNED + (_OPEN_LINKED if linked else "")
     c += _LANGUAGE_MODEL if lm else _run(model)
