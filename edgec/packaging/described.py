@@ -57,7 +57,7 @@ class Described:
     @property
     def stop_tokens(self) -> list[int]:
         """What ends a text."""
-        return stop_tokens(self.bundle.sections[Kind.TOKENIZER]) if self.tokenizer else []
+        return stop_tokens(bytes(self.bundle.sections[Kind.TOKENIZER])) if self.tokenizer else []
 
     @property
     def fixed(self) -> bool:

@@ -246,7 +246,8 @@ def model_header(model: Described, *, linked: bool) -> str:
     guard = f"EDGEC_PACKAGE_{model.id.upper()}_H"
     head = [f"/* {model.id}, compiled to a bundle and packaged by edgec {version.__version__}. Generated: do not edit.",
             " *", *about, " */", f"#ifndef {guard}", f"#define {guard}", "", ""]
-    c = fill(_COMMON, RENAMED=renamed(runtime_header().read_text(encoding="utf-8"), model.id), INCLUDES="#include <stdlib.h>\n" if lm and model.tokenizer else "",
+    own_names = renamed(runtime_header().read_text(encoding="utf-8"), model.id)
+    c = fill(_COMMON, RENAMED=own_names, INCLUDES="#include <stdlib.h>\n" if lm and model.tokenizer else "",
              LINKED=_LINKED if linked else "", CONSTANTS=_constants(model, symbols))
     c += _OPEN_SIGNED + (_OPEN_LINKED if linked else "")
     c += _LANGUAGE_MODEL if lm else _run(model)

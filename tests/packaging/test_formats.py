@@ -30,8 +30,8 @@ def greedy(bundle: Path, prompt: str, count: int) -> tuple[list[int], str]:
 def conversation(bundle: Path, prompts: tuple[str, str], count: int) -> str:
     """What the library says to two prompts of one session, of which only the first begins a text."""
     with Model(bundle) as model, model.session() as session:
-        tokens = [session.generate(model.tokenize(prompt, add_special=i == 0), count) for i, prompt in enumerate(prompts)]
-        return "".join(map(model.detokenize, tokens))
+        ids = [model.tokenize(prompt, add_special=i == 0) for i, prompt in enumerate(prompts)]
+        return "".join(model.detokenize(session.generate(prompt, count)) for prompt in ids)
 
 
 def test_single_header(bundles: dict[str, Path], tmp_path: Path, run: Run, tools: None) -> None:
@@ -72,8 +72,8 @@ def test_wheel_of_a_language_model(bundles: dict[str, Path], tmp_path: Path, run
     tokens, text = greedy(bundles["lm"], "the thing", 20)
     both = conversation(bundles["lm"], ("the thing", " and the"), 8)
     assert both != text[: len(both)]
-    assert said.splitlines() == [repr(tokens), ascii(text), "2", "RuntimeError", "ValueError", ascii(both), "ValueError",
-                                 "packaged without signatures"]
+    assert said.splitlines() == [repr(tokens), ascii(text), "2", "RuntimeError", "ValueError", ascii(both),
+                                 "ValueError", "packaged without signatures"]
 
 
 # -I keeps edgec and everything else of this project out of reach.

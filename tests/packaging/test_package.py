@@ -239,8 +239,8 @@ def test_cmake_package_with_linked_weights(bundles: dict[str, Path], tmp_path: P
         needed = run("readelf", "-d", program) if shutil.which("readelf") else ""
         assert "stdc++" not in needed
     # What another bundle needs is refused by name.
-    run("cc", "-O1", f"-I{found.folder}", '-DHEADER="tiny_cnn.h"', "-x", "c", "-", "-x", "none", tmp_path / "b" / "libedgec_tiny_cnn.a",
-        "-lm", "-lpthread", "-o", tmp_path / "open", stdin=_OPEN)
+    run("cc", "-O1", f"-I{found.folder}", '-DHEADER="tiny_cnn.h"', "-x", "c", "-", "-x", "none",
+        tmp_path / "b" / "libedgec_tiny_cnn.a", "-lm", "-lpthread", "-o", tmp_path / "open", stdin=_OPEN)
     for bundle, words in (("lm", "which this build lacks: it was packaged for another bundle"),):
         assert words in run(tmp_path / "open", bundles[bundle])
 
@@ -309,8 +309,8 @@ def test_two_packages_in_one_program(bundles: dict[str, Path], tmp_path: Path, r
             symbols = [line.split()[-1] for line in run("nm", "-g", "--defined-only", objects[-1]).splitlines()]
             assert len(symbols) > 20
             assert not [s for s in symbols if f"tiny_{name}_" not in s]
-    run("cc", "-std=c99", *WARNINGS, "-O1", f"-I{tmp_path / 'cnn'}", f"-I{tmp_path / 'lm'}", "-x", "c", "-", "-x", "none",
-        *objects, "-lm", "-lpthread", "-o", tmp_path / "both", stdin=_BOTH)
+    run("cc", "-std=c99", *WARNINGS, "-O1", *(f"-I{tmp_path / name}" for name in ("cnn", "lm")), "-x", "c", "-",
+        "-x", "none", *objects, "-lm", "-lpthread", "-o", tmp_path / "both", stdin=_BOTH)
     said = run(tmp_path / "both", bundles["cnn"], bundles["lm"])
     text, _, numbers = said.partition("\n--\n")
     wanted = values(bundles["cnn"])
