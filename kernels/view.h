@@ -33,6 +33,10 @@
 #if !defined(EDGEC_PANELS)
 #define EDGEC_PANELS (1 << 1 | 1 << 2 | 1 << 3)
 #endif
+// The same of caches of keys and values: f32, f16, and codes of 8 and of 4 bits (kv_row() in contract/shapes.h).
+#if !defined(EDGEC_CACHES)
+#define EDGEC_CACHES (1 << 1 | 1 << 2 | 1 << 4 | 1 << 5)
+#endif
 
 // Always inlined: besides speed, this makes the compiler refuse a vector helper that is used outside its target region.
 #define EDGEC_INLINE static inline __attribute__((always_inline, unused))
@@ -42,6 +46,7 @@
 namespace edgec {
 
 EDGEC_INLINE constexpr bool reads_panels(uint8_t dtype) { return dtype < 31 && (EDGEC_PANELS) >> dtype & 1; }
+EDGEC_INLINE constexpr bool reads_caches(uint8_t dtype) { return dtype < 31 && (EDGEC_CACHES) >> dtype & 1; }
 
 EDGEC_INLINE int64_t imin(int64_t a, int64_t b) { return a < b ? a : b; }
 EDGEC_INLINE int64_t imax(int64_t a, int64_t b) { return a > b ? a : b; }

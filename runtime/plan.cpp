@@ -1,5 +1,7 @@
 #include "plan.h"
 
+#include "../kernels/view.h"
+
 namespace edgec {
 namespace {
 
@@ -13,6 +15,13 @@ constexpr char kBuildHint[] = ": it was packaged for another bundle; package thi
 #else
 constexpr char kBuildHint[] = "";
 #endif
+
+// Of states that these kernels read and write as keys and values, a package leaves out types.
+constexpr uint32_t kCaches = 1 << F32 | 1 << F16 | 1 << I8 | 1 << U8;
+bool is_of_caches(uint16_t kernel) {
+    const char *name = kKernels[kernel].name;
+    return !strcmp(name, "attention_cached") || !strcmp(name, "kv_write");
+}
 
 struct Parser {
     const Bundle &bundle;
@@ -138,6 +147,10 @@ struct Parser {
             return fail(message, EDGEC_ERROR_FORMAT,
                         "PLAN: %s: operand %u: found dtype %u, format %u, wanted dtype %u, format %u",
                         CallName(bundle, entry, call).text, index, dtype, format, declared, wanted);
+        if (space == SPACE_STATE && !reads_caches(uint8_t(dtype)) && (kCaches >> dtype & 1) && is_of_caches(call.kernel))
+            return fail(message, EDGEC_ERROR_UNSUPPORTED,
+                        "PLAN: %s: found a cache of dtype %u, which this program was packaged without; package this "
+                        "bundle", CallName(bundle, entry, call).text, dtype);
         const bool written = index < kKernels[call.kernel].n_out;
         if (written && (space == SPACE_WEIGHT || space == SPACE_INPUT))
             return fail(message, EDGEC_ERROR_FORMAT, "PLAN: %s: operand %u: an output in a read-only space",

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # Lines of code per folder. tests and benchmarks have no budget: they are only shown.
 BUDGETS: dict[str, int | None] = {
-    "edgec": 26200, "passes": 7500, "targets": 3600, "runtime": 6900, "kernels": 9300,
+    "edgec": 26200, "passes": 7500, "targets": 3600, "runtime": 6950, "kernels": 9300,
     "tools": 800, "examples": 800, "benchmarks": None, "tests": None,
 }
 FILE_LIMIT = 700

@@ -157,6 +157,12 @@ class TokenizerData:
         return header + body + piece_bytes + pattern_bytes
 
 
+def stop_tokens(section: bytes) -> list[int]:
+    """The tokens that end a text, of a TOKENIZER section that to_bytes() wrote."""
+    prefix, suffix, stop = struct.unpack_from("<3I", section, 4 * 6)
+    return list(struct.unpack_from(f"<{stop}I", section, 4 * (24 + 256 + prefix + suffix)))
+
+
 def byte_alphabet() -> dict[str, int]:
     """The printable character that stands for each byte in a byte-level vocabulary."""
     plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]

@@ -62,6 +62,7 @@ def package(bundle: Path | str, out: Path | str, *, format: str = "cmake", weigh
         manifest = write_manifest(work, {
             "edgec_version": version.__version__, "package": format, "name": model.id, "weights": weights,
             "kernels": sorted(chosen.kernels), "parts": sorted(chosen.parts), "panels": sorted(chosen.panels),
+            "caches": sorted(chosen.caches),
             "without": list(chosen.without),
         })
     return Packaged(folder.resolve(), format, model.id, tuple(sorted(chosen.kernels)), row.build, manifest)

@@ -40,23 +40,33 @@ _ONLY_FOR = {"amx.cpp": {"LEVELED"}, "neondot.cpp": {"LEVELED"}, "avx512vbmi.cpp
              "portable.cpp": {"PORTABLE"}}
 LINKAGE = ("namespace edgec {", "namespace {\nnamespace edgec {"), ("}  // namespace edgec", "}  // namespace edgec\n}")
 PARTS = frozenset(_PARTS)
+CACHES = ("F32", "F16", "I8", "U8")  # types of states that kernels read as keys and values
 _PANELS = {"F32": 1, "F16": 2, "BF16": 3}  # Dtype of kernels/kernel.h
 _PANEL = re.compile(r"\bpanel\((\w+),")
+_CACHES = dict(zip(CACHES, (1, 2, 4, 5), strict=True))
+_CACHED = {"attention_cached", "kv_write"}  # the kernels that read and write them
+_CACHE = re.compile(r"\bother\((\w+), \d+, \d+, \d+\)")  # in one of their trials; f32 where there is none
+# Where time does not go is made small, as in the library (CMakeLists.txt): all but the kernels of instruction sets. gcc
+# only: clang has no such pragma that would leave the callers of these functions as they are.
+_SMALL = ("#if defined(EDGEC_SMALL){condition}", "#pragma GCC push_options", '#pragma GCC optimize("Os")', "#endif")
+_SMALL_END = ("#if defined(EDGEC_SMALL){condition}", "#pragma GCC pop_options", "#endif")
+_ELSE_FASTER = " && (EDGEC_HAVE_AVX2 || EDGEC_HAVE_NEON)"  # otherwise portable kernels are what runs
 
 
 @dataclass(frozen=True)
 class Selection:
     """What the file is to hold. kernels: names of kernels.def. panels: types of its
     weights in panels, of F32, F16, BF16. parts: of PARTS. without: instruction sets of
-    kernels/view.h that are left out, as AVX512."""
+    kernels/view.h that are left out, as AVX512. caches: types of its states, of F32, F16, I8, U8."""
 
     kernels: frozenset[str]
     panels: frozenset[str]
     parts: frozenset[str] = frozenset()
     without: tuple[str, ...] = ()
+    caches: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
-        unknown = (self.parts - PARTS) | (self.panels - set(_PANELS))
+        unknown = (self.parts - PARTS) | (self.panels - set(_PANELS)) | (self.caches - set(_CACHES))
         if unknown:
             raise ValueError(f"no parts or types {sorted(unknown)}")
 
@@ -87,7 +97,10 @@ def amalgamate(root: Path, version: str, chosen: Selection) -> str:
         "#if defined(__linux__) && !defined(_GNU_SOURCE)", "#define _GNU_SOURCE", "#endif",
         f'#define EDGEC_VERSION "{version}"', "#define EDGEC_PACKAGED 1",
         f"#define EDGEC_PANELS {sum(1 << _PANELS[name] for name in chosen.panels)}",
+        f"#define EDGEC_CACHES {sum(1 << _CACHES[name] for name in chosen.caches)}",
         *(f"#define {name} 1" for name in left_out),
+        "#if defined(__GNUC__) && !defined(__clang__) && defined(__OPTIMIZE__) && !defined(__OPTIMIZE_SIZE__)",
+        "#define EDGEC_SMALL 1", "#endif",
         *(f"#define EDGEC_NO_{isa} 1" for isa in chosen.without),
         "// Functions that no kept kernel calls are left to the compiler to drop.",
         "#if defined(__GNUC__)", "#pragma GCC diagnostic push",
@@ -112,8 +125,13 @@ class _Builder:
     def text(self) -> Iterator[str]:
         dropped = self._not_needed()
         for unit in self._units():
-            if unit not in dropped:
-                yield from self._inline(unit, dropped)
+            if unit in dropped:
+                continue
+            small = unit.parent.name != "isa" or unit.name == "scalar.cpp"
+            words = {"condition": _ELSE_FASTER if unit.name == "scalar.cpp" else ""}
+            yield from (line.format(**words) for line in _SMALL if small)
+            yield from self._inline(unit, dropped)
+            yield from (line.format(**words) for line in _SMALL_END if small)
 
     def _units(self) -> list[Path]:
         kernels, runtime = self.root / "kernels", self.root / "runtime"
@@ -143,7 +161,9 @@ class _Builder:
         for line in [*lines, ""]:
             if row and not line.startswith("     "):
                 name, panels = _TRIAL.match(row[0]), set(_PANEL.findall("".join(row)))
-                if name and name[1] in self.chosen.kernels and panels <= self.chosen.panels:
+                caches = set(_CACHE.findall("".join(row))) or {"F32"} if name and name[1] in _CACHED else set()
+                if (name and name[1] in self.chosen.kernels and panels <= self.chosen.panels
+                        and caches <= self.chosen.caches):
                     yield from row
                 row = []
             if row or _TRIAL.match(line):

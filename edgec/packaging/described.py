@@ -10,7 +10,8 @@ from edgec.errors import EdgecError
 from edgec.native.bundle import BundleFile, Kind, read_bundle
 from edgec.native.dims import Compound, Dim, Op, Symbol
 from edgec.native.plan import Port
-from edgec.packaging.amalgamate import Selection
+from edgec.native.tokenizer import stop_tokens
+from edgec.packaging.amalgamate import CACHES, Selection
 from edgec.packaging.names import identifier, package_identifier
 
 
@@ -54,6 +55,11 @@ class Described:
         return Kind.TOKENIZER in self.bundle.sections
 
     @property
+    def stop_tokens(self) -> list[int]:
+        """What ends a text."""
+        return stop_tokens(bytes(self.bundle.sections[Kind.TOKENIZER])) if self.tokenizer else []
+
+    @property
     def fixed(self) -> bool:
         """Whether every shape is a constant."""
         return not self.symbols and all(t.static is not None for t in (*self.inputs, *self.outputs))
@@ -68,6 +74,7 @@ class Described:
             kernels=frozenset(call.kernel for entry in plan.entries for call in entry.calls),
             panels=frozenset(w.dtype.name for w in plan.weights if w.format is Format.PANEL16),
             parts=frozenset(parts), without=without,
+            caches=frozenset(s.dtype.name for s in plan.states if s.dtype.name in CACHES),
         )
 
 

@@ -17,6 +17,7 @@ from edgec.packaging.apps import jni_words, kotlin_words, swift_words
 from edgec.packaging.described import Described, shape_text
 from edgec.packaging.examples import example, usage
 from edgec.packaging.header import fill, model_header
+from edgec.packaging.prefix import renamed, structures, unguarded
 from edgec.packaging.template import template
 from edgec.targets.devices import Device
 from edgec.targets.devices import device as find_device
@@ -34,13 +35,15 @@ class Parts:
     linked: bool
     device: Device | None
 
-    def runtime(self) -> str:
-        """edgec_runtime.cpp."""
-        return amalgamate(source_root(), version.__version__, self.selection)
+    def runtime(self, *, own_names: bool = True) -> str:
+        """edgec_runtime.cpp. own_names: of its functions (prefix.py)."""
+        text = amalgamate(source_root(), version.__version__, self.selection)
+        own = renamed(header().read_text(encoding="utf-8"), self.model.id) + structures(self.model.id)
+        return (own if own_names else "") + text
 
     def header(self) -> str:
         """`<model>.h`."""
-        return model_header(self.model, linked=self.linked, signatures="signatures" in self.selection.parts)
+        return model_header(self.model, linked=self.linked)
 
     def fill(self, name: str, **values: str) -> str:
         """A template with the words that all of them know, and `values`."""
@@ -68,7 +71,7 @@ def _put(folder: Path, name: str, text: str) -> None:
 
 def _runtime(folder: Path, parts: Parts) -> None:
     """edgec_runtime.h and .cpp, the model's header, the bundle."""
-    _put(folder, "edgec_runtime.h", header().read_text(encoding="utf-8"))
+    _put(folder, "edgec_runtime.h", unguarded(header().read_text(encoding="utf-8")))
     _put(folder, "edgec_runtime.cpp", parts.runtime())
     _put(folder, f"{parts.model.id}.h", parts.header())
 
@@ -116,8 +119,8 @@ def cmake(folder: Path, parts: Parts) -> None:
 def single_header(folder: Path, parts: Parts) -> None:
     """One header: interface, and with EDGEC_IMPLEMENTATION in one file of C++ the runtime too."""
     model, include = parts.model, '#include "edgec_runtime.h"\n'
-    interface = header().read_text(encoding="utf-8") + "\n" + parts.header().replace(include, "")
-    _put(folder, f"{model.id}.h", parts.fill("single_header.h", INTERFACE=interface,
+    interface = parts.header().replace(include, unguarded(header().read_text(encoding="utf-8")))
+    _put(folder, f"{model.id}.h", parts.fill("single_header.h", INTERFACE=interface, STRUCTURES=structures(model.id),
                                              RUNTIME=parts.runtime().replace(include, "")))
     _put(folder, "implementation.cpp", f'#define EDGEC_IMPLEMENTATION\n#include "{model.id}.h"\n')
     _bundle(folder / BUNDLE, parts)
@@ -129,7 +132,7 @@ def pip(folder: Path, parts: Parts) -> None:
     """A Python project: a wheel with the runtime as a library, the bundle, and a module that calls it by ctypes."""
     model = parts.model
     _put(folder, "src/edgec_runtime.h", header().read_text(encoding="utf-8"))
-    _put(folder, "src/edgec_runtime.cpp", parts.runtime())
+    _put(folder, "src/edgec_runtime.cpp", parts.runtime(own_names=False))
     _bundle(folder / model.id / BUNDLE, parts)
     kind = "lm" if model.language_model else "tensors"
     _put(folder, f"{model.id}/__init__.py", parts.fill("python_common.py.in", KIND=template(f"python_{kind}.py.in")))
@@ -158,13 +161,14 @@ def wasm(folder: Path, parts: Parts) -> None:
     _put(folder, "edgec.mjs", (source_root() / "runtime" / "wasm" / "edgec.mjs").read_text(encoding="utf-8"))
     with tempfile.TemporaryDirectory(prefix="edgec-") as work:
         _put(Path(work), "edgec_runtime.h", header().read_text(encoding="utf-8"))
-        _put(Path(work), "edgec_runtime.cpp", parts.runtime())
+        _put(Path(work), "edgec_runtime.cpp", parts.runtime(own_names=False))
         compile_unit(device, Path(work) / "edgec_runtime.cpp", folder / "edgec.wasm")
     check_library(folder / "edgec.wasm", device)
     _bundle(folder / BUNDLE, parts)
     kind = "lm" if model.language_model else "tensors"
     for suffix in ("mjs", "d.mts"):
-        _put(folder, f"{model.id}.{suffix}", parts.fill(f"wasm_{kind}.{suffix}", TYPES=_typescript(model)))
+        _put(folder, f"{model.id}.{suffix}", parts.fill(f"wasm_{kind}.{suffix}", TYPES=_typescript(model),
+                                                      STOPS=json.dumps(model.stop_tokens)))
     _put(folder, "example.mjs", parts.fill(f"wasm_{kind}_example.mjs", FEEDS=_feeds(model)))
     _put(folder, "package.json", parts.fill("package.json"))
     _put(folder, "README.md", parts.fill("README.wasm.md"))
@@ -202,7 +206,7 @@ def swiftpm(folder: Path, parts: Parts) -> None:
     """A Swift package: the runtime as a target of C, a class over it. Written, not compiled: its README says so."""
     model, words = parts.model, swift_words(parts.model)
     name, interface = words["CAMEL"], f"Sources/C{words['CAMEL']}/include"
-    _put(folder, f"{interface}/edgec_runtime.h", header().read_text(encoding="utf-8"))
+    _put(folder, f"{interface}/edgec_runtime.h", unguarded(header().read_text(encoding="utf-8")))
     _put(folder, f"{interface}/{model.id}.h", parts.header())
     _put(folder, f"{interface}/C{name}.h", parts.fill("swift_shim.h.in"))
     _put(folder, f"Sources/C{name}/edgec_runtime.cpp", parts.runtime())

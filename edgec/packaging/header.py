@@ -12,12 +12,15 @@ from edgec import version
 from edgec.compress.formats import Dtype
 from edgec.packaging.described import Described, Tensor, expression, shape_text
 from edgec.packaging.names import camel, literal
+from edgec.packaging.prefix import renamed
+from edgec.targets.toolchain import header as runtime_header
 
 C_TYPES = {Dtype.F32: "float", Dtype.F16: "uint16_t", Dtype.BF16: "uint16_t", Dtype.I8: "int8_t", Dtype.U8: "uint8_t",
            Dtype.I32: "int32_t", Dtype.I64: "int64_t", Dtype.BOOL: "uint8_t"}
 
 _COMMON = """\
-#include "edgec_runtime.h"
+/* The runtime's functions have names of this package, so that a program can link several. */
+@RENAMED@#include "edgec_runtime.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -74,7 +77,8 @@ extern const unsigned char @ID@_bundle[], @ID@_bundle_end[];
 """
 
 _OPEN_SIGNED = """
-/* As @ID@_open, and only a bundle that the holder of the Ed25519 key (32 bytes) has signed. Reads the whole file. */
+/* As @ID@_open, and only a bundle that the holder of the Ed25519 key (32 bytes) has signed. Reads the whole file. What
+ * was packaged without signatures refuses every key. */
 static inline edgec_status @ID@_open_signed(@ID@_model *m, const char *path, const uint8_t *public_key,
                                             const edgec_session_options *options) {
     edgec_open_options wanted;
@@ -121,15 +125,17 @@ static inline edgec_status @ID@_reset(@ID@_model *m) { return @ID@_end_(m, edgec
 """
 
 _TEXT = """
-/* Appends a text (UTF-8), then generates, as @ID@_generate_tokens. */
+/* Appends a text (UTF-8), then generates, as @ID@_generate_tokens. Tokens that begin a text come where nothing was said
+ * before. */
 static inline edgec_status @ID@_generate(@ID@_model *m, const char *text, const edgec_generate_options *options,
                                          uint32_t *generated) {
+    const int first = edgec_session_position(m->session) == 0;
     uint64_t n = 0;
     int32_t *tokens = NULL;
-    edgec_status status = edgec_tokenize(m->model, text, strlen(text), 1, NULL, &n);
+    edgec_status status = edgec_tokenize(m->model, text, strlen(text), first, NULL, &n);
     if (!status && n > @UPPER@_CONTEXT) status = EDGEC_ERROR_CONTEXT;
     if (!status && !(tokens = (int32_t *)malloc((size_t)(n + 1) * sizeof *tokens))) status = EDGEC_ERROR_MEMORY;
-    if (!status) status = edgec_tokenize(m->model, text, strlen(text), 1, tokens, &n);
+    if (!status) status = edgec_tokenize(m->model, text, strlen(text), first, tokens, &n);
     if (status) snprintf(m->message, sizeof m->message, "text: %s", edgec_status_text(status));
     else status = @ID@_generate_tokens(m, tokens, (uint32_t)n, options, generated);
     free(tokens);
@@ -154,6 +160,11 @@ class Model {
     edgec_status open(const char *path, const edgec_session_options *options = nullptr) {
         close();
         return @ID@_open(&m_, path, options);
+    }
+    edgec_status open_signed(const char *path, const uint8_t *public_key,
+                             const edgec_session_options *options = nullptr) {
+        close();
+        return @ID@_open_signed(&m_, path, public_key, options);
     }
     edgec_status open_buffer(const void *data, uint64_t bytes, const edgec_session_options *options = nullptr) {
         close();
@@ -223,8 +234,8 @@ def fill(text: str, **values: str) -> str:
     return text
 
 
-def model_header(model: Described, *, linked: bool, signatures: bool) -> str:
-    """The header's text. linked: the bundle is an object of the program. signatures: the runtime verifies them."""
+def model_header(model: Described, *, linked: bool) -> str:
+    """The header's text. linked: the bundle is an object of the program."""
     words = {"ID": model.id, "UPPER": model.id.upper()}
     lm, symbols = model.language_model, {s.name: name for name, s in model.symbols}
     about = [f" * {role} {literal(t.name)}: {shape_text(t, symbols)}"
@@ -235,9 +246,10 @@ def model_header(model: Described, *, linked: bool, signatures: bool) -> str:
     guard = f"EDGEC_PACKAGE_{model.id.upper()}_H"
     head = [f"/* {model.id}, compiled to a bundle and packaged by edgec {version.__version__}. Generated: do not edit.",
             " *", *about, " */", f"#ifndef {guard}", f"#define {guard}", "", ""]
-    c = fill(_COMMON, INCLUDES="#include <stdlib.h>\n" if lm and model.tokenizer else "",
+    own_names = renamed(runtime_header().read_text(encoding="utf-8"), model.id)
+    c = fill(_COMMON, RENAMED=own_names, INCLUDES="#include <stdlib.h>\n" if lm and model.tokenizer else "",
              LINKED=_LINKED if linked else "", CONSTANTS=_constants(model, symbols))
-    c += (_OPEN_SIGNED if signatures else "") + (_OPEN_LINKED if linked else "")
+    c += _OPEN_SIGNED + (_OPEN_LINKED if linked else "")
     c += _LANGUAGE_MODEL if lm else _run(model)
     c += _TEXT if lm and model.tokenizer else ""
     cpp = _CPP_HEAD + (_CPP_LINKED if linked else "") + (_CPP_LANGUAGE_MODEL if lm else _cpp_run(model, symbols))

@@ -174,9 +174,10 @@ EDGEC_INLINE MatmulShape matmul_shape(const Args &g) {
 }
 
 // Elements of a cache's row: d numbers or, in bytes, codes of them (docs/format.md, kv rows): I8 one group of 8-bit codes
-// behind its scale, U8 groups of 32 4-bit codes behind their scale and minimum. -1: no cache has this type.
+// behind its scale, U8 groups of 32 4-bit codes behind their scale and minimum. -1: no cache of this build has this type.
 constexpr int64_t kKvGroup = 32, kKvWide = 2, kKvFour = 4;  // numbers of a group; bytes before the codes of each kind
 EDGEC_INLINE int64_t kv_row(uint8_t dtype, int64_t d) {
+    if (!reads_caches(dtype)) return -1;
     if (dtype == F32 || dtype == F16) return d;
     if (d < 1) return -1;
     if (dtype == I8) return kKvWide + d;

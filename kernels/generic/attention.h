@@ -6,6 +6,11 @@ EDGEC_INLINE vf kload_n(const float *p, int64_t n) { return vload_n(p, n); }
 EDGEC_INLINE vf kload(const f16_t *p) { return vload_f16((const uint16_t *)p); }
 EDGEC_INLINE vf kload_n(const f16_t *p, int64_t n) { return vload_f16_n((const uint16_t *)p, n); }
 
+// Whether keys and values of an AttentionTile<T> may be codes: these are decoded to f32.
+template <class T> constexpr bool kOfCodes = sizeof(T) == sizeof(float) && (reads_caches(I8) || reads_caches(U8));
+// Whether codes are of 4 bits, said by their cache: known when a build has codes of one kind only.
+EDGEC_INLINE bool kv_four(bool four) { return reads_caches(U8) && (four || !reads_caches(I8)); }
+
 // Groups of codes in n rows (kv_row() in contract/shapes.h): what codes are multiplied with, and what is added.
 struct KvUnits {
     float step[kAttentionSpan], first[kAttentionSpan];
@@ -85,7 +90,7 @@ EDGEC_NOINLINE void kv_decode(const uint8_t *from, int64_t row, int64_t n, int64
     }
 }
 EDGEC_INLINE void attention_decode(const uint8_t *from, int64_t row, int64_t n, int64_t width, bool four, int64_t padded, float *to) {
-    if (four) kv_decode<true>(from, row, n, width, padded, to);
+    if (kv_four(four)) kv_decode<true>(from, row, n, width, padded, to);
     else kv_decode<false>(from, row, n, width, padded, to);
 }
 
@@ -390,7 +395,7 @@ EDGEC_NOINLINE void attention_score_rows(const AttentionTile<T> &a, int64_t rows
     const Rows shape = {pad, 1, d, 0};
     int64_t start = 0;  // the position that k begins with
     for (int64_t i = 0; i < panels * 16; i += L) {
-        if (codes && i % kKvDecoded == 0) {
+        if (kOfCodes<T> && codes && i % kKvDecoded == 0) {
             start = i;
             attention_decode(codes + i * a.k_row, a.k_row, imin(kKvDecoded, n - i), d, a.four, pad, a.wide);
         }
@@ -426,7 +431,7 @@ EDGEC_NOINLINE void attention_mix_rows(const AttentionTile<T> &a, int64_t rows, 
     const int64_t dv = a.s->dv, pad = a.s->dv_pad, panel = n * 16;
     int64_t start = 0;  // the position that v begins with
     for (int64_t i = 0; i < n; ++i) {
-        if (codes && i % kKvDecoded == 0) {
+        if (kOfCodes<T> && codes && i % kKvDecoded == 0) {
             start = i;
             attention_decode(codes + i * a.v_row, a.v_row, imin(kKvDecoded, n - i), dv, a.four, pad, a.wide);
         }
@@ -519,14 +524,14 @@ EDGEC_NOINLINE void attention_tile(const AttentionTile<T> &a, const float *q, fl
         const int64_t n = imin(kAttentionSpan, hi - p0);
         const uint8_t *k_codes = nullptr, *v_codes = nullptr;
         const T *k = a.k, *v = a.v;
-        if (a.k_codes) k_codes = a.k_codes + p0 * a.k_row, v_codes = a.v_codes + p0 * a.v_row;
+        if (kOfCodes<T> && a.k_codes) k_codes = a.k_codes + p0 * a.k_row, v_codes = a.v_codes + p0 * a.v_row;
         else k += p0 * a.k_step, v += p0 * a.v_step;
         if (rows >= (!k_codes ? kPackRows : a.four ? kPackFour : kPackEight)) {
             attention_score_rows<T>(a, rows, k, k_codes, n);
             for (int64_t r = 0; r < rows; ++r) attention_softmax(a, r, p0, n);
             attention_mix_rows<T>(a, rows, v, v_codes, n);
-        } else if (k_codes) {
-            if (a.four) attention_few_codes<true>(a, rows, k_codes, v_codes, p0, n);
+        } else if (kOfCodes<T> && k_codes) {
+            if (kv_four(a.four)) attention_few_codes<true>(a, rows, k_codes, v_codes, p0, n);
             else attention_few_codes<false>(a, rows, k_codes, v_codes, p0, n);
         } else {
             attention_few_rows<T>(a, rows, k, v, p0, n);
@@ -559,7 +564,7 @@ EDGEC_NOINLINE void attention_run(const AttentionShape &s, AttentionTile<T> a, c
         a.head = h * s.group;
         a.t0 = block * s.token_block;
         a.t1 = imin(s.t, a.t0 + s.token_block);
-        if (sizeof(T) == sizeof(float) && s.codes) {
+        if (kOfCodes<T> && s.codes) {
             a.four = g.op[2].dtype == U8;
             a.k_row = g.op[2].dim[2], a.v_row = g.op[3].dim[2];
             a.k_codes = (const uint8_t *)g.op[2].data + h * s.s * a.k_row;
@@ -579,11 +584,11 @@ EDGEC_NOINLINE void attention_run(const AttentionShape &s, AttentionTile<T> a, c
 
 void attention_cached(const Args &g, int64_t t0, int64_t t1, void *scratch) {
     const AttentionShape s = attention_shape(g, true);
-    if (g.op[2].dtype == F16) {
+    if (reads_caches(F16) && g.op[2].dtype == F16) {
         AttentionTile<f16_t> a = {};
         a.causal = true, a.offset = g.i[0], a.window = g.i[3], a.softcap = g.f[1];
         attention_run<f16_t>(s, a, g, true, g.f[0], t0, t1, (float *)scratch);
-    } else {
+    } else if (reads_caches(F32) || kOfCodes<float>) {
         AttentionTile<float> a = {};
         a.causal = true, a.offset = g.i[0], a.window = g.i[3], a.softcap = g.f[1];
         attention_run<float>(s, a, g, true, g.f[0], t0, t1, (float *)scratch);

@@ -52,13 +52,13 @@ void kv_write(const Args &a, int64_t tile_begin, int64_t tile_end, void *) {
         for (int64_t h = 0; h < heads; ++h) {
             const float *x = (const float *)a.op[1].data + (t * heads + h) * d;
             const int64_t at = (h * capacity + past + t) * row;
-            if (cache.dtype == F32) {
+            if (reads_caches(F32) && cache.dtype == F32) {
                 memcpy((float *)cache.data + at, x, (size_t)d * sizeof(float));
-            } else if (cache.dtype == F16) {
+            } else if (reads_caches(F16) && cache.dtype == F16) {
                 for (int64_t j = 0; j < d; j += L)
                     vstore_f16_upto((uint16_t *)cache.data + at + j, vload_upto(x + j, imin(L, d - j)), imin(L, d - j));
-            } else {
-                const bool four = cache.dtype == U8;
+            } else if (reads_caches(I8) || reads_caches(U8)) {
+                const bool four = reads_caches(U8) && (cache.dtype == U8 || !reads_caches(I8));
                 const int64_t group = four ? kKvGroup : d;
                 uint8_t *to = (uint8_t *)cache.data + at;
                 for (int64_t j = 0; j < d; j += group, to += kKvFour + kKvGroup / 2) kv_codes(x + j, imin(group, d - j), four, to);

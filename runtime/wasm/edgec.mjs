@@ -160,11 +160,11 @@ export class Model {
         }));
     }
 
-    /** The ids of a text, with the beginning token that the tokenizer's own rules add. */
-    tokenize(text) {
+    /** The ids of a text. addSpecial: with the beginning token that the tokenizer's own rules add. */
+    tokenize(text, addSpecial = true) {
         const { edgec } = this, utf8 = new TextEncoder().encode(text);
         return edgec.lend(utf8, (at) => this.twice(4, (to, count) => edgec.c.edgec_tokenize(
-            this.handle, at, BigInt(utf8.length), 1, to, count), (to, n) => [...new Int32Array(edgec.c.memory.buffer, to, n)]));
+            this.handle, at, BigInt(utf8.length), addSpecial ? 1 : 0, to, count), (to, n) => [...new Int32Array(edgec.c.memory.buffer, to, n)]));
     }
 
     /** The text of token ids. */
@@ -198,6 +198,9 @@ export class Model {
 
 export class Session {
     constructor(model, handle) { Object.assign(this, { model, handle }); }
+
+    /** How many tokens it holds. */
+    get position() { return this.model.edgec.c.edgec_session_position(this.handle); }
 
     /** Appends tokens (at most the rest of the context); the logits of the last one. */
     step(tokens) {

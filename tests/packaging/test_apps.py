@@ -19,7 +19,7 @@ import java.nio.charset.StandardCharsets;
 package_line
 class Model { interface Listener { boolean say(int id, byte[] text); } }
 class Native {
-    native long open(String path, int threads);
+    native long open(String path, int threads, byte[] publicKey);
     native void close(long handle);
     native void reset(long handle);
     native void generate(long handle, byte[] text, int[] tokens, int count, float temperature, long seed,
@@ -29,7 +29,7 @@ public class Main {
     public static void main(String[] words) {
         System.load(words[0]);
         Native n = new Native();
-        long handle = n.open(words[1], 1);
+        long handle = n.open(words[1], 1, null);
         StringBuilder said = new StringBuilder();
         n.generate(handle, "the thing".getBytes(StandardCharsets.UTF_8), null, 20, 0f, 0, (id, text) -> {
             said.append(new String(text, StandardCharsets.UTF_8));
@@ -47,7 +47,7 @@ public class Main {
         }
         n.close(handle);
         try {
-            n.open("/nowhere", 1);
+            n.open("/nowhere", 1, null);
         } catch (IllegalStateException e) {
             System.out.println(e.getMessage());
         }
@@ -58,7 +58,7 @@ public class Main {
 TENSORS = """
 package_line
 class Native {
-    native long open(String path, int threads);
+    native long open(String path, int threads, byte[] publicKey);
     native void close(long handle);
     native long[] counts(long batch);
     native void run(long handle, long batch, float[] image, float[] probabilities);
@@ -67,7 +67,7 @@ public class Main {
     public static void main(String[] words) {
         System.load(words[0]);
         Native n = new Native();
-        long handle = n.open(words[1], 1);
+        long handle = n.open(words[1], 1, null);
         float[] image = new float[192], found = new float[(int) n.counts(1)[0]];
         for (int i = 0; i < image.length; i++) image[i] = (float) (i * 7919 % 1000) / 500 - 1;
         n.run(handle, 1, image, found);

@@ -15,6 +15,8 @@ import edgec
 from edgec.env import CACHE
 from edgec.errors import EdgecError
 from edgec.native.session import Model
+from tests.native import tiny_plans
+from tests.packaging.conftest import _written
 from tests.packaging.test_package import Run, shown, values
 
 
@@ -23,6 +25,13 @@ def greedy(bundle: Path, prompt: str, count: int) -> tuple[list[int], str]:
     with Model(bundle) as model, model.session() as session:
         tokens = session.generate(model.tokenize(prompt), count)
         return tokens, model.detokenize(tokens)
+
+
+def conversation(bundle: Path, prompts: tuple[str, str], count: int) -> str:
+    """What the library says to two prompts of one session, of which only the first begins a text."""
+    with Model(bundle) as model, model.session() as session:
+        ids = [model.tokenize(prompt, add_special=i == 0) for i, prompt in enumerate(prompts)]
+        return "".join(model.detokenize(session.generate(prompt, count)) for prompt in ids)
 
 
 def test_single_header(bundles: dict[str, Path], tmp_path: Path, run: Run, tools: None) -> None:
@@ -61,7 +70,10 @@ def test_wheel_of_a_language_model(bundles: dict[str, Path], tmp_path: Path, run
     installed = wheel(found.folder, tmp_path)
     said = run(sys.executable, "-I", "-c", _SAY, installed)
     tokens, text = greedy(bundles["lm"], "the thing", 20)
-    assert said.splitlines() == [repr(tokens), ascii(text), "2", "RuntimeError", "ValueError"]
+    both = conversation(bundles["lm"], ("the thing", " and the"), 8)
+    assert both != text[: len(both)]
+    assert said.splitlines() == [repr(tokens), ascii(text), "2", "RuntimeError", "ValueError", ascii(both),
+                                 "ValueError", "packaged without signatures"]
 
 
 # -I keeps edgec and everything else of this project out of reach.
@@ -87,7 +99,16 @@ try:
     model.generate("the thing", 2, on_token=raises)
 except ValueError as e:
     print(type(e).__name__)
+model.reset()
+print(ascii("".join(text for prompt in ("the thing", " and the") for _, text in model.generate(prompt, 8))))
 model.close()
+for key in (b"short", bytes(32)):
+    try:
+        tiny_lm.Model(public_key=key)
+    except ValueError as e:
+        print(type(e).__name__)
+    except RuntimeError as e:
+        print(str(e)[str(e).index("packaged"):][:27])
 """
 
 
@@ -109,10 +130,35 @@ def test_wheel_of_a_model_of_tensors(bundles: dict[str, Path], tmp_path: Path, r
 
 def test_module_for_node(bundles: dict[str, Path], tmp_path: Path, run: Run, node: tuple[str, ...],
                          zig_cache: str) -> None:
+    """Also where a text ends at another token than the first that ends one, and where a conversation goes on."""
+    tokens, _ = greedy(bundles["lm"], "the thing", 20)
+    data = tiny_plans.tiny_tokenizer()
+    data.stop.append(next(t for t in reversed(tokens) if tokens.index(t) > 1))
+    bundle = _written(tmp_path, "tiny lm", tiny_plans.tiny_lm(), data.to_bytes())
     with CACHE.override(zig_cache):
-        edgec.package(bundles["lm"], tmp_path / "lm", format="wasm")
-    _, text = greedy(bundles["lm"], "the thing", 20)
+        edgec.package(bundle, tmp_path / "lm", format="wasm")
+    found, text = greedy(bundle, "the thing", 20)
+    assert 1 < len(found) < 20
     assert run(*node, tmp_path / "lm" / "example.mjs", "the thing", 20).rstrip("\n") == text
+    (tmp_path / "lm" / "talk.mjs").write_text(_TALK)
+    said = run(*node, tmp_path / "lm" / "talk.mjs")
+    assert said == conversation(bundle, ("the thing", " and the"), 4)
+
+
+_TALK = """
+import { readFile } from 'node:fs/promises';
+import { Model } from './tiny_lm.mjs';
+const file = (name) => readFile(new URL(name, import.meta.url));
+const model = await Model.load(await file('edgec.wasm'), await file('model.edgec'));
+for (const prompt of ['the thing', ' and the']) {
+    let left = 4;
+    for await (const { text } of model.generate(prompt, { maxTokens: 9 })) {
+        process.stdout.write(text);
+        if (--left === 0) break;
+    }
+}
+model.close();
+"""
 
 
 @pytest.mark.slow

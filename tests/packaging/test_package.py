@@ -38,7 +38,7 @@ HOSTILE = ("*/ int main(){} /*",
 @pytest.mark.parametrize(("name", "linked"), [("layer", False), ("cnn", True), ("lm", False)])
 def test_header_is_the_golden_text_and_clean(name: str, linked: bool, bundles: dict[str, Path], tmp_path: Path,
                                              require: Callable[[bool, str], None]) -> None:
-    text = model_header(describe(bundles[name], None), linked=linked, signatures=linked)
+    text = model_header(describe(bundles[name], None), linked=linked)
     path = GOLDEN / f"{name}.h"
     if os.environ.get("EDGEC_UPDATE_GOLDEN"):
         path.write_text(text, encoding="utf-8")
@@ -112,6 +112,40 @@ def test_trials_of_types_that_are_not_there_are_left_out() -> None:
     trials = text[text.index('{"rnn", 8'):]
     assert trials.count('{"rnn", 8') == 1
     assert "panel(F16" not in text
+
+
+def test_caches_that_are_not_there_are_left_out() -> None:
+    kernels = frozenset({"attention_cached", "kv_write"})
+    for caches in (frozenset({"F16"}), frozenset({"F32", "U8"})):
+        text = amalgamate(source_root(), "1", Selection(kernels, frozenset(), caches=caches))
+        trials = [line for line in text.splitlines() if line.startswith(('    {"attention_cached', '    {"kv_write'))]
+        assert len(trials) == (2 if caches == {"F16"} else 6)
+        assert not any("other(I8" in line for line in trials)
+    with pytest.raises(ValueError, match="BF16"):
+        Selection(kernels, frozenset(), caches=frozenset({"BF16"}))
+
+
+def test_caches_left_out_are_refused(bundles: dict[str, Path], tmp_path: Path, run: Run, tools: None) -> None:
+    """A bundle whose caches have another type, by name and when it is opened; and their kernels take no room."""
+    sizes = {}
+    for caches in (1 << Dtype.F32, 1 << Dtype.F32 | 1 << Dtype.I8 | 1 << Dtype.U8, 1 << Dtype.I8):
+        folder = edgec.package(bundles["ids"], tmp_path / str(caches), target="x86-64-v2").folder
+        text = (folder / "edgec_runtime.cpp").read_text()
+        assert text.count(f"#define EDGEC_CACHES {1 << Dtype.F32}\n") == 1
+        (folder / "edgec_runtime.cpp").write_text(text.replace(
+            f"#define EDGEC_CACHES {1 << Dtype.F32}\n", f"#define EDGEC_CACHES {caches}\n"))
+        run("c++", "-std=c++17", "-O1", "-fno-exceptions", "-fno-rtti", "-c", "edgec_runtime.cpp", cwd=folder)
+        sizes[caches] = (folder / "edgec_runtime.o").stat().st_size
+        run("cc", "-O1", "-I.", '-DHEADER="tiny_ids.h"', "-x", "c", "-", "-x", "none", "edgec_runtime.o", "-lm",
+            "-lpthread", "-o", "open", stdin=_OPEN, cwd=folder)
+        said = run(folder / "open", bundles["ids"])
+        if caches & 1 << Dtype.F32:
+            assert said.startswith("0 ")
+        else:
+            assert said.startswith("10 ")
+            assert "found a cache of dtype 1, which this program was packaged without; package this bundle" in said
+    only, both, _ = sizes.values()
+    assert only < both - 8000
 
 
 def test_a_compile_s_folder_is_not_replaced(bundles: dict[str, Path], tmp_path: Path) -> None:
@@ -205,15 +239,14 @@ def test_cmake_package_with_linked_weights(bundles: dict[str, Path], tmp_path: P
         needed = run("readelf", "-d", program) if shutil.which("readelf") else ""
         assert "stdc++" not in needed
     # What another bundle needs is refused by name.
-    run("cc", "-O1", f"-I{found.folder}", "-x", "c", "-", "-x", "none", tmp_path / "b" / "libedgec_tiny_cnn.a",
-        "-lm", "-lpthread", "-o", tmp_path / "open", stdin=_OPEN)
+    run("cc", "-O1", f"-I{found.folder}", '-DHEADER="tiny_cnn.h"', "-x", "c", "-", "-x", "none",
+        tmp_path / "b" / "libedgec_tiny_cnn.a", "-lm", "-lpthread", "-o", tmp_path / "open", stdin=_OPEN)
     for bundle, words in (("lm", "which this build lacks: it was packaged for another bundle"),):
         assert words in run(tmp_path / "open", bundles[bundle])
 
 
 _OPEN = """
-#include <edgec_runtime.h>
-#include <stdio.h>
+#include HEADER
 int main(int argc, char **argv) {
     edgec_model *model;
     char message[512];
@@ -246,10 +279,81 @@ def test_language_model_in_one_process(bundles: dict[str, Path], tmp_path: Path,
         tokens = session.generate(model.tokenize("the thing"), 20)
         wanted = model.detokenize(tokens)
     assert run(found.folder / "example", "model.edgec", "the thing", 20, cwd=found.folder).rstrip("\n") == wanted
-    run("cc", "-O1", "-I.", "-x", "c", "-", "-x", "none", "edgec_runtime.o", "-lm", "-lpthread", "-o", "open",
-        stdin=_OPEN, cwd=found.folder)
+    run("cc", "-O1", "-I.", "-x", "c", "-", "-x", "none", "edgec_runtime.o", "-lm", "-lpthread", "-o", "talk",
+        stdin=_TALK, cwd=found.folder)
+    with Model(bundles["lm"]) as model, model.session() as session:
+        wanted = model.detokenize(session.generate(model.tokenize("the thing"), 8))
+        wanted += model.detokenize(session.generate(model.tokenize(" and the", add_special=False), 8))
+    assert run(found.folder / "talk", bundles["lm"]) == wanted
+    run("cc", "-O1", "-I.", '-DHEADER="tiny_lm.h"', "-x", "c", "-", "-x", "none", "edgec_runtime.o", "-lm",
+        "-lpthread", "-o", "open", stdin=_OPEN, cwd=found.folder)
     assert run(found.folder / "open", bundles["lm"]).startswith("0 ")
     assert "packaged without signatures" in run(found.folder / "open", bundles["lm"], "pinned")
+
+
+_TALK = """
+#include "tiny_lm.h"
+static int say(void *user, int32_t token, const char *text, size_t bytes) {
+    return (void)user, (void)token, fwrite(text, 1, bytes, stdout) != bytes;
+}
+int main(int argc, char **argv) {
+    tiny_lm_model m = {0};
+    edgec_generate_options options = tiny_lm_options(8);
+    edgec_status status = tiny_lm_open(&m, argv[argc - 1], NULL);
+    options.on_token = say;
+    if (!status) status = tiny_lm_generate(&m, "the thing", &options, NULL);
+    if (!status) status = tiny_lm_generate(&m, " and the", &options, NULL);
+    if (status) puts(tiny_lm_error(&m));
+    tiny_lm_close(&m);
+    return (int)status;
+}
+"""
+
+
+def test_two_packages_in_one_program(bundles: dict[str, Path], tmp_path: Path, run: Run, tools: None) -> None:
+    """Each with its own runtime: a network with a language model, in one file of C that includes both headers."""
+    objects = []
+    for name in ("cnn", "lm"):
+        folder = edgec.package(bundles[name], tmp_path / name, target="x86-64-v3").folder
+        run("c++", "-std=c++17", "-O1", "-fno-exceptions", "-fno-rtti", "-c", "edgec_runtime.cpp", cwd=folder)
+        objects.append(folder / "edgec_runtime.o")
+        if shutil.which("nm"):
+            symbols = [line.split()[-1] for line in run("nm", "-g", "--defined-only", objects[-1]).splitlines()]
+            assert len(symbols) > 20
+            assert not [s for s in symbols if f"tiny_{name}_" not in s]
+    run("cc", "-std=c99", *WARNINGS, "-O1", *(f"-I{tmp_path / name}" for name in ("cnn", "lm")), "-x", "c", "-",
+        "-x", "none", *objects, "-lm", "-lpthread", "-o", tmp_path / "both", stdin=_BOTH)
+    said = run(tmp_path / "both", bundles["cnn"], bundles["lm"])
+    text, _, numbers = said.partition("\n--\n")
+    wanted = values(bundles["cnn"])
+    assert np.abs(shown(numbers) - wanted).max() <= 1e-5 * np.abs(wanted).max()
+    with Model(bundles["lm"]) as model, model.session() as session:
+        assert text == model.detokenize(session.generate(model.tokenize("the thing"), 20))
+
+
+_BOTH = """
+#include "tiny_cnn.h"
+#include "tiny_lm.h"
+static int say(void *user, int32_t token, const char *text, size_t bytes) {
+    return (void)user, (void)token, fwrite(text, 1, bytes, stdout) != bytes;
+}
+int main(int argc, char **argv) {
+    tiny_cnn_model cnn = {0};
+    tiny_lm_model lm = {0};
+    float image[192], found[10];
+    int i;
+    edgec_generate_options options = tiny_lm_options(20);
+    options.on_token = say;
+    for (i = 0; i < 192; i++) image[i] = (float)(i * 7919 % 1000) / 500 - 1;
+    if (argc != 3 || tiny_cnn_open(&cnn, argv[1], NULL) || tiny_lm_open(&lm, argv[2], NULL)) return 1;
+    if (tiny_lm_generate(&lm, "the thing", &options, NULL) || tiny_cnn_run(&cnn, 1, image, found)) return 2;
+    puts("\\n--");
+    for (i = 0; i < 10; i++) printf("p %.9g\\n", found[i]);
+    tiny_lm_close(&lm);
+    tiny_cnn_close(&cnn);
+    return 0;
+}
+"""
 
 
 @pytest.mark.slow
@@ -305,7 +409,7 @@ def test_bfloat16_panels_left_out_are_refused(bundles: dict[str, Path], tmp_path
     (found.folder / "edgec_runtime.cpp").write_text(text.replace(
         f"#define EDGEC_PANELS {1 << Dtype.F32}\n", f"#define EDGEC_PANELS {1 << Dtype.F16}\n"))
     run("c++", "-std=c++17", "-O0", "-fno-exceptions", "-fno-rtti", "-c", "edgec_runtime.cpp", cwd=found.folder)
-    run("cc", "-O1", "-I.", "-x", "c", "-", "-x", "none", "edgec_runtime.o", "-lm", "-lpthread", "-o", "open",
-        stdin=_OPEN, cwd=found.folder)
+    run("cc", "-O1", "-I.", '-DHEADER="model.h"', "-x", "c", "-", "-x", "none", "edgec_runtime.o", "-lm",
+        "-lpthread", "-o", "open", stdin=_OPEN, cwd=found.folder)
     assert "found weights of dtype 1, which this program was packaged without" in run(
         found.folder / "open", bundles["layer"])

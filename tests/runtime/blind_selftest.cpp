@@ -1,7 +1,8 @@
-// Kernels that read zeros instead of one of their inputs, and kernels that do nothing: the trials of
-// runtime/selftest.cpp must notice.
+// Kernels that read zeros instead of one of their inputs, that misread the codes of a cache, and that do nothing: the
+// trials of runtime/selftest.cpp must notice.
 #include <stdio.h>
 
+#include "../kernels/contract/shapes.h"
 #include "session.h"
 
 namespace edgec {
@@ -9,13 +10,31 @@ namespace {
 
 RunFn g_true;
 int g_ignored;  // an operand; -1: nothing is computed
-alignas(64) uint8_t g_zeros[1 << 16];
+alignas(64) uint8_t g_zeros[1 << 16], g_codes[1 << 16];
+
+// What a kernel may get wrong in rows of a cache: from byte `from` of a group on, by steps, these bits are not read.
+struct Misread {
+    uint8_t dtype, unread;
+    uint64_t from, step;
+};
+const Misread *g_misread;  // null: zeros are read
 
 void ignores_an_input(const Args &a, int64_t begin, int64_t end, void *scratch) {
     if (g_ignored < 0) return;
     View views[kMaxOperands];
     for (int k = 0; k < a.n_op; k++) views[k] = a.op[k];
-    views[g_ignored].data = g_zeros;
+    View &v = views[g_ignored];
+    if (!g_misread) {
+        v.data = g_zeros;
+    } else if (v.dtype == g_misread->dtype) {
+        memcpy(g_codes, v.data, size_t(bytes_of(v)));
+        const uint64_t group = v.dtype == U8 ? kKvFour + kKvGroup / 2 : uint64_t(v.dim[2]);
+        for (uint64_t i = 0; i < uint64_t(bytes_of(v)); i++) {
+            const uint64_t at = i % uint64_t(v.dim[2]) % group;
+            if (at >= g_misread->from && (at - g_misread->from) % g_misread->step == 0) g_codes[i] &= uint8_t(~g_misread->unread);
+        }
+        v.data = g_codes;
+    }
     Args changed = a;
     changed.op = views;
     g_true(changed, begin, end, scratch);
@@ -54,6 +73,14 @@ int main() {
         if (!noticed) printf("%s: operand %d is not needed\n", kernel, operand);
     };
     for (const Ignored &c : cases) check(c.kernel, c.operand);
+    // Signs of 8 bits, a scale's exponent; low and high halves, the sign of a minimum, a scale's exponent.
+    const Misread misread[] = {{I8, 0x80, 2, 1}, {I8, 0x04, 1, 1000}, {U8, 0x0F, 4, 1}, {U8, 0xF0, 4, 1},
+                               {U8, 0x80, 3, 1000}, {U8, 0x04, 1, 1000}};
+    for (const Misread &m : misread) {
+        g_misread = &m;
+        for (int operand = 2; operand <= 3; operand++) check("attention_cached", operand);
+    }
+    g_misread = nullptr;
     // Every row that has a body of its own on some instruction set is tried at all.
 #define KERNEL(name, n_out, in_place) check(#name, -1);
 #define PREPARED KERNEL

@@ -15,15 +15,24 @@ static void fail(JNIEnv *env, edgec_status status, const char *words) {
     if (kind) (*env)->ThrowNew(env, kind, text);
 }
 
-JNIEXPORT jlong JNICALL NAME(open)(JNIEnv *env, jobject self, jstring path, jint threads) {
+JNIEXPORT jlong JNICALL NAME(open)(JNIEnv *env, jobject self, jstring path, jint threads, jbyteArray key) {
     @ID@_model *m = (@ID@_model *)calloc(1, sizeof *m);
     const char *text = (*env)->GetStringUTFChars(env, path, NULL);
     edgec_session_options options;
+    jbyte bytes[32];
     edgec_status status = EDGEC_ERROR_MEMORY;
     (void)self;
     memset(&options, 0, sizeof options);
     options.struct_size = sizeof options, options.threads = (uint32_t)threads;
-    if (m && text) status = @ID@_open(m, text, &options);
+    if (m && key && (*env)->GetArrayLength(env, key) != 32) {
+        status = EDGEC_ERROR_ARGUMENT;
+        snprintf(m->message, sizeof m->message, "publicKey: wanted 32 bytes");
+    } else if (m && text && key) {
+        (*env)->GetByteArrayRegion(env, key, 0, 32, bytes);
+        status = @ID@_open_signed(m, text, (const uint8_t *)bytes, &options);
+    } else if (m && text) {
+        status = @ID@_open(m, text, &options);
+    }
     if (text) (*env)->ReleaseStringUTFChars(env, path, text);
     if (!status) return (jlong)(intptr_t)m;
     fail(env, status, m ? @ID@_error(m) : "");

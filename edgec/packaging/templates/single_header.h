@@ -7,6 +7,8 @@
  * gcc or clang; no -m flags: instruction sets are function-level regions, chosen when the program runs (-msimd128 for
  * WebAssembly). Link -lm and -lpthread. Everywhere else include it as it is.
  */
+#if defined(EDGEC_IMPLEMENTATION) && !defined(EDGEC_IMPLEMENTED)
+@STRUCTURES@#endif
 @INTERFACE@
 #if defined(EDGEC_IMPLEMENTATION) && !defined(EDGEC_IMPLEMENTED)
 #define EDGEC_IMPLEMENTED

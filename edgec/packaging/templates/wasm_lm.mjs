@@ -1,6 +1,8 @@
 // @ID@ for node and browsers; packaged by edgec @VERSION@. Calls take the caller's thread: in a browser, use a worker.
 import { argmax, Edgec } from './edgec.mjs';
 
+const STOPS = @STOPS@;  // each of these tokens ends a text
+
 export class Model {
     /** library: the bytes of edgec.wasm; bundle: those of model.edgec. options.context: most tokens;
      * options.publicKey: who must have signed the bundle (edgec.mjs). */
@@ -16,21 +18,26 @@ export class Model {
 
     /**
      * Appends a prompt (text, or ids) and generates: an async iterator of { token, text }, greedy unless
-     * options.choose(logits) picks the next id. options.maxTokens: so many at most.
+     * options.choose(logits) picks the next id. options.maxTokens: so many at most. Tokens that begin a text come where
+     * nothing was said before. What was yielded is part of the conversation, also when the loop is left there.
      */
     async *generate(prompt, { maxTokens = 64, choose = argmax } = {}) {
-        const text = typeof prompt === 'string', stop = this.model.info.eos, found = [];
-        let said = '', logits = this.session.step(text ? this.model.tokenize(prompt) : prompt);
+        const text = typeof prompt === 'string', found = [];
+        const ids = text ? this.model.tokenize(prompt, this.session.position === 0) : prompt;
+        let said = '', logits = this.session.step(ids);
         while (found.length < maxTokens) {
             const token = choose(logits);
-            if (token === stop) return;
+            if (STOPS.includes(token)) return;
             found.push(token);
             const last = found.length === maxTokens, all = text ? this.model.detokenize(found) : '';
             // What ends in the middle of a character waits for the rest of it.
             const ready = last || !all.endsWith('\ufffd') ? all : said;
-            yield { token, text: ready.slice(said.length) };
+            try {
+                yield { token, text: ready.slice(said.length) };
+            } finally {
+                logits = this.session.step([token]);
+            }
             said = ready;
-            logits = this.session.step([token]);
         }
     }
 

@@ -7,6 +7,65 @@
 #ifndef EDGEC_PACKAGE_TINY_CNN_H
 #define EDGEC_PACKAGE_TINY_CNN_H
 
+/* The runtime's functions have names of this package, so that a program can link several. */
+#undef edgec_version
+#define edgec_version tiny_cnn_edgec_version
+#undef edgec_status_text
+#define edgec_status_text tiny_cnn_edgec_status_text
+#undef edgec_open
+#define edgec_open tiny_cnn_edgec_open
+#undef edgec_open_buffer
+#define edgec_open_buffer tiny_cnn_edgec_open_buffer
+#undef edgec_close
+#define edgec_close tiny_cnn_edgec_close
+#undef edgec_model_get_info
+#define edgec_model_get_info tiny_cnn_edgec_model_get_info
+#undef edgec_model_input
+#define edgec_model_input tiny_cnn_edgec_model_input
+#undef edgec_model_output
+#define edgec_model_output tiny_cnn_edgec_model_output
+#undef edgec_model_manifest
+#define edgec_model_manifest tiny_cnn_edgec_model_manifest
+#undef edgec_verify
+#define edgec_verify tiny_cnn_edgec_verify
+#undef edgec_selftest
+#define edgec_selftest tiny_cnn_edgec_selftest
+#undef edgec_session_create
+#define edgec_session_create tiny_cnn_edgec_session_create
+#undef edgec_session_destroy
+#define edgec_session_destroy tiny_cnn_edgec_session_destroy
+#undef edgec_last_error
+#define edgec_last_error tiny_cnn_edgec_last_error
+#undef edgec_session_memory
+#define edgec_session_memory tiny_cnn_edgec_session_memory
+#undef edgec_session_reset
+#define edgec_session_reset tiny_cnn_edgec_session_reset
+#undef edgec_session_position
+#define edgec_session_position tiny_cnn_edgec_session_position
+#undef edgec_session_seek
+#define edgec_session_seek tiny_cnn_edgec_session_seek
+#undef edgec_session_save
+#define edgec_session_save tiny_cnn_edgec_session_save
+#undef edgec_session_load
+#define edgec_session_load tiny_cnn_edgec_session_load
+#undef edgec_run
+#define edgec_run tiny_cnn_edgec_run
+#undef edgec_step
+#define edgec_step tiny_cnn_edgec_step
+#undef edgec_score
+#define edgec_score tiny_cnn_edgec_score
+#undef edgec_generate
+#define edgec_generate tiny_cnn_edgec_generate
+#undef edgec_tokenize
+#define edgec_tokenize tiny_cnn_edgec_tokenize
+#undef edgec_detokenize
+#define edgec_detokenize tiny_cnn_edgec_detokenize
+#undef edgec_profile_count
+#define edgec_profile_count tiny_cnn_edgec_profile_count
+#undef edgec_profile_get
+#define edgec_profile_get tiny_cnn_edgec_profile_get
+#undef edgec_profile_reset
+#define edgec_profile_reset tiny_cnn_edgec_profile_reset
 #include "edgec_runtime.h"
 
 #include <stdio.h>
@@ -70,7 +129,8 @@ static inline edgec_status tiny_cnn_open_buffer(tiny_cnn_model *m, const void *d
     return tiny_cnn_begin_(m, edgec_open_buffer(data, bytes, NULL, &m->model, m->message, sizeof m->message), options);
 }
 
-/* As tiny_cnn_open, and only a bundle that the holder of the Ed25519 key (32 bytes) has signed. Reads the whole file. */
+/* As tiny_cnn_open, and only a bundle that the holder of the Ed25519 key (32 bytes) has signed. Reads the whole file. What
+ * was packaged without signatures refuses every key. */
 static inline edgec_status tiny_cnn_open_signed(tiny_cnn_model *m, const char *path, const uint8_t *public_key,
                                             const edgec_session_options *options) {
     edgec_open_options wanted;
@@ -123,6 +183,11 @@ class Model {
     edgec_status open(const char *path, const edgec_session_options *options = nullptr) {
         close();
         return tiny_cnn_open(&m_, path, options);
+    }
+    edgec_status open_signed(const char *path, const uint8_t *public_key,
+                             const edgec_session_options *options = nullptr) {
+        close();
+        return tiny_cnn_open_signed(&m_, path, public_key, options);
     }
     edgec_status open_buffer(const void *data, uint64_t bytes, const edgec_session_options *options = nullptr) {
         close();

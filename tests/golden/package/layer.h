@@ -6,6 +6,65 @@
 #ifndef EDGEC_PACKAGE_MODEL_H
 #define EDGEC_PACKAGE_MODEL_H
 
+/* The runtime's functions have names of this package, so that a program can link several. */
+#undef edgec_version
+#define edgec_version model_edgec_version
+#undef edgec_status_text
+#define edgec_status_text model_edgec_status_text
+#undef edgec_open
+#define edgec_open model_edgec_open
+#undef edgec_open_buffer
+#define edgec_open_buffer model_edgec_open_buffer
+#undef edgec_close
+#define edgec_close model_edgec_close
+#undef edgec_model_get_info
+#define edgec_model_get_info model_edgec_model_get_info
+#undef edgec_model_input
+#define edgec_model_input model_edgec_model_input
+#undef edgec_model_output
+#define edgec_model_output model_edgec_model_output
+#undef edgec_model_manifest
+#define edgec_model_manifest model_edgec_model_manifest
+#undef edgec_verify
+#define edgec_verify model_edgec_verify
+#undef edgec_selftest
+#define edgec_selftest model_edgec_selftest
+#undef edgec_session_create
+#define edgec_session_create model_edgec_session_create
+#undef edgec_session_destroy
+#define edgec_session_destroy model_edgec_session_destroy
+#undef edgec_last_error
+#define edgec_last_error model_edgec_last_error
+#undef edgec_session_memory
+#define edgec_session_memory model_edgec_session_memory
+#undef edgec_session_reset
+#define edgec_session_reset model_edgec_session_reset
+#undef edgec_session_position
+#define edgec_session_position model_edgec_session_position
+#undef edgec_session_seek
+#define edgec_session_seek model_edgec_session_seek
+#undef edgec_session_save
+#define edgec_session_save model_edgec_session_save
+#undef edgec_session_load
+#define edgec_session_load model_edgec_session_load
+#undef edgec_run
+#define edgec_run model_edgec_run
+#undef edgec_step
+#define edgec_step model_edgec_step
+#undef edgec_score
+#define edgec_score model_edgec_score
+#undef edgec_generate
+#define edgec_generate model_edgec_generate
+#undef edgec_tokenize
+#define edgec_tokenize model_edgec_tokenize
+#undef edgec_detokenize
+#define edgec_detokenize model_edgec_detokenize
+#undef edgec_profile_count
+#define edgec_profile_count model_edgec_profile_count
+#undef edgec_profile_get
+#define edgec_profile_get model_edgec_profile_get
+#undef edgec_profile_reset
+#define edgec_profile_reset model_edgec_profile_reset
 #include "edgec_runtime.h"
 
 #include <stdio.h>
@@ -60,6 +119,21 @@ static inline edgec_status model_open_buffer(model_model *m, const void *data, u
     return model_begin_(m, edgec_open_buffer(data, bytes, NULL, &m->model, m->message, sizeof m->message), options);
 }
 
+/* As model_open, and only a bundle that the holder of the Ed25519 key (32 bytes) has signed. Reads the whole file. What
+ * was packaged without signatures refuses every key. */
+static inline edgec_status model_open_signed(model_model *m, const char *path, const uint8_t *public_key,
+                                            const edgec_session_options *options) {
+    edgec_open_options wanted;
+    memset(m, 0, sizeof *m);
+    memset(&wanted, 0, sizeof wanted);
+    if (!public_key) {
+        snprintf(m->message, sizeof m->message, "public_key: found NULL, wanted 32 bytes");
+        return EDGEC_ERROR_ARGUMENT;
+    }
+    wanted.struct_size = sizeof wanted, wanted.public_key = public_key;
+    return model_begin_(m, edgec_open(path, &wanted, &m->model, m->message, sizeof m->message), options);
+}
+
 /* Runs the model. Every tensor is row-major and has as many values as the counts above say. */
 static inline edgec_status model_run(model_model *m, const float *x, float *y) {
     edgec_tensor in[1];
@@ -90,6 +164,11 @@ class Model {
     edgec_status open(const char *path, const edgec_session_options *options = nullptr) {
         close();
         return model_open(&m_, path, options);
+    }
+    edgec_status open_signed(const char *path, const uint8_t *public_key,
+                             const edgec_session_options *options = nullptr) {
+        close();
+        return model_open_signed(&m_, path, public_key, options);
     }
     edgec_status open_buffer(const void *data, uint64_t bytes, const edgec_session_options *options = nullptr) {
         close();

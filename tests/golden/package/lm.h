@@ -5,6 +5,65 @@
 #ifndef EDGEC_PACKAGE_TINY_LM_H
 #define EDGEC_PACKAGE_TINY_LM_H
 
+/* The runtime's functions have names of this package, so that a program can link several. */
+#undef edgec_version
+#define edgec_version tiny_lm_edgec_version
+#undef edgec_status_text
+#define edgec_status_text tiny_lm_edgec_status_text
+#undef edgec_open
+#define edgec_open tiny_lm_edgec_open
+#undef edgec_open_buffer
+#define edgec_open_buffer tiny_lm_edgec_open_buffer
+#undef edgec_close
+#define edgec_close tiny_lm_edgec_close
+#undef edgec_model_get_info
+#define edgec_model_get_info tiny_lm_edgec_model_get_info
+#undef edgec_model_input
+#define edgec_model_input tiny_lm_edgec_model_input
+#undef edgec_model_output
+#define edgec_model_output tiny_lm_edgec_model_output
+#undef edgec_model_manifest
+#define edgec_model_manifest tiny_lm_edgec_model_manifest
+#undef edgec_verify
+#define edgec_verify tiny_lm_edgec_verify
+#undef edgec_selftest
+#define edgec_selftest tiny_lm_edgec_selftest
+#undef edgec_session_create
+#define edgec_session_create tiny_lm_edgec_session_create
+#undef edgec_session_destroy
+#define edgec_session_destroy tiny_lm_edgec_session_destroy
+#undef edgec_last_error
+#define edgec_last_error tiny_lm_edgec_last_error
+#undef edgec_session_memory
+#define edgec_session_memory tiny_lm_edgec_session_memory
+#undef edgec_session_reset
+#define edgec_session_reset tiny_lm_edgec_session_reset
+#undef edgec_session_position
+#define edgec_session_position tiny_lm_edgec_session_position
+#undef edgec_session_seek
+#define edgec_session_seek tiny_lm_edgec_session_seek
+#undef edgec_session_save
+#define edgec_session_save tiny_lm_edgec_session_save
+#undef edgec_session_load
+#define edgec_session_load tiny_lm_edgec_session_load
+#undef edgec_run
+#define edgec_run tiny_lm_edgec_run
+#undef edgec_step
+#define edgec_step tiny_lm_edgec_step
+#undef edgec_score
+#define edgec_score tiny_lm_edgec_score
+#undef edgec_generate
+#define edgec_generate tiny_lm_edgec_generate
+#undef edgec_tokenize
+#define edgec_tokenize tiny_lm_edgec_tokenize
+#undef edgec_detokenize
+#define edgec_detokenize tiny_lm_edgec_detokenize
+#undef edgec_profile_count
+#define edgec_profile_count tiny_lm_edgec_profile_count
+#undef edgec_profile_get
+#define edgec_profile_get tiny_lm_edgec_profile_get
+#undef edgec_profile_reset
+#define edgec_profile_reset tiny_lm_edgec_profile_reset
 #include "edgec_runtime.h"
 
 #include <stdio.h>
@@ -58,6 +117,21 @@ static inline edgec_status tiny_lm_open_buffer(tiny_lm_model *m, const void *dat
     return tiny_lm_begin_(m, edgec_open_buffer(data, bytes, NULL, &m->model, m->message, sizeof m->message), options);
 }
 
+/* As tiny_lm_open, and only a bundle that the holder of the Ed25519 key (32 bytes) has signed. Reads the whole file. What
+ * was packaged without signatures refuses every key. */
+static inline edgec_status tiny_lm_open_signed(tiny_lm_model *m, const char *path, const uint8_t *public_key,
+                                            const edgec_session_options *options) {
+    edgec_open_options wanted;
+    memset(m, 0, sizeof *m);
+    memset(&wanted, 0, sizeof wanted);
+    if (!public_key) {
+        snprintf(m->message, sizeof m->message, "public_key: found NULL, wanted 32 bytes");
+        return EDGEC_ERROR_ARGUMENT;
+    }
+    wanted.struct_size = sizeof wanted, wanted.public_key = public_key;
+    return tiny_lm_begin_(m, edgec_open(path, &wanted, &m->model, m->message, sizeof m->message), options);
+}
+
 /* Options to change: greedy, `max_tokens` tokens. */
 static inline edgec_generate_options tiny_lm_options(uint32_t max_tokens) {
     edgec_generate_options options;
@@ -80,15 +154,17 @@ static inline edgec_status tiny_lm_step(tiny_lm_model *m, const int32_t *tokens,
 /* Forgets everything that was said. */
 static inline edgec_status tiny_lm_reset(tiny_lm_model *m) { return tiny_lm_end_(m, edgec_session_reset(m->session)); }
 
-/* Appends a text (UTF-8), then generates, as tiny_lm_generate_tokens. */
+/* Appends a text (UTF-8), then generates, as tiny_lm_generate_tokens. Tokens that begin a text come where nothing was said
+ * before. */
 static inline edgec_status tiny_lm_generate(tiny_lm_model *m, const char *text, const edgec_generate_options *options,
                                          uint32_t *generated) {
+    const int first = edgec_session_position(m->session) == 0;
     uint64_t n = 0;
     int32_t *tokens = NULL;
-    edgec_status status = edgec_tokenize(m->model, text, strlen(text), 1, NULL, &n);
+    edgec_status status = edgec_tokenize(m->model, text, strlen(text), first, NULL, &n);
     if (!status && n > TINY_LM_CONTEXT) status = EDGEC_ERROR_CONTEXT;
     if (!status && !(tokens = (int32_t *)malloc((size_t)(n + 1) * sizeof *tokens))) status = EDGEC_ERROR_MEMORY;
-    if (!status) status = edgec_tokenize(m->model, text, strlen(text), 1, tokens, &n);
+    if (!status) status = edgec_tokenize(m->model, text, strlen(text), first, tokens, &n);
     if (status) snprintf(m->message, sizeof m->message, "text: %s", edgec_status_text(status));
     else status = tiny_lm_generate_tokens(m, tokens, (uint32_t)n, options, generated);
     free(tokens);
@@ -111,6 +187,11 @@ class Model {
     edgec_status open(const char *path, const edgec_session_options *options = nullptr) {
         close();
         return tiny_lm_open(&m_, path, options);
+    }
+    edgec_status open_signed(const char *path, const uint8_t *public_key,
+                             const edgec_session_options *options = nullptr) {
+        close();
+        return tiny_lm_open_signed(&m_, path, public_key, options);
     }
     edgec_status open_buffer(const void *data, uint64_t bytes, const edgec_session_options *options = nullptr) {
         close();
