@@ -37,6 +37,10 @@
 #if !defined(EDGEC_CACHES)
 #define EDGEC_CACHES (1 << 1 | 1 << 2 | 1 << 4 | 1 << 5)
 #endif
+// Whether activations but clamps (codes above 2 of docs/kernels.md) are there.
+#if !defined(EDGEC_CURVED)
+#define EDGEC_CURVED 1
+#endif
 
 // Always inlined: besides speed, this makes the compiler refuse a vector helper that is used outside its target region.
 #define EDGEC_INLINE static inline __attribute__((always_inline, unused))

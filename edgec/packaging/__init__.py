@@ -62,7 +62,7 @@ def package(bundle: Path | str, out: Path | str, *, format: str = "cmake", weigh
         manifest = write_manifest(work, {
             "edgec_version": version.__version__, "package": format, "name": model.id, "weights": weights,
             "kernels": sorted(chosen.kernels), "parts": sorted(chosen.parts), "panels": sorted(chosen.panels),
-            "caches": sorted(chosen.caches),
+            "caches": sorted(chosen.caches), "activations": "all" if chosen.curved else "clamps",
             "without": list(chosen.without),
         })
     return Packaged(folder.resolve(), format, model.id, tuple(sorted(chosen.kernels)), row.build, manifest)

@@ -9,7 +9,7 @@ as in the library, so the one file needs no flags of its own and holds every arc
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -44,6 +44,13 @@ CACHES = ("F32", "F16", "I8", "U8")  # types of states that kernels read as keys
 _PANELS = {"F32": 1, "F16": 2, "BF16": 3}  # Dtype of kernels/kernel.h
 _PANEL = re.compile(r"\bpanel\((\w+),")
 _CACHES = dict(zip(CACHES, (1, 2, 4, 5), strict=True))
+# Kernels without activations, and where others have theirs among their integers. What is in neither may have any.
+_NO_ACTS = {"matmul", "pool2d", "reduce", "argmax", "gather", "transpose", "slice", "concat", "pad", "expand", "copy",
+            "softmax", "rmsnorm", "layernorm", "attention", "attention_cached", "kv_write", "rope", "iota", "cast"}
+_ACTS = {"linear": (0,), "linear_split": (0,), "conv2d": (9,), "conv2d_winograd": (2,), "dwconv2d": (8,),
+         "mbconv2d": (8, 9, 10)}
+_CLAMPS = 2  # the last code of those that are none or clamps
+_INTS = re.compile(r"\}, \{([-\d, ]*)\}, \{")  # of a trial
 _CACHED = {"attention_cached", "kv_write"}  # the kernels that read and write them
 _CACHE = re.compile(r"\bother\((\w+), \d+, \d+, \d+\)")  # in one of their trials; f32 where there is none
 # Where time does not go is made small, as in the library (CMakeLists.txt): all but the kernels of instruction sets. gcc
@@ -57,18 +64,27 @@ _ELSE_FASTER = " && (EDGEC_HAVE_AVX2 || EDGEC_HAVE_NEON)"  # otherwise portable 
 class Selection:
     """What the file is to hold. kernels: names of kernels.def. panels: types of its
     weights in panels, of F32, F16, BF16. parts: of PARTS. without: instruction sets of
-    kernels/view.h that are left out, as AVX512. caches: types of its states, of F32, F16, I8, U8."""
+    kernels/view.h that are left out, as AVX512. caches: types of its states, of F32, F16, I8, U8. curved: whether there
+    are activations but clamps."""
 
     kernels: frozenset[str]
     panels: frozenset[str]
     parts: frozenset[str] = frozenset()
     without: tuple[str, ...] = ()
     caches: frozenset[str] = frozenset()
+    curved: bool = True
 
     def __post_init__(self) -> None:
         unknown = (self.parts - PARTS) | (self.panels - set(_PANELS)) | (self.caches - set(_CACHES))
         if unknown:
             raise ValueError(f"no parts or types {sorted(unknown)}")
+
+
+def curved(kernel: str, ints: Sequence[object]) -> bool:
+    """Whether a call of `kernel` may have an activation but a clamp; ints: its integers, dims not as int."""
+    if kernel in _NO_ACTS:
+        return False
+    return kernel not in _ACTS or any(ints[i] not in range(_CLAMPS + 1) for i in _ACTS[kernel])
 
 
 def kernel_rows(root: Path) -> dict[str, str]:
@@ -98,6 +114,7 @@ def amalgamate(root: Path, version: str, chosen: Selection) -> str:
         f'#define EDGEC_VERSION "{version}"', "#define EDGEC_PACKAGED 1",
         f"#define EDGEC_PANELS {sum(1 << _PANELS[name] for name in chosen.panels)}",
         f"#define EDGEC_CACHES {sum(1 << _CACHES[name] for name in chosen.caches)}",
+        *([] if chosen.curved else ["#define EDGEC_CURVED 0"]),
         *(f"#define {name} 1" for name in left_out),
         "#if defined(__GNUC__) && !defined(__clang__) && defined(__OPTIMIZE__) && !defined(__OPTIMIZE_SIZE__)",
         "#define EDGEC_SMALL 1", "#endif",
@@ -112,6 +129,11 @@ def amalgamate(root: Path, version: str, chosen: Selection) -> str:
     ]
     tail = ["#if defined(__GNUC__)", "#pragma GCC diagnostic pop", "#endif"]
     return "\n".join([*head, *builder.text(), *tail]) + "\n"
+
+
+def _curved_trial(kernel: str, row: Sequence[str]) -> bool:
+    ints = _INTS.search(" ".join(line.strip() for line in row))
+    return ints is None or curved(kernel, [int(word) for word in ints[1].split(",")])
 
 
 @dataclass
@@ -163,7 +185,7 @@ class _Builder:
                 name, panels = _TRIAL.match(row[0]), set(_PANEL.findall("".join(row)))
                 caches = set(_CACHE.findall("".join(row))) or {"F32"} if name and name[1] in _CACHED else set()
                 if (name and name[1] in self.chosen.kernels and panels <= self.chosen.panels
-                        and caches <= self.chosen.caches):
+                        and caches <= self.chosen.caches and (self.chosen.curved or not _curved_trial(name[1], row))):
                     yield from row
                 row = []
             if row or _TRIAL.match(line):

@@ -11,7 +11,7 @@ from edgec.native.bundle import BundleFile, Kind, read_bundle
 from edgec.native.dims import Compound, Dim, Op, Symbol
 from edgec.native.plan import Port
 from edgec.native.tokenizer import stop_tokens
-from edgec.packaging.amalgamate import CACHES, Selection
+from edgec.packaging.amalgamate import CACHES, Selection, curved
 from edgec.packaging.names import identifier, package_identifier
 
 
@@ -75,6 +75,7 @@ class Described:
             panels=frozenset(w.dtype.name for w in plan.weights if w.format is Format.PANEL16),
             parts=frozenset(parts), without=without,
             caches=frozenset(s.dtype.name for s in plan.states if s.dtype.name in CACHES),
+            curved=any(curved(call.kernel, call.ints) for entry in plan.entries for call in entry.calls),
         )
 
 

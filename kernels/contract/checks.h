@@ -53,7 +53,7 @@ EDGEC_INLINE bool activation(const View &v) { return plain(v, F32) && bounded(v)
 EDGEC_INLINE bool flag(int64_t x) { return between(x, 0, 1); }
 
 constexpr int64_t kMaxTap = 1 << 15;  // kernel sizes, strides, dilations
-constexpr int kActs = 14;
+constexpr int kActs = EDGEC_CURVED ? 14 : 3;
 
 // compute.cpp. bias? [n], residual? as y, act, residual_first: what every product ends with.
 const char *epilogue_check(const View &y, const View &bias, const View &residual, int64_t n, int64_t act, int64_t first);

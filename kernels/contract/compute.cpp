@@ -16,6 +16,7 @@ const char *epilogue_check(const View &y, const View &bias, const View &residual
                            int64_t first) {
     if (bias.data && (!activation(bias) || !is_vector(bias, n))) return "the bias does not fit";
     if (residual.data && (!activation(residual) || !same_dims(residual, y))) return "the residual does not fit";
+    if (!EDGEC_CURVED && act >= kActs) return "has an activation that this program was packaged without; package this bundle";
     if (!between(act, 0, kActs - 1) || !flag(first)) return kParam;
     return nullptr;
 }

@@ -131,6 +131,7 @@ EDGEC_NOINLINE void vact_run(int code, float *x, int64_t n, float a, float b) {
         case 0: break;
         case 1: for (; x != end; x += L) vstore(x, vmax(zero, vload(x))); break;
         case 2: for (; x != end; x += L) vstore(x, vclip(vload(x), va, vb)); break;
+#if EDGEC_CURVED
         case 3: for (; x != end; x += L) vstore(x, vsigmoid(vload(x))); break;
         case 4: for (; x != end; x += L) vstore(x, vsilu(vload(x))); break;
         case 5: for (; x != end; x += L) vstore(x, vtanh(vload(x))); break;
@@ -142,6 +143,7 @@ EDGEC_NOINLINE void vact_run(int code, float *x, int64_t n, float a, float b) {
         case 11: for (; x != end; x += L) vstore(x, vsel(vlt(vload(x), zero), vmul(vexpm1(vload(x)), va), vload(x))); break;
         case 12: for (; x != end; x += L) vstore(x, vsoftplus(vload(x))); break;
         default: for (; x != end; x += L) vstore(x, vmish(vload(x)));
+#endif
     }
 }
 

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +17,11 @@ import edgec
 from edgec import cli, cli_ship
 from edgec.compress.formats import Dtype
 from edgec.errors import EdgecError
+from edgec.judge.selftest import tiny_plan
 from edgec.native.dims import dim, symbol
 from edgec.native.session import Model
 from edgec.packaging import FORMATS
-from edgec.packaging.amalgamate import Selection, amalgamate, kernel_rows
+from edgec.packaging.amalgamate import Selection, amalgamate, curved, kernel_rows
 from edgec.packaging.described import describe, expression
 from edgec.packaging.header import model_header
 from edgec.packaging.names import identifier, literal
@@ -397,6 +399,29 @@ def test_signatures_are_verified_where_they_were_asked_for(prose_bundle: Path, k
         run("cc", "-I.", "-x", "c", "-", "-x", "none", "edgec_runtime.o", "-lm", "-lpthread", "-o", "open", cwd=folder,
             stdin=source)
         assert run("./open", cwd=folder) == str(status)
+
+
+def test_activations_left_out(tmp_path: Path, run: Run, tools: None) -> None:
+    """Those but clamps are in packages of plans that have some, and refused with words by others."""
+    plan = tiny_plan(np.ones((24, 40), np.float32), np.zeros(24, np.float32))
+    (call,), sizes = plan.entries[0].calls, {}
+    for act in (1, 4):
+        entry = replace(plan.entries[0], calls=(replace(call, ints=(act, *call.ints[1:])),))
+        bundle = _written(tmp_path, f"act{act}", replace(plan, entries=(entry,)))
+        folder = edgec.package(bundle, tmp_path / f"p{act}", target="x86-64-v3").folder
+        text = (folder / "edgec_runtime.cpp").read_text()
+        assert ("#define EDGEC_CURVED 0\n" in text) == (act == 1)
+        assert ("{4, 0}, {}}," in text) == (act == 4)  # a trial
+        run("c++", "-std=c++17", "-O1", "-fno-exceptions", "-fno-rtti", "-c", "edgec_runtime.cpp", cwd=folder)
+        sizes[act] = (folder / "edgec_runtime.o").stat().st_size
+        run("cc", "-O1", "-I.", f'-DHEADER="act{act}.h"', "-x", "c", "-", "-x", "none", "edgec_runtime.o", "-lm",
+            "-lpthread", "-o", "open", stdin=_OPEN, cwd=folder)
+        assert run(folder / "open", bundle).startswith("0 ")
+    assert sizes[1] < sizes[4] - 4000
+    assert "an activation that this program was packaged without" in run(tmp_path / "p1" / "open", bundle)
+    assert [curved(*words) for words in (("linear", [2, 0]), ("linear", [3, 0]), ("reduce", [7]), ("unary", [1]),
+                                         ("mbconv2d", [2] * 12), ("mbconv2d", [2] * 10 + [5, 0]))
+            ] == [False, True, False, True, False, True]
 
 
 @pytest.mark.slow
