@@ -128,14 +128,15 @@ def test_other_systems(system: str, weights: str, bundles: dict[str, Path], tmp_
     pytest.param("ios", "cnn", marks=pytest.mark.slow)])
 def test_phones(system: str, name: str, bundles: dict[str, Path], tmp_path: Path, run: Run, zig: Zig) -> None:
     """Linked only: what a phone's system must have, what the library shows, and its pages."""
-    path = zig.library(edgec.package(bundles[name], tmp_path / "p").folder, system)
+    made = edgec.package(bundles[name], tmp_path / "p")
+    path = zig.library(made.folder, system)
     found = read_binary(path)
     declared = re.findall(r"\bedgec_\w+(?=\()", (path.parent / "edgec_runtime.h").read_text(encoding="utf-8"))
     assert (found.format, found.arch, found.kind) == ({"android": "elf", "ios": "mach-o"}[system], "aarch64", "shared")
     assert found.exports
     linkers = {"__dso_handle", "_mh_dylib_header"} if system == "ios" else set()
-    assert found.exports - linkers <= {*declared}
-    assert {"edgec_open", "edgec_session_create", "edgec_run"} <= found.exports
+    assert found.exports - linkers <= {f"{made.name}_{name}" for name in declared}
+    assert {f"{made.name}_edgec_{name}" for name in ("open", "session_create", "run")} <= found.exports
     if system == "android":
         wanted = {line.split()[-1] for line in run("nm", "-D", "--undefined-only", path).splitlines()}
         assert wanted
