@@ -125,7 +125,8 @@ EDGEC_INLINE vf vclip(vf x, vf lo, vf hi) { return vmin(hi, vmax(lo, x)); }
 // a convolution's epilogue would otherwise carry every activation in each of its variants. Of many at once: one alone would
 // wait for its own divisions and sums.
 EDGEC_NOINLINE void vact_run(int code, float *x, int64_t n, float a, float b) {
-    const vf zero = vset(0.0f), one = vset(1.0f), sixth = vset(1.0f / 6.0f), va = vset(a), vb = vset(b);
+    [[maybe_unused]] const vf one = vset(1.0f), sixth = vset(1.0f / 6.0f);
+    const vf zero = vset(0.0f), va = vset(a), vb = vset(b);
     float *const end = x + n;
     switch (code) {
         case 0: break;

@@ -25,7 +25,7 @@ from edgec.packaging.amalgamate import Selection, amalgamate, curved, kernel_row
 from edgec.packaging.described import describe, expression
 from edgec.packaging.header import model_header
 from edgec.packaging.names import identifier, literal
-from edgec.targets.toolchain import source_root
+from edgec.targets.toolchain import COMPILE_FLAGS, source_root
 from tests.native import tiny_plans
 from tests.packaging.conftest import _written
 
@@ -370,7 +370,7 @@ def test_size_of_a_package(bundles: dict[str, Path], tmp_path: Path, run: Run, t
     alone = sum(row["alone"] for row in package["kernels"].values())
     assert alone + package["shared"] + package["rest"] == package["object"]
     program = tmp_path / "example"
-    run("c++", "-std=c++17", "-O2", "-fno-exceptions", "-fno-rtti", "-c", "edgec_runtime.cpp", cwd=found.folder)
+    run("c++", *COMPILE_FLAGS, "-c", "edgec_runtime.cpp", cwd=found.folder)
     run("cc", "-O2", "example.c", "edgec_runtime.o", "-Wl,--gc-sections", "-lm", "-lpthread", "-s", "-o", program,
         cwd=found.folder)
     assert 0.5 * package["object"] < program.stat().st_size < 1.5 * package["object"]
