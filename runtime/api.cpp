@@ -12,8 +12,8 @@ namespace {
 // Far more than any struct of the interface will take.
 constexpr uint32_t kLargestStruct = 4096;
 
-bool good(const edgec_model *model) { return model && model->magic == edgec_model::kMagic; }
-bool good(const edgec_session *session) { return session && session->magic == edgec_session::kMagic; }
+bool good(const edgec_model *model) { return model && model->kind == &kHandles[0]; }
+bool good(const edgec_session *session) { return session && session->kind == &kHandles[1]; }
 
 // Whether a struct that a caller passes in is one that this library can honour. An older caller's is shorter. Of a newer
 // caller's, what lies beyond our own must be zero: a wish that the library does not know is refused, never ignored.

@@ -100,13 +100,15 @@ edgec_status model_open(const char *path, const void *data, uint64_t bytes, cons
 void model_close(edgec_model *model) {
     if (!model) return;
     const Allocator allocator = model->allocator;
-    model->magic = 0;
+    model->kind = nullptr;
     destroy(allocator, model);
 }
 
-}  // namespace edgec
-
-edgec_model::~edgec_model() {
-    edgec::tokenizer_close(tokenizer);
-    edgec::unmap_file(&mapping);
+void model_release(edgec_model *model) {
+    tokenizer_close(model->tokenizer);
+    unmap_file(&model->mapping);
 }
+
+char kHandles[2];
+
+}  // namespace edgec

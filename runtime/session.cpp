@@ -181,7 +181,7 @@ edgec_status session_create(edgec_model *model, const edgec_session_options &opt
 void session_destroy(edgec_session *session) {
     if (!session) return;
     const Allocator allocator = session->allocator;
-    session->magic = 0;
+    session->kind = nullptr;
     session->pool.stop();
     destroy(allocator, session);
 }

@@ -66,11 +66,17 @@ struct ReadyEntry {
     Array<uint8_t *> inputs, outputs;
 };
 
+// Their addresses tell live handles of this runtime from closed ones, and from those of another one in the same program.
+extern char kHandles[2];
+void model_release(edgec_model *model);  // model.cpp
+
 }  // namespace edgec
 
+// Always inlined: functions of their own would be the same ones for all packages in a program.
+#define EDGEC_SPECIAL __attribute__((always_inline)) inline
+
 struct edgec_model {
-    static constexpr uint32_t kMagic = 0x4d474445;  // tells a live handle from a wrong or closed one
-    uint32_t magic = kMagic;
+    const void *kind = &edgec::kHandles[0];
     edgec::Allocator allocator;
     edgec::Budget budget;
     edgec::Mapping mapping;
@@ -80,12 +86,12 @@ struct edgec_model {
     uint8_t isa = 0;
     char warning[256] = {};
 
-    ~edgec_model();
+    EDGEC_SPECIAL edgec_model() {}
+    EDGEC_SPECIAL ~edgec_model() { edgec::model_release(this); }
 };
 
 struct edgec_session {
-    static constexpr uint32_t kMagic = 0x53474445;
-    uint32_t magic = kMagic;
+    const void *kind = &edgec::kHandles[1];
     edgec_model *model = nullptr;
     edgec::Allocator allocator;
     uint64_t max_memory = 0;
@@ -102,6 +108,9 @@ struct edgec_session {
     edgec::ReadyEntry entry[edgec::kMaxEntries];
     edgec::Pool pool;
     mutable edgec::Message message;
+
+    EDGEC_SPECIAL edgec_session() {}
+    EDGEC_SPECIAL ~edgec_session() {}
 };
 
 namespace edgec {

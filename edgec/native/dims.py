@@ -92,8 +92,8 @@ class Dim:
         for atoms, coefficient in self.terms:
             low = high = 1
             for atom in atoms:
-                a, b = _atom_bounds(atom)
-                low, high = low * a, high * b
+                corners = [x * y for x in (low, high) for y in _atom_bounds(atom)]
+                low, high = min(corners), max(corners)
             lo += coefficient * (low if coefficient > 0 else high)
             hi += coefficient * (high if coefficient > 0 else low)
         return lo, hi
@@ -312,6 +312,8 @@ def _divide(op: Op, a: Dim, b: Dim) -> Dim:
         return exact
     if b.const is None:
         return _compound(op, a, b)
+    if b.const <= 0:
+        raise ValueError(f"division of {a} by {b}")
     # Whole multiples of the divisor leave the rounding: (2 h + 1) // 2 = h + 1 // 2.
     whole = Dim({atoms: c // b.const * b.const for atoms, c in a.terms if atoms})
     rest = a - whole
@@ -327,7 +329,8 @@ def _atom_bounds(atom: Atom) -> tuple[int, int]:
     if atom.op in (Op.MAX, Op.MIN):
         return apply(atom.op, a, c), apply(atom.op, b, d)
     # A divisor of zero is refused where it is evaluated; here it only must not spoil the bounds.
-    return apply(atom.op, a, max(d, 1)), apply(atom.op, b, max(c, 1))
+    corners = [apply(atom.op, x, max(y, 1)) for x in (a, b) for y in (c, d)]
+    return min(corners), max(corners)
 
 
 class DimTable:

@@ -17,7 +17,7 @@ from edgec.packaging.apps import jni_words, kotlin_words, swift_words
 from edgec.packaging.described import Described, shape_text
 from edgec.packaging.examples import example, usage
 from edgec.packaging.header import fill, model_header
-from edgec.packaging.prefix import renamed, structures, unguarded
+from edgec.packaging.prefix import renamed, unguarded
 from edgec.packaging.template import template
 from edgec.targets.devices import Device
 from edgec.targets.devices import device as find_device
@@ -38,7 +38,7 @@ class Parts:
     def runtime(self, *, own_names: bool = True) -> str:
         """edgec_runtime.cpp. own_names: of its functions (prefix.py)."""
         text = amalgamate(source_root(), version.__version__, self.selection)
-        own = renamed(header().read_text(encoding="utf-8"), self.model.id) + structures(self.model.id)
+        own = renamed(header().read_text(encoding="utf-8"), self.model.id)
         return (own if own_names else "") + text
 
     def header(self) -> str:
@@ -120,7 +120,7 @@ def single_header(folder: Path, parts: Parts) -> None:
     """One header: interface, and with EDGEC_IMPLEMENTATION in one file of C++ the runtime too."""
     model, include = parts.model, '#include "edgec_runtime.h"\n'
     interface = parts.header().replace(include, unguarded(header().read_text(encoding="utf-8")))
-    _put(folder, f"{model.id}.h", parts.fill("single_header.h", INTERFACE=interface, STRUCTURES=structures(model.id),
+    _put(folder, f"{model.id}.h", parts.fill("single_header.h", INTERFACE=interface,
                                              RUNTIME=parts.runtime().replace(include, "")))
     _put(folder, "implementation.cpp", f'#define EDGEC_IMPLEMENTATION\n#include "{model.id}.h"\n')
     _bundle(folder / BUNDLE, parts)

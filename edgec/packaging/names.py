@@ -59,7 +59,8 @@ def identifier(name: str, *, fallback: str, taken: Iterable[str] = ()) -> str:
 
 def package_identifier(name: str) -> str:
     """An identifier for a whole package: also no module that Python programs import, and no file beside it."""
-    word = identifier(name, fallback="model")
+    # One that ends as another with what prefix.py puts behind names would define the other's functions.
+    word = re.sub(r"_edgec(?=_|$)", "_model", identifier(name, fallback="model"))
     return f"model_{word}"[:_LONGEST] if word in _KNOWN else word
 
 

@@ -2,8 +2,7 @@
 
 The functions of edgec.h get the model's name in front, by macros that the model's header sets: an app goes on writing
 edgec_last_error, which is then the one of the header that it included last. Types stay as they are, for they are the
-same; only where the runtime is compiled its two structures with destructors are renamed too, which would otherwise be
-one for all packages.
+same. A handle of one package's is refused by the functions of another's (runtime/session.h).
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ import re
 
 _FUNCTION = re.compile(r"^EDGEC_API [^;(]*?\b(edgec_\w+)\(", re.MULTILINE)
 _LAST = "#ifdef __cplusplus\n}\n#endif\n#endif\n"
-STRUCTURES = ("edgec_model", "edgec_session")
 _UNGUARDED = """\
 #ifdef __cplusplus
 }
@@ -30,11 +28,6 @@ extern "C" {
 def renamed(header: str, name: str) -> str:
     """Directives that give the functions of edgec.h (its text) names of the package `name`."""
     return "".join(f"#undef {word}\n#define {word} {name}_{word}\n" for word in _FUNCTION.findall(header))
-
-
-def structures(name: str) -> str:
-    """The same for the structures, where the runtime is compiled."""
-    return "".join(f"#define {word} {name}_{word}\n" for word in STRUCTURES)
 
 
 def unguarded(header: str) -> str:

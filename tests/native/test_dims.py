@@ -16,7 +16,7 @@ Pair = tuple[Dim, Callable[[dict[str, int]], int]]
 
 _leaf: st.SearchStrategy[Pair] = st.one_of(
     st.sampled_from(["n", "p"]).map(lambda s: (SYMBOLS[s], lambda b: b[s])),
-    st.integers(0, 6).map(lambda c: (dim(c), lambda b: c)),
+    st.integers(-6, 6).map(lambda c: (dim(c), lambda b: c)),
 )
 
 
@@ -97,6 +97,24 @@ def test_a_negative_part_of_a_maximum_is_moved() -> None:
         values = _values(table.rows, {"n": n})
         assert values[index] == max(2 - n, 0)
         assert min(values) >= 0
+
+
+def test_bounds_of_parts_that_may_be_negative() -> None:
+    s, t = symbol("s", 0, 9), symbol("t", 1, 10)
+    third = (s - 4) // 3
+    assert (third * third).lo <= 0
+    assert dim_max(third * third, 3).at({"s": 4}) == 3
+    assert dim_max((s - 9).ceildiv(t), -1).at({"s": 0, "t": 1}) == -1
+    assert dim_max(third * t + 5, 0).at({"s": 0, "t": 10}) == 0
+    for value in ((t - s).ceildiv(t) + 4, (s - 3).ceildiv(t) + s + 4):
+        table = DimTable()
+        index = table.add(value)
+        for bound in ({"s": x, "t": y} for x in range(10) for y in range(1, 11)):
+            rows = _values(table.rows, bound)
+            assert rows[index] == value.at(bound)
+            assert rows[index] < 0 or min(rows) >= 0, (str(value), bound)
+    with pytest.raises(ValueError, match="division"):
+        s // dim(0)
 
 
 def test_canonical_form() -> None:

@@ -34,6 +34,24 @@ def conversation(bundle: Path, prompts: tuple[str, str], count: int) -> str:
         return "".join(model.detokenize(session.generate(prompt, count)) for prompt in ids)
 
 
+def test_single_headers_in_one_file(bundles: dict[str, Path], tmp_path: Path, run: Run, tools: None) -> None:
+    """Included before it is implemented, and beside another package's."""
+    for name in ("cnn", "lm"):
+        edgec.package(bundles[name], tmp_path / name, format="single-header", target="x86-64-v2")
+    words = ["c++", "-std=c++17", "-O1", "-fno-exceptions", "-fno-rtti", *(f"-I{tmp_path / n}" for n in ("cnn", "lm"))]
+    for mine, other in (("cnn", "lm"), ("lm", "cnn")):
+        run(*words, "-c", "-x", "c++", "-", "-o", tmp_path / f"{mine}.o",
+            stdin=f'#include "tiny_{mine}.h"\n#include "tiny_{other}.h"\n#define EDGEC_IMPLEMENTATION\n'
+                  f'#include "tiny_{mine}.h"\n')
+        symbols = [line.split()[-2:] for line in run("nm", "--defined-only", "-g", tmp_path / f"{mine}.o").splitlines()]
+        assert ["T", f"tiny_{mine}_edgec_open"] in symbols
+        assert not [name for kind, name in symbols if kind in "WuV" or not name.startswith(f"tiny_{mine}_")]
+    run("cc", tmp_path / "cnn" / "example.c", *(tmp_path / f"{n}.o" for n in ("cnn", "lm")), "-lm", "-lpthread", "-o",
+        tmp_path / "t")
+    wanted = values(bundles["cnn"])
+    assert np.abs(shown(run(tmp_path / "t", bundles["cnn"])) - wanted).max() <= 1e-5 * np.abs(wanted).max()
+
+
 def test_single_header(bundles: dict[str, Path], tmp_path: Path, run: Run, tools: None) -> None:
     found = edgec.package(bundles["layer"], tmp_path / "p", format="single-header", target="x86-64-v2")
     text = (found.folder / "model.h").read_text(encoding="utf-8")
@@ -158,6 +176,18 @@ for (const prompt of ['the thing', ' and the']) {
     }
 }
 model.close();
+// A generation that another one overtakes ends; what it yielded last was said all the same.
+const two = await Model.load(await file('edgec.wasm'), await file('model.edgec'));
+const first = two.generate('the thing', { maxTokens: 9 });
+const said = [(await first.next()).value.token];
+const second = two.generate([said[0]], { maxTokens: 1 });
+said.push((await second.next()).value.token);
+const at = two.session.position;
+if (!(await first.next()).done || two.session.position !== at) throw new Error('overtaken, and goes on');
+for await (const {} of two.generate([said[1]], { maxTokens: 9 })) { two.close(); break; }
+two.close();
+const closed = await two.generate('the').next().catch((e) => e.message);
+if (closed !== 'the model is closed') throw new Error(closed);
 """
 
 

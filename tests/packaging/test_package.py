@@ -349,6 +349,11 @@ int main(int argc, char **argv) {
     for (i = 0; i < 192; i++) image[i] = (float)(i * 7919 % 1000) / 500 - 1;
     if (argc != 3 || tiny_cnn_open(&cnn, argv[1], NULL) || tiny_lm_open(&lm, argv[2], NULL)) return 1;
     if (tiny_lm_generate(&lm, "the thing", &options, NULL) || tiny_cnn_run(&cnn, 1, image, found)) return 2;
+    /* edgec_ is the last header's: handles of the other runtime are none to it, and the other way round. */
+    if (edgec_selftest(cnn.model, NULL, NULL, 0) != EDGEC_ERROR_ARGUMENT) return 3;
+    if (edgec_session_reset(cnn.session) != EDGEC_ERROR_ARGUMENT) return 4;
+    if (tiny_cnn_edgec_session_reset(lm.session) != EDGEC_ERROR_ARGUMENT) return 5;
+    if (edgec_session_reset(lm.session) || tiny_cnn_edgec_session_reset(cnn.session)) return 6;
     puts("\\n--");
     for (i = 0; i < 10; i++) printf("p %.9g\\n", found[i]);
     tiny_lm_close(&lm);

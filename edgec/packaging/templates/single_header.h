@@ -7,11 +7,9 @@
  * gcc or clang; no -m flags: instruction sets are function-level regions, chosen when the program runs (-msimd128 for
  * WebAssembly). Link -lm and -lpthread. Everywhere else include it as it is.
  */
-#if defined(EDGEC_IMPLEMENTATION) && !defined(EDGEC_IMPLEMENTED)
-@STRUCTURES@#endif
 @INTERFACE@
-#if defined(EDGEC_IMPLEMENTATION) && !defined(EDGEC_IMPLEMENTED)
-#define EDGEC_IMPLEMENTED
+#if defined(EDGEC_IMPLEMENTATION) && !defined(EDGEC_IMPLEMENTED_@UPPER@)
+#define EDGEC_IMPLEMENTED_@UPPER@
 #if !defined(__cplusplus)
 #error "EDGEC_IMPLEMENTATION wants a file of C++ (C++17); other files may be C"
 #endif
