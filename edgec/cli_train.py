@@ -91,7 +91,7 @@ def train(
             sys.stderr.write(f"step {done} of {total}: {what}\n")
 
     found = tune(model, data, output, options, evaluation=evaluation, progress=told)
-    if os.environ.get("RANK", "0") != "0":
+    if os.environ.get("WORLD_SIZE", "1") != "1" and os.environ.get("RANK") != "0":
         return  # of processes of torchrun the first speaks
     if json:
         print_json(envelope("train", started, **found))

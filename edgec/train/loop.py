@@ -367,6 +367,9 @@ def _blaming(where: str, wanted: str) -> Iterator[None]:
     except EdgecError:
         raise
     except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, OSError) as e:
+        if isinstance(e, RuntimeError) and "gloo" in str(e):
+            raise EdgecError("E0502", stage=_STAGE, where=where, found="a process that has ended",
+                             wanted="all of them at work", hint="its own message says why") from e
         raise EdgecError("E0502", stage=_STAGE, where=where, found=f"{type(e).__name__}: {str(e)[:300]}", wanted=wanted
                          ) from e
 

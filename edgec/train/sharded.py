@@ -156,7 +156,8 @@ def launched() -> Iterator[Processes]:
 
 
 def shard(model: nn.Module) -> None:
-    """FSDP2, in place: each module of the most frequent class in a ModuleList by itself, and the rest together.
+    """FSDP2, in place: each module of the most frequent class in a ModuleList by itself, and the rest together, with
+    those that have a parameter in common with another module.
 
     Raises EdgecError (E0002) for what a share of the batch changes, and for what FSDP2 does not take.
     """
@@ -172,12 +173,19 @@ def shard(model: nn.Module) -> None:
             raise _bad(name, "a parameter that is a scalar", "parameters with a dim to shard along",
                        "a parameter of one element, or one process")
     mesh = init_device_mesh(next(model.parameters()).device.type, (dist.get_world_size(),))
-    listed = [one for module in model.modules() if isinstance(module, nn.ModuleList) for one in module]
+    places = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
+    listed = [one for module in model.modules() if isinstance(module, nn.ModuleList) for one in module
+              if not isinstance(one, nn.ModuleList | nn.ModuleDict)]
     often = Counter(type(one) for one in listed).most_common(1)
-    for one in listed:
-        if type(one) is often[0][0]:
-            fully_shard(one, mesh=mesh)
-    fully_shard(model, mesh=mesh, reshard_after_forward=True)
+    try:
+        for one in listed:
+            inside = Counter(id(p) for _, p in one.named_parameters(remove_duplicate=False))
+            if type(one) is often[0][0] and all(places[key] == count for key, count in inside.items()):
+                fully_shard(one, mesh=mesh)
+        fully_shard(model, mesh=mesh, reshard_after_forward=True)
+    except (ValueError, AssertionError, NotImplementedError) as e:
+        raise _bad(type(model).__name__, f"{type(e).__name__}: {e}", "a model that fully_shard takes",
+                   "one process trains it") from e
 
 
 def _bad(where: str, found: str, wanted: str, hint: str = "") -> EdgecError:

