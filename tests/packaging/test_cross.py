@@ -63,7 +63,7 @@ class Zig:
         return ["env", f"ZIG_GLOBAL_CACHE_DIR={self.cache}/zig", f"ZIG_LOCAL_CACHE_DIR={self.cache}/local",
                 sys.executable, "-m", "ziglang"]
 
-    def library(self, folder: Path, system: str) -> Path:
+    def shared(self, folder: Path, system: str) -> Path:
         """The runtime of a package as a shared library for a phone, without its system's C library. iOS's is a list of
         the names that may be used: what is not in it does not link."""
         import ziglang
@@ -135,7 +135,7 @@ def test_phones(system: str, name: str, bundles: dict[str, Path], tmp_path: Path
 
 
 def check_phone(system: str, made: Packaged, run: Run, zig: Zig) -> None:
-    path = zig.library(made.folder, system)
+    path = zig.shared(made.folder, system)
     found = read_binary(path)
     declared = re.findall(r"\bedgec_\w+(?=\()", (path.parent / "edgec_runtime.h").read_text(encoding="utf-8"))
     assert (found.format, found.arch, found.kind) == ({"android": "elf", "ios": "mach-o"}[system], "aarch64", "shared")
